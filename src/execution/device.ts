@@ -1,0 +1,199 @@
+/**
+ * The one interface between the planes and the hardware.
+ *
+ * A device owns memory, weights in a layout of its own, streams, events and
+ * captured graphs. It offers a handful of operators (operators.ts) and runs
+ * them; it knows nothing of why an expert sits in a slice or what a model is.
+ * The CPU device is in cpu/; a CUDA device stands beside it behind this same
+ * interface.
+ *
+ * Promises every device keeps:
+ *
+ * - Order. Operators on one stream run in the order they were enqueued. Between
+ *   streams only events order: work enqueued on a stream after `wait(event)`
+ *   starts after everything enqueued on the recording stream before
+ *   `record(event)` is finished.
+ * - Time. `enqueue`, `record` and `wait` return at once and never block the
+ *   event loop. Enqueued work may start at once or only when `synchronize()` is
+ *   called; it is finished when the promise of `synchronize()`, or of the
+ *   graph's `launch()`, resolves.
+ * - Memory. `write`, `read` and `copy` move bytes now and are not ordered against
+ *   enqueued work: touching a buffer that unfinished work uses is the caller's
+ *   mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
+ *   projection can be closed twice; closing a device closes all it owns.
+ * - Bits. An operator's output depends on its inputs alone: not on the stream,
+ *   the compute budgets, the number of compute units, whether it runs eagerly
+ *   or from a graph, or on which other rows share its tile.
+ * - Replay. Launching a graph runs the operators that were enqueued while it
+ *   was captured, on the same buffers, with no planning and no allocation. It
+ *   reads buffer contents (token count, expert-to-lane table) anew each time,
+ *   so one graph serves any routing.
+ * - Failure. Bad arguments throw before any work starts. A fault found while
+ *   running (NaN logits) rejects that launch and leaves the device usable.
+ */
+
+import type { DType, MatrixView } from "../tensor.ts";
+import type { Operator } from "./operators.ts";
+
+/** Something the device can do, or why it cannot. */
+export type Availability =
+  | { readonly available: true }
+  | { readonly available: false; readonly reason: string };
+
+export type DeviceKind = "cpu" | "cuda";
+
+/** How compute budgets can be made real. */
+export type Realisation = "shared" | "partitioned" | "mig";
+
+/** What a device is and what it can do; fixed for its lifetime. */
+export interface DeviceProperties {
+  readonly kind: DeviceKind;
+  readonly name: string;
+  /** Worker threads of the CPU device; streaming multiprocessors of a GPU. */
+  readonly computeUnits: number;
+  /** Smallest step of a compute budget, in compute units (a fraction where units are time-sliced). */
+  readonly computeUnitGranularity: number;
+  /** Most bytes this device can ever hold. */
+  readonly memoryBytes: number;
+  /** Last-level cache in bytes, or null where the system does not tell. */
+  readonly cacheBytes: number | null;
+  /** Instruction-set or hardware features the kernels use, for people to read. */
+  readonly features: readonly string[];
+  /** Element types that weights may have. */
+  readonly weightDTypes: readonly DType[];
+  readonly realisations: Readonly<Record<Realisation, Availability>>;
+  /** Whether a bandwidth or cache budget is enforced by the hardware or only accounted for. */
+  readonly enforces: {
+    readonly bandwidth: Availability;
+    readonly cache: Availability;
+  };
+  /** Whether `BucketRows.busy` is filled. */
+  readonly timesExperts: Availability;
+}
+
+/** Bytes in use, the most that were ever in use, and the most there can be. */
+export interface MemoryUsage {
+  readonly usedBytes: number;
+  readonly peakBytes: number;
+  readonly limitBytes: number;
+  readonly allocations: number;
+}
+
+/** A block of device memory. */
+export interface DeviceBuffer extends Disposable {
+  readonly byteLength: number;
+  readonly label: string;
+  readonly closed: boolean;
+}
+
+/**
+ * One or more weight matrices of equal shape, each mapping `inputs` values to
+ * `outputs` values, in whatever layout the device's kernels like best.
+ */
+export interface ProjectionSpec {
+  /** Number of matrices: one for a dense layer, one per expert otherwise. */
+  readonly count: number;
+  readonly inputs: number;
+  readonly outputs: number;
+  readonly dtype: DType;
+  /** Every output is computed from two rows, `gate` and `value`, joined by the activation. */
+  readonly gated: boolean;
+  readonly bias: boolean;
+}
+
+export type ProjectionPart = "value" | "gate";
+
+export interface Projection extends Disposable {
+  readonly spec: ProjectionSpec;
+  readonly byteLength: number;
+  /** Copies one [outputs, inputs] matrix in; any strides, so transposed and interleaved sources need no copy first. */
+  write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void>;
+  /** Copies the [outputs] bias of one matrix in. */
+  writeBias(index: number, part: ProjectionPart, bias: Float32Array): void;
+}
+
+export interface StreamOptions {
+  /** Which compute budget the stream's work is charged to: 0 to MAX_GROUPS - 1. */
+  readonly group: number;
+  /** Higher runs first where two streams of equal claim are ready. */
+  readonly priority: number;
+}
+
+/** Number of compute budgets a device keeps. */
+export const MAX_GROUPS = 8;
+
+export interface Stream extends Disposable {
+  readonly group: number;
+  readonly priority: number;
+  enqueue(operator: Operator): void;
+  record(event: DeviceEvent): void;
+  wait(event: DeviceEvent): void;
+}
+
+/** A point on a stream that other streams can wait for. */
+export interface DeviceEvent extends Disposable {
+  readonly label: string;
+}
+
+/** How the compute units are shared out among the groups; the units never add up to more than the device has. */
+export interface ComputeBudgets {
+  readonly realisation: Realisation;
+  /** Compute units of each group, by group index. */
+  readonly units: readonly number[];
+}
+
+/** Operators captured once, to be launched any number of times. */
+export interface Graph extends Disposable {
+  /** Number of operators in it. */
+  readonly nodes: number;
+  /** Runs them all; resolves when they are finished. */
+  launch(): Promise<void>;
+}
+
+/** A counter of energy spent since some point in the past, or why there is none. */
+export type EnergySource =
+  | {
+      readonly available: true;
+      /** What is counted, e.g. `"RAPL package-0"`. */
+      readonly domain: string;
+      /** Shortest window for which a difference of two readings means anything, in seconds. */
+      readonly minimumWindowSeconds: number;
+      /** Joules since an arbitrary start; never decreases. Slow: never called on the hot path. */
+      joules(): Promise<number>;
+    }
+  | { readonly available: false; readonly reason: string };
+
+export interface Device extends AsyncDisposable {
+  readonly properties: DeviceProperties;
+  readonly closed: boolean;
+  readonly energy: EnergySource;
+
+  /** @throws OutOfDeviceMemoryError naming the label and the sizes. */
+  allocate(byteLength: number, label: string): DeviceBuffer;
+  write(target: DeviceBuffer, source: ArrayBufferView, byteOffset?: number): void;
+  read(source: DeviceBuffer, target: ArrayBufferView, byteOffset?: number): Promise<void>;
+  /** Copies the first `byteLength` bytes of one buffer into another. */
+  copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void>;
+  memory(): MemoryUsage;
+
+  /** Reserves room for weights, all zero until written. @throws OutOfDeviceMemoryError */
+  createProjection(spec: ProjectionSpec, label: string): Projection;
+
+  createStream(options: StreamOptions): Stream;
+  createEvent(label: string): DeviceEvent;
+  /** Takes effect with the next submission; work in flight keeps the budgets it started with. */
+  setComputeBudgets(budgets: ComputeBudgets): void;
+
+  /**
+   * Runs `record` and keeps what it enqueues instead of running it. `origin` is
+   * the stream the captured work begins on; other streams join by waiting for
+   * an event that descends from it.
+   */
+  capture(origin: Stream, record: () => void): Graph;
+
+  /** Submits everything enqueued and resolves when it is finished. */
+  synchronize(): Promise<void>;
+
+  /** Stops the device and frees all it owns. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,190 @@
+/**
+ * The operators a device runs: what they read, what they write, and nothing
+ * about how. An operator is a plain value; enqueueing it on a stream is the only
+ * thing that can be done with it.
+ *
+ * Letters: T tokens in this batch, B the tokens the buffers have room for
+ * (T <= B, T is read from device memory when the operator runs), E experts,
+ * k experts per token (top_k), S = B * k slots, H hidden size, I intermediate size.
+ *
+ * All floating-point buffers are float32 and row-major; all integers are int32.
+ * No operator writes anything of size T x E except `project` when it is asked to
+ * compute logits.
+ */
+
+import type { DeviceBuffer, Projection } from "./device.ts";
+
+// ---------------------------------------------------------------------------
+// Routing
+
+/** Restricts selection to the best groups of experts (DeepSeek's group-limited routing). */
+export interface GroupLimit {
+  /** Number of groups; experts are divided among them evenly, in order. */
+  readonly groups: number;
+  /** Number of groups that may be selected from. */
+  readonly keep: number;
+  /** A group's score: the sum of its two best selection scores (DeepSeek-V3), or the best one (V2). */
+  readonly score: "top2-sum" | "max";
+}
+
+/**
+ * How logits become expert ids and weights.
+ *
+ * - `softmax`: softmax over all experts, then top-k of the probabilities.
+ * - `sigmoid`: sigmoid of every logit, then top-k.
+ * - `topk-softmax`: top-k of the logits, then softmax over the k (gpt-oss).
+ * - `topk-sigmoid`: top-k of the logits, then sigmoid of each (Llama-4).
+ * - `sparsemixer`: Phi's rule: repeatedly take the best logit; its weight is its
+ *   share of a softmax over the logits within `2 * jitter` of it, relative.
+ *
+ * Ties go to the lower expert index.
+ */
+export interface RoutingRule {
+  readonly scoring: "softmax" | "sigmoid" | "topk-softmax" | "topk-sigmoid" | "sparsemixer";
+  /** Divide the k weights by their sum. Only for `softmax` and `sigmoid`. */
+  readonly renormalize: boolean;
+  /** Multiplies every weight at the end. */
+  readonly scale: number;
+  /** Only for `softmax` and `sigmoid`. */
+  readonly groupLimit?: GroupLimit;
+  /** Only for `sparsemixer`. */
+  readonly jitter?: number;
+}
+
+/** Logits to ids, weights and per-expert counts, in one pass. */
+export interface RouteOperator {
+  readonly kind: "route";
+  readonly rule: RoutingRule;
+  readonly experts: number;
+  readonly topK: number;
+  /** int32 [1]: T. */
+  readonly tokens: DeviceBuffer;
+  /** float32 [B, E]. */
+  readonly logits: DeviceBuffer;
+  /** float32 [E], added to the scores for selection only, never to the weights. */
+  readonly selectionBias?: DeviceBuffer;
+  /** Out: int32 [B, k], best first. */
+  readonly ids: DeviceBuffer;
+  /** Out: float32 [B, k]. */
+  readonly weights: DeviceBuffer;
+  /** Out: int32 [E], tokens per expert, overwritten. */
+  readonly counts: DeviceBuffer;
+}
+
+/** Where a token's rows stand once they are sorted by expert. Built by `bucket`, read by `project` and `combine`. */
+export interface BucketBuffers {
+  /** int32 [E + 1]: rows of expert e are offsets[e] to offsets[e + 1] - 1. */
+  readonly offsets: DeviceBuffer;
+  /** int32 [S]: slot (token * k + choice) of each row; within an expert, slots ascend. */
+  readonly order: DeviceBuffer;
+  /** int32 [S]: row of each slot, or -1 where the slot was dropped for want of capacity. */
+  readonly inverse: DeviceBuffer;
+  /** int32 [E]: which lane's work list each expert is put on. Input: written by the host between steps. */
+  readonly laneOf: DeviceBuffer;
+}
+
+/** Ids to buckets, and a work list of tiles for every lane (kept by the device, in a form of its own). */
+export interface BucketOperator {
+  readonly kind: "bucket";
+  readonly experts: number;
+  readonly topK: number;
+  /** Number of lanes that `laneOf` speaks of. */
+  readonly lanes: number;
+  readonly tokens: DeviceBuffer;
+  /** int32 [B, k]. */
+  readonly ids: DeviceBuffer;
+  /**
+   * Rows an expert may have, as a multiple of the even share: ceil(factor * T * k / E).
+   * Later slots are dropped. Absent: no limit.
+   */
+  readonly capacityFactor?: number;
+  readonly buckets: BucketBuffers;
+}
+
+// ---------------------------------------------------------------------------
+// Matrix products
+
+/**
+ * What is done to a product before it is stored. With g the gate and u the value:
+ *
+ * - `none`, `relu`, `silu`, `gelu` (exact, by erf), `gelu-tanh`, `sigmoid`: applied to an ungated
+ *   output; with a gate, f(g) * u (`none` there is g * u).
+ * - `swiglu-clamped`: gated only; gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit),
+ *   (u + 1) * g * sigmoid(alpha * g).
+ */
+export type Activation =
+  | {
+      readonly kind: "none" | "relu" | "silu" | "gelu" | "gelu-tanh" | "sigmoid";
+    }
+  | {
+      readonly kind: "swiglu-clamped";
+      readonly alpha: number;
+      readonly limit: number;
+    };
+
+/** Every row of the input, through one matrix of the projection: row i to row i. */
+export interface AllRows {
+  readonly from: "all";
+  readonly tokens: DeviceBuffer;
+  /** Rows the buffers have room for. */
+  readonly capacity: number;
+  /** Which matrix of the projection. */
+  readonly matrix: number;
+}
+
+/** The rows of the experts on one lane, each through its expert's matrix. */
+export interface BucketRows {
+  readonly from: "bucket";
+  readonly buckets: BucketBuffers;
+  readonly lane: number;
+  readonly topK: number;
+  /** Input row is the row's token (order / k) if true, the row itself if false. Output row is always the row itself. */
+  readonly gather: boolean;
+  /** float32 [B, k]: multiplies a row's product by its slot's weight before bias and activation (Llama-4). */
+  readonly inputScale?: DeviceBuffer;
+  /** int32 [E]: time spent on each expert is added here, in units of 100 ns. Not part of the bit-for-bit promise. */
+  readonly busy?: DeviceBuffer;
+}
+
+/** output = activation(input x matrix^T + bias). Products accumulate in float32. */
+export interface ProjectOperator {
+  readonly kind: "project";
+  readonly projection: Projection;
+  readonly activation: Activation;
+  /** float32 [*, inputs]. */
+  readonly input: DeviceBuffer;
+  /** Out: float32 [*, outputs]. */
+  readonly output: DeviceBuffer;
+  readonly rows: AllRows | BucketRows;
+}
+
+// ---------------------------------------------------------------------------
+// Aggregation
+
+/**
+ * Expert rows back to tokens. `sum`: the k rows of a token, times their weights,
+ * added in the order of its choices; then the shared output; then the residual.
+ * `concat`: the k weighted rows side by side, [B, k * H]; a dropped slot gives zeros.
+ */
+export interface CombineOperator {
+  readonly kind: "combine";
+  readonly mode: "sum" | "concat";
+  readonly topK: number;
+  readonly width: number;
+  readonly tokens: DeviceBuffer;
+  /** float32 [S, H], in row order. */
+  readonly rows: DeviceBuffer;
+  readonly inverse: DeviceBuffer;
+  /** float32 [B, k]; absent: every weight is 1. */
+  readonly weights?: DeviceBuffer;
+  /** `sum` only: float32 [B, H], added to every token. */
+  readonly shared?: DeviceBuffer;
+  /** float32 [B, 1]: multiplies the shared output of each token. */
+  readonly sharedScale?: DeviceBuffer;
+  /** `sum` only: float32 [B, H], added last. */
+  readonly residual?: DeviceBuffer;
+  /** Out: float32 [B, H] or [B, k * H]. */
+  readonly output: DeviceBuffer;
+}
+
+export type Operator = RouteOperator | BucketOperator | ProjectOperator | CombineOperator;
