@@ -1,0 +1,170 @@
+/**
+ * A set of experts of one form, with their weights on a device: the chain of
+ * matrix products that turns a token's hidden state into an expert's output.
+ * Which expert runs where is not decided here; a lane's work list says.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import type { Device, DeviceBuffer, Projection, Stream } from "../execution/device.ts";
+import { defaultDevice } from "../execution/open.ts";
+import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
+import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
+import type { ExpertsSpec } from "./spec.ts";
+import { productCount } from "./step-buffers.ts";
+import { validateExpertsSpec } from "./validate.ts";
+import type { ProductWeights } from "./weights.ts";
+
+const NO_ACTIVATION: Activation = { kind: "none" };
+
+export class Experts implements Disposable {
+  readonly device: Device;
+  readonly spec: ExpertsSpec;
+  /** Number of experts. */
+  readonly count: number;
+  readonly #products: readonly Projection[];
+  #closed = false;
+
+  private constructor(
+    device: Device,
+    spec: ExpertsSpec,
+    count: number,
+    products: readonly Projection[],
+  ) {
+    this.device = device;
+    this.spec = spec;
+    this.count = count;
+    this.#products = products;
+  }
+
+  /**
+   * Copies host tensors to a device.
+   *
+   * @param tensors per-expert or packed; see ExpertTensors for the layouts
+   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together
+   * @throws OutOfDeviceMemoryError
+   */
+  static async fromTensors(
+    spec: ExpertsSpec,
+    count: number,
+    tensors: ExpertTensors,
+    options: { device?: Device } = {},
+  ): Promise<Experts> {
+    validateExpertsSpec(spec, "experts");
+    const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
+    const device = options.device ?? (await defaultDevice());
+    return Experts.load(device, spec, count, async (i) => weightsOf(i));
+  }
+
+  /** Loads experts one after the other from a source; on failure nothing stays allocated. */
+  static async load(
+    device: Device,
+    spec: ExpertsSpec,
+    count: number,
+    source: (index: number) => Promise<readonly ProductWeights[]>,
+  ): Promise<Experts> {
+    if (!device.properties.weightDTypes.includes(spec.dtype)) {
+      throw new InvalidArgumentError(
+        `The device cannot hold ${spec.dtype} weights. Use one of ${device.properties.weightDTypes.join(", ")}.`,
+      );
+    }
+    const products: Projection[] = [];
+    try {
+      for (const [i, shape] of productShapes(spec).entries()) {
+        const full = { count, dtype: spec.dtype, bias: spec.bias, ...shape };
+        products.push(device.createProjection(full, `expert weights, product ${i + 1}`));
+      }
+      for (let expert = 0; expert < count; expert++) {
+        const weights = await source(expert);
+        for (const [i, projection] of products.entries()) {
+          await writeProduct(projection, expert, weights[i], i);
+        }
+      }
+    } catch (error) {
+      for (const projection of products) projection[Symbol.dispose]();
+      throw error;
+    }
+    return new Experts(device, spec, count, products);
+  }
+
+  /** Bytes of device memory the weights take. */
+  get byteLength(): number {
+    return this.#products.reduce((sum, projection) => sum + projection.byteLength, 0);
+  }
+
+  /** The device's weight blocks, first product to last. @throws DisposedError */
+  get products(): readonly Projection[] {
+    if (this.#closed) throw new DisposedError("The set of experts");
+    return this.#products;
+  }
+
+  /**
+   * Enqueues the experts' products.
+   *
+   * @param input float32 [*, H], by token if `rows` are bucketed
+   * @param inner float32 [rows, I] for each product but the last
+   * @param output float32 [rows, H]
+   * @param rows all rows through one expert, or the buckets of one lane
+   */
+  record(
+    stream: Stream,
+    input: DeviceBuffer,
+    inner: readonly DeviceBuffer[],
+    output: DeviceBuffer,
+    rows: AllRows | Omit<BucketRows, "gather">,
+  ): void {
+    const last = productCount(this.spec) - 1;
+    this.products.forEach((projection, i) => {
+      stream.enqueue({
+        kind: "project",
+        projection,
+        activation: i === last ? NO_ACTIVATION : this.spec.activation,
+        input: i === 0 ? input : (inner[i - 1] as DeviceBuffer),
+        output: i === last ? output : (inner[i] as DeviceBuffer),
+        rows: rows.from === "all" ? rows : bucketRows(rows, i === 0),
+      });
+    });
+  }
+
+  /** Frees the weights; harmless when repeated. */
+  [Symbol.dispose](): void {
+    this.#closed = true;
+    for (const projection of this.#products) projection[Symbol.dispose]();
+  }
+}
+
+/** Only the first product reads tokens, and only it is scaled when weights apply to the input. */
+function bucketRows(rows: Omit<BucketRows, "gather">, first: boolean): BucketRows {
+  if (first) return { ...rows, gather: true };
+  const { inputScale: _, ...rest } = rows;
+  return { ...rest, gather: false };
+}
+
+function productShapes(spec: ExpertsSpec) {
+  const { hiddenSize, intermediateSize } = spec;
+  const last = productCount(spec) - 1;
+  return Array.from({ length: last + 1 }, (_, i) => ({
+    inputs: i === 0 ? hiddenSize : intermediateSize,
+    outputs: i === last ? hiddenSize : intermediateSize,
+    gated: spec.form === "gated" && i === 0,
+  }));
+}
+
+async function writeProduct(
+  projection: Projection,
+  index: number,
+  weights: ProductWeights | undefined,
+  product: number,
+): Promise<void> {
+  const { gated, bias } = projection.spec;
+  const missing = (what: string): never => {
+    throw new ShapeError(
+      `Expert ${index} has no ${what} for product ${product + 1}; its form needs one.`,
+    );
+  };
+  if (weights === undefined) return missing("weights");
+  await projection.write(index, "value", weights.value);
+  if (gated) await projection.write(index, "gate", weights.gate ?? missing("gate"));
+  if (!bias) return;
+  projection.writeBias(index, "value", weights.valueBias ?? missing("bias"));
+  if (gated) projection.writeBias(index, "gate", weights.gateBias ?? missing("gate bias"));
+}

@@ -1,0 +1,275 @@
+/**
+ * A layer's weights given as tensors in host memory: one tensor per expert, or
+ * packed tensors with the experts along the first axis; gate and up apart, or
+ * together in one tensor, one after the other or interleaved. Nothing is copied:
+ * the layouts differ only in the strides of the views.
+ */
+
+import { ShapeError } from "../errors.ts";
+import {
+  type DType,
+  type MatrixView,
+  type Tensor,
+  type TensorLike,
+  toFloat32,
+  toTensor,
+} from "../tensor.ts";
+import type { ExpertsSpec, LayerSpec } from "./spec.ts";
+import type { LayerWeights, ProductWeights } from "./weights.ts";
+
+/** One tensor per expert, each [outputs, inputs], or one packed tensor [experts, outputs, inputs]. */
+export type PerExpert = TensorLike | readonly TensorLike[];
+
+/**
+ * Weights of a set of experts. Matrices are [outputs, inputs]; with `transposed`
+ * they are [inputs, outputs] (gpt-oss, Llama-4). Biases are [outputs] per expert.
+ */
+export interface ExpertTensors {
+  /** Gated experts: gate [I, H] and up [I, H] ... */
+  readonly gate?: PerExpert;
+  readonly up?: PerExpert;
+  /** ... or both in one [2I, H]. */
+  readonly gateUp?: PerExpert;
+  /** How `gateUp` and its bias hold the two: `halves` (gate first) or `interleaved` (gate at even outputs). Default `halves`. */
+  readonly gateUpLayout?: "halves" | "interleaved";
+  readonly down?: PerExpert;
+  /** Plain MLP: the matrices in order, [I, H], ([I, I],) [H, I]. */
+  readonly layers?: readonly PerExpert[];
+  readonly transposed?: boolean;
+  readonly gateBias?: PerExpert;
+  readonly upBias?: PerExpert;
+  readonly gateUpBias?: PerExpert;
+  readonly downBias?: PerExpert;
+  readonly layerBiases?: readonly PerExpert[];
+}
+
+/** All weights of a layer as host tensors. */
+export interface LayerTensors {
+  /** [experts, hidden]. */
+  readonly gate: TensorLike;
+  readonly gateBias?: TensorLike;
+  readonly selectionBias?: TensorLike;
+  readonly experts: ExpertTensors;
+  readonly shared?: ExpertTensors;
+  /** [1, hidden]. */
+  readonly sharedGate?: TensorLike;
+}
+
+/**
+ * Wraps host tensors as a weight source.
+ *
+ * @throws ShapeError naming the tensor that is missing or has another shape than the spec asks for
+ */
+export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerWeights {
+  const { experts: count } = spec.router;
+  const gate = matrix(tensors.gate, "gate", count, spec.hiddenSize);
+  const experts = hostExpertWeights(spec.experts, count, tensors.experts, "experts");
+  const weights: LayerWeights = {
+    gate: async () => gate,
+    expert: async (i) => experts(i),
+  };
+  if (spec.router.bias) {
+    const bias = vector(need(tensors.gateBias, "gateBias"), "gateBias", count);
+    weights.gateBias = async () => bias;
+  }
+  if (spec.router.selectionBias) {
+    const bias = vector(need(tensors.selectionBias, "selectionBias"), "selectionBias", count);
+    weights.selectionBias = async () => bias;
+  }
+  if (spec.shared !== undefined) {
+    const shared = hostExpertWeights(
+      spec.shared.experts,
+      1,
+      need(tensors.shared, "shared"),
+      "shared",
+    );
+    weights.shared = async () => shared(0);
+    if (spec.shared.gate) {
+      const gateView = matrix(
+        need(tensors.sharedGate, "sharedGate"),
+        "sharedGate",
+        1,
+        spec.hiddenSize,
+      );
+      weights.sharedGate = async () => gateView;
+    }
+  }
+  return weights;
+}
+
+/** Wraps the tensors of `count` experts; the result gives the products of one of them. */
+export function hostExpertWeights(
+  spec: ExpertsSpec,
+  count: number,
+  tensors: ExpertTensors,
+  name: string,
+): (index: number) => readonly ProductWeights[] {
+  const { hiddenSize: hidden, intermediateSize: inner, bias } = spec;
+  const at = (source: PerExpert | undefined, label: string, outputs: number, inputs: number) =>
+    expertMatrix(need(source, label), label, count, outputs, inputs, tensors.transposed ?? false);
+  const biasOf = (source: PerExpert | undefined, label: string, outputs: number) =>
+    bias ? expertVector(need(source, label), label, count, outputs) : undefined;
+
+  if (spec.form === "mlp") {
+    const depth = spec.depth ?? 2;
+    const products = Array.from({ length: depth }, (_, layer) => {
+      const outputs = layer === depth - 1 ? hidden : inner;
+      const label = `${name}.layers[${layer}]`;
+      return {
+        value: at(tensors.layers?.[layer], label, outputs, layer === 0 ? hidden : inner),
+        bias: biasOf(tensors.layerBiases?.[layer], `${name}.layerBiases[${layer}]`, outputs),
+      };
+    });
+    return (i) =>
+      products.map((product) => ({
+        value: product.value(i),
+        ...(product.bias && { valueBias: product.bias(i) }),
+      }));
+  }
+
+  const down = at(tensors.down, `${name}.down`, hidden, inner);
+  const downBias = biasOf(tensors.downBias, `${name}.downBias`, hidden);
+  const first = tensors.gateUp === undefined ? apart() : together(tensors.gateUp);
+  return (i) => [first(i), { value: down(i), ...(downBias && { valueBias: downBias(i) }) }];
+
+  function apart(): (i: number) => ProductWeights {
+    const gate = at(tensors.gate, `${name}.gate`, inner, hidden);
+    const up = at(tensors.up, `${name}.up`, inner, hidden);
+    const gateBias = biasOf(tensors.gateBias, `${name}.gateBias`, inner);
+    const upBias = biasOf(tensors.upBias, `${name}.upBias`, inner);
+    return (i) => ({
+      value: up(i),
+      gate: gate(i),
+      ...(upBias && gateBias && { valueBias: upBias(i), gateBias: gateBias(i) }),
+    });
+  }
+
+  function together(source: PerExpert): (i: number) => ProductWeights {
+    const both = at(source, `${name}.gateUp`, 2 * inner, hidden);
+    const bothBias = biasOf(tensors.gateUpBias, `${name}.gateUpBias`, 2 * inner);
+    const interleaved = tensors.gateUpLayout === "interleaved";
+    return (i) => {
+      const [gate, value] = splitGateUp(both(i), interleaved);
+      if (bothBias === undefined) return { value, gate };
+      const [gateBias, valueBias] = splitGateUpBias(bothBias(i), interleaved);
+      return { value, gate, valueBias, gateBias };
+    };
+  }
+}
+
+/** The gate and the up matrix inside one [2I, inputs] view. */
+export function splitGateUp(both: MatrixView, interleaved: boolean): [MatrixView, MatrixView] {
+  const rows = both.rows / 2;
+  const rowStride = interleaved ? 2 * both.rowStride : both.rowStride;
+  const second = both.offset + (interleaved ? both.rowStride : rows * both.rowStride);
+  return [
+    { ...both, rows, rowStride },
+    { ...both, rows, rowStride, offset: second },
+  ];
+}
+
+/** The gate and the up bias inside one [2I] vector. */
+export function splitGateUpBias(
+  both: Float32Array,
+  interleaved: boolean,
+): [Float32Array, Float32Array] {
+  const half = both.length / 2;
+  if (!interleaved) return [both.slice(0, half), both.slice(half)];
+  return [both.filter((_, i) => i % 2 === 0), both.filter((_, i) => i % 2 === 1)];
+}
+
+function expertMatrix(
+  source: PerExpert,
+  name: string,
+  count: number,
+  outputs: number,
+  inputs: number,
+  transposed: boolean,
+): (index: number) => MatrixView {
+  const [rows, columns] = transposed ? [inputs, outputs] : [outputs, inputs];
+  const view = (tensor: Tensor, offset: number): MatrixView => ({
+    dtype: tensor.dtype,
+    data: tensor.data,
+    offset,
+    rows: outputs,
+    columns: inputs,
+    rowStride: transposed ? 1 : inputs,
+    columnStride: transposed ? outputs : 1,
+  });
+  if (isList(source)) {
+    const tensors = listOf(source, name, count).map((like, i) =>
+      shaped(like, `${name}[${i}]`, [rows, columns]),
+    );
+    return (i) => view(tensors[i] as Tensor, 0);
+  }
+  const packed = shaped(source, name, [count, rows, columns], count === 1);
+  return (i) => view(packed, i * rows * columns);
+}
+
+function expertVector(
+  source: PerExpert,
+  name: string,
+  count: number,
+  length: number,
+): (index: number) => Float32Array {
+  if (isList(source)) {
+    const vectors = listOf(source, name, count).map((like, i) =>
+      vector(like, `${name}[${i}]`, length),
+    );
+    return (i) => vectors[i] as Float32Array;
+  }
+  const packed = toFloat32(shaped(source, name, [count, length], count === 1));
+  return (i) => packed.subarray(i * length, (i + 1) * length);
+}
+
+function matrix(like: TensorLike, name: string, rows: number, columns: number): MatrixView {
+  const tensor = shaped(like, name, [rows, columns]);
+  return {
+    dtype: tensor.dtype,
+    data: tensor.data,
+    offset: 0,
+    rows,
+    columns,
+    rowStride: columns,
+    columnStride: 1,
+  };
+}
+
+function vector(like: TensorLike, name: string, length: number): Float32Array {
+  return toFloat32(shaped(like, name, [length]));
+}
+
+/** With `squeeze`, a leading extent of 1 may be left out. */
+function shaped(like: TensorLike, name: string, shape: readonly number[], squeeze = false): Tensor {
+  const tensor = toTensor(like, name);
+  const floats: readonly DType[] = ["float32", "bfloat16", "float16"];
+  const same = (want: readonly number[]) =>
+    tensor.shape.length === want.length && tensor.shape.every((n, i) => n === want[i]);
+  if (!same(shape) && !(squeeze && same(shape.slice(1)))) {
+    throw new ShapeError(
+      `${name} has shape [${tensor.shape.join(", ")}]; the spec asks for [${shape.join(", ")}].`,
+    );
+  }
+  if (!floats.includes(tensor.dtype)) {
+    throw new ShapeError(
+      `${name} is ${tensor.dtype}; weights must be one of ${floats.join(", ")}.`,
+    );
+  }
+  return tensor;
+}
+
+function isList(source: PerExpert): source is readonly TensorLike[] {
+  return Array.isArray(source);
+}
+
+function listOf(list: readonly TensorLike[], name: string, count: number): readonly TensorLike[] {
+  if (list.length !== count) {
+    throw new ShapeError(`${name} holds ${list.length} tensors; the spec asks for ${count}.`);
+  }
+  return list;
+}
+
+function need<T>(value: T | undefined, name: string): T {
+  if (value === undefined) throw new ShapeError(`${name} is missing; the spec asks for it.`);
+  return value;
+}

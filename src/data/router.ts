@@ -1,0 +1,226 @@
+/**
+ * The router: from hidden states, or from ready logits, to expert ids, weights,
+ * per-expert counts and buckets.
+ *
+ * `route()` is for a batch of its own and brings the tables back to the host.
+ * A layer uses LayerRouter (routing.ts) instead, which only enqueues operators, so
+ * that nothing comes back before the output does.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import type { Device, DeviceBuffer } from "../execution/device.ts";
+import { defaultDevice } from "../execution/open.ts";
+import type { RoutingRule } from "../execution/operators.ts";
+import {
+  type MatrixView,
+  matrixView,
+  type Tensor,
+  type TensorLike,
+  toFloat32,
+  toTensor,
+} from "../tensor.ts";
+import { Buckets } from "./buckets.ts";
+import {
+  type RouterWeights,
+  type RoutingBuffers,
+  recordGate,
+  recordRoute,
+  uploadRouter,
+} from "./routing.ts";
+import type { RouterSpec } from "./spec.ts";
+import { validateRouterSpec } from "./validate.ts";
+
+/** Softmax over all experts, the k best, renormalised: Mixtral's and Qwen3's rule. */
+const DEFAULT_RULE: RoutingRule = {
+  scoring: "softmax",
+  renormalize: true,
+  scale: 1,
+};
+
+export interface RouterOptions {
+  /** Experts per token, 1 to 32. */
+  readonly topK: number;
+  /** Default: softmax over all experts, then top-k, renormalised. */
+  readonly rule?: RoutingRule;
+  /** float [E, H]: with it, logits are computed from hidden states. */
+  readonly gate?: TensorLike;
+  /** float [E], added to the computed logits. */
+  readonly gateBias?: TensorLike;
+  /** float [E], added to the scores for selection only. */
+  readonly selectionBias?: TensorLike;
+  /** Most rows per expert as a multiple of the even share; later tokens are dropped and reported. */
+  readonly capacityFactor?: number;
+  /** Default: the device of `defaultDevice()`. */
+  readonly device?: Device;
+}
+
+export class Router implements Disposable {
+  readonly #options: RouterOptions;
+  readonly #gate: MatrixView | undefined;
+  #weights: Promise<RouterWeights> | undefined;
+  #closed = false;
+
+  /** @throws InvalidArgumentError, ShapeError naming the option that does not fit */
+  constructor(options: RouterOptions) {
+    this.#options = { ...options };
+    if (options.gate !== undefined) {
+      const gate = toTensor(options.gate, "gate");
+      if (gate.shape.length !== 2) {
+        throw new ShapeError(`gate has shape [${gate.shape.join(", ")}]; it must be [E, H].`);
+      }
+      this.#gate = matrixView(gate);
+      this.#spec(gate.shape[0] as number);
+    } else if (options.gateBias !== undefined) {
+      throw new InvalidArgumentError("gateBias is given without a gate. Add it to the logits.");
+    }
+  }
+
+  /**
+   * Routes one batch.
+   *
+   * @param hidden float [T, H]
+   * @param logits float [T, E]; may be left out if the router has a gate
+   * @throws InvalidLogitsError naming the first row without finite weights
+   * @throws ShapeError, InvalidArgumentError, DisposedError
+   */
+  async route(hidden: TensorLike, logits?: TensorLike): Promise<Buckets> {
+    if (this.#closed) throw new DisposedError("The router");
+    const tokens = matrixOf(hidden, "hidden");
+    const given = logits === undefined ? undefined : matrixOf(logits, "logits");
+    const count = tokens.shape[0] as number;
+    if (given !== undefined && given.shape[0] !== count) {
+      throw new ShapeError(`logits have ${given.shape[0]} rows, but there are ${count} tokens.`);
+    }
+    if (given === undefined && this.#gate === undefined) {
+      throw new InvalidArgumentError(
+        "The router has no gate to compute logits with. Pass logits, or give the router a gate.",
+      );
+    }
+    if (given === undefined && this.#gate?.columns !== tokens.shape[1]) {
+      throw new ShapeError(
+        `hidden has ${tokens.shape[1]} columns, but the gate takes ${this.#gate?.columns}.`,
+      );
+    }
+    const spec = this.#spec((given?.shape[1] ?? this.#gate?.rows) as number);
+    const device = this.#options.device ?? (await defaultDevice());
+    this.#weights ??= uploadRouter(device, spec, {
+      gate: this.#gate,
+      gateBias: floats(this.#options.gateBias, "gateBias"),
+      selectionBias: floats(this.#options.selectionBias, "selectionBias"),
+    });
+    return routeOnce(device, spec, await this.#weights, tokens, given);
+  }
+
+  /** Frees the device memory; harmless when repeated. */
+  [Symbol.dispose](): void {
+    this.#closed = true;
+    void this.#weights?.then(
+      (weights) => weights[Symbol.dispose](),
+      () => {},
+    );
+    this.#weights = undefined;
+  }
+
+  #spec(experts: number): RouterSpec {
+    const { topK, rule, gateBias, selectionBias, capacityFactor } = this.#options;
+    const spec: RouterSpec = {
+      experts,
+      topK,
+      rule: rule ?? DEFAULT_RULE,
+      bias: gateBias !== undefined,
+      selectionBias: selectionBias !== undefined,
+      ...(capacityFactor !== undefined && { capacityFactor }),
+    };
+    validateRouterSpec(spec);
+    for (const [name, bias] of Object.entries({ gateBias, selectionBias })) {
+      if (bias !== undefined && bias.data.length !== experts) {
+        throw new ShapeError(`${name} has ${bias.data.length} values for ${experts} experts.`);
+      }
+    }
+    return spec;
+  }
+}
+
+/** One eager pass over buffers of its own. */
+async function routeOnce(
+  device: Device,
+  spec: RouterSpec,
+  weights: RouterWeights,
+  hidden: Tensor,
+  logits: Tensor | undefined,
+): Promise<Buckets> {
+  const { experts, topK } = spec;
+  const [count, width] = hidden.shape as [number, number];
+  const slots = count * topK;
+  const owned: Disposable[] = [];
+  const make = (elements: number, what: string) => {
+    const buffer = device.allocate(Math.max(1, elements) * 4, what);
+    owned.push(buffer);
+    return buffer;
+  };
+  try {
+    const buffers: RoutingBuffers = {
+      capacity: count,
+      tokens: make(1, "token count"),
+      hidden: make(logits === undefined ? count * width : 1, "hidden states"),
+      logits: make(count * experts, "router logits"),
+      ids: make(slots, "expert ids"),
+      weights: make(slots, "routing weights"),
+      counts: make(experts, "expert counts"),
+      buckets: {
+        offsets: make(experts + 1, "bucket offsets"),
+        order: make(slots, "bucket order"),
+        inverse: make(slots, "inverse bucket order"),
+        laneOf: make(experts, "lane table"),
+      },
+    };
+    device.write(buffers.tokens, Int32Array.of(count));
+    if (logits === undefined) device.write(buffers.hidden, toFloat32(hidden));
+    else device.write(buffers.logits, toFloat32(logits));
+    const stream = device.createStream({ group: 0, priority: 0 });
+    owned.push(stream);
+    if (logits === undefined) recordGate(stream, weights, buffers);
+    recordRoute(stream, spec, weights, buffers, 1);
+    await device.synchronize();
+
+    const ints = async (buffer: DeviceBuffer, length: number) => {
+      const out = new Int32Array(length);
+      await device.read(buffer, out);
+      return out;
+    };
+    const routed = new Float32Array(slots);
+    await device.read(buffers.weights, routed);
+    const offsets = await ints(buffers.buckets.offsets, experts + 1);
+    return new Buckets({
+      hidden,
+      experts,
+      topK,
+      ids: await ints(buffers.ids, slots),
+      weights: routed,
+      counts: await ints(buffers.counts, experts),
+      offsets,
+      order: await ints(buffers.buckets.order, offsets[experts] as number),
+      inverse: await ints(buffers.buckets.inverse, slots),
+      ...(spec.capacityFactor !== undefined && {
+        capacityFactor: spec.capacityFactor,
+      }),
+    });
+  } finally {
+    for (const each of owned) each[Symbol.dispose]();
+  }
+}
+
+function matrixOf(like: TensorLike, name: string): Tensor {
+  const tensor = toTensor(like, name);
+  if (tensor.shape.length !== 2) {
+    throw new ShapeError(`${name} has shape [${tensor.shape.join(", ")}]; it must have two axes.`);
+  }
+  if (tensor.dtype === "int32") {
+    throw new ShapeError(`${name} is int32; it must be float32, bfloat16 or float16.`);
+  }
+  return tensor;
+}
+
+function floats(like: TensorLike | undefined, name: string): Float32Array | undefined {
+  return like === undefined ? undefined : toFloat32(toTensor(like, name));
+}

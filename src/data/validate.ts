@@ -1,0 +1,136 @@
+/**
+ * Checks layer specs before anything is allocated. Every message names the
+ * value and the remedy. Types are checked too, since specs may come from JSON.
+ */
+
+import { InvalidArgumentError } from "../errors.ts";
+import type { Activation, RoutingRule } from "../execution/operators.ts";
+import type { AggregationSpec, ExpertsSpec, LayerSpec, RouterSpec } from "./spec.ts";
+
+/** Largest expert count the routing kernels are built for (known models: up to 896). */
+export const MAX_EXPERTS = 1024;
+/** Largest top_k the routing kernels are built for (known models: up to 22). */
+export const MAX_TOP_K = 32;
+
+/** @throws InvalidArgumentError naming the field, its value and what it may be */
+export function validateLayerSpec(spec: LayerSpec): void {
+  whole("hiddenSize", spec.hiddenSize, 1);
+  validateRouterSpec(spec.router);
+  validateExpertsSpec(spec.experts, "experts");
+  if (spec.experts.hiddenSize !== spec.hiddenSize) {
+    fail(
+      "experts.hiddenSize",
+      spec.experts.hiddenSize,
+      `must equal the layer's hiddenSize, ${spec.hiddenSize}`,
+    );
+  }
+  if (spec.shared !== undefined) {
+    validateExpertsSpec(spec.shared.experts, "shared.experts");
+    if (spec.shared.experts.hiddenSize !== spec.hiddenSize) {
+      fail(
+        "shared.experts.hiddenSize",
+        spec.shared.experts.hiddenSize,
+        `must equal the layer's hiddenSize, ${spec.hiddenSize}`,
+      );
+    }
+  }
+  validateAggregation(spec.aggregation);
+  if (spec.aggregation.mode === "concat" && spec.shared !== undefined) {
+    fail("aggregation.mode", "concat", "cannot be used with a shared expert; use sum");
+  }
+}
+
+export function validateRouterSpec(spec: RouterSpec): void {
+  whole("router.experts", spec.experts, 1, MAX_EXPERTS);
+  whole("router.topK", spec.topK, 1, Math.min(MAX_TOP_K, spec.experts));
+  validateRule(spec.rule, spec.experts, spec.topK);
+  if (spec.capacityFactor !== undefined && !(spec.capacityFactor > 0)) {
+    fail("router.capacityFactor", spec.capacityFactor, "must be greater than 0, or left out");
+  }
+}
+
+export function validateRule(rule: RoutingRule, experts: number, topK: number): void {
+  const scorings = ["softmax", "sigmoid", "topk-softmax", "topk-sigmoid", "sparsemixer"];
+  oneOf("rule.scoring", rule.scoring, scorings);
+  const scoresAll = rule.scoring === "softmax" || rule.scoring === "sigmoid";
+  if (rule.renormalize && !scoresAll) {
+    fail("rule.renormalize", true, `has no meaning for scoring "${rule.scoring}"; use false`);
+  }
+  if (!Number.isFinite(rule.scale)) {
+    fail("rule.scale", rule.scale, "must be a finite number; use 1 for none");
+  }
+  if (rule.scoring === "sparsemixer" && !(rule.jitter !== undefined && rule.jitter >= 0)) {
+    fail("rule.jitter", rule.jitter, "must be 0 or more for sparsemixer (Phi-3.5-MoE: 0.01)");
+  }
+  const limit = rule.groupLimit;
+  if (limit === undefined) return;
+  if (!scoresAll) {
+    fail("rule.groupLimit", limit.groups, `has no meaning for scoring "${rule.scoring}"`);
+  }
+  whole("rule.groupLimit.groups", limit.groups, 1, experts);
+  if (experts % limit.groups !== 0) {
+    fail("rule.groupLimit.groups", limit.groups, `must divide the ${experts} experts evenly`);
+  }
+  whole("rule.groupLimit.keep", limit.keep, 1, limit.groups);
+  oneOf("rule.groupLimit.score", limit.score, ["top2-sum", "max"]);
+  const perGroup = experts / limit.groups;
+  if (limit.score === "top2-sum" && perGroup < 2) {
+    fail("rule.groupLimit.groups", limit.groups, "leaves one expert a group; top2-sum needs two");
+  }
+  if (limit.keep * perGroup < topK) {
+    fail(
+      "rule.groupLimit.keep",
+      limit.keep,
+      `leaves ${limit.keep * perGroup} experts to choose from, fewer than topK ${topK}`,
+    );
+  }
+}
+
+export function validateExpertsSpec(spec: ExpertsSpec, name: string): void {
+  oneOf(`${name}.form`, spec.form, ["gated", "mlp"]);
+  whole(`${name}.hiddenSize`, spec.hiddenSize, 1);
+  whole(`${name}.intermediateSize`, spec.intermediateSize, 1);
+  oneOf(`${name}.dtype`, spec.dtype, ["float32", "bfloat16", "float16"]);
+  if (spec.form === "mlp") oneOf(`${name}.depth`, spec.depth, [2, 3]);
+  if (spec.form === "gated" && spec.depth !== undefined) {
+    fail(`${name}.depth`, spec.depth, "is for form mlp; leave it out for gated experts");
+  }
+  validateActivation(spec.activation, spec.form, `${name}.activation`);
+}
+
+function validateActivation(activation: Activation, form: "gated" | "mlp", name: string): void {
+  const kinds = ["none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid", "swiglu-clamped"];
+  oneOf(`${name}.kind`, activation.kind, kinds);
+  if (activation.kind !== "swiglu-clamped") return;
+  if (form !== "gated") fail(`${name}.kind`, activation.kind, "needs form gated");
+  if (!Number.isFinite(activation.alpha)) {
+    fail(`${name}.alpha`, activation.alpha, "must be a finite number (gpt-oss: 1.702)");
+  }
+  if (!(activation.limit > 0)) {
+    fail(`${name}.limit`, activation.limit, "must be greater than 0 (gpt-oss: 7)");
+  }
+}
+
+export function validateAggregation(spec: AggregationSpec): void {
+  oneOf("aggregation.mode", spec.mode, ["sum", "concat"]);
+  oneOf("aggregation.weightsApplyTo", spec.weightsApplyTo, ["output", "input"]);
+  if (spec.mode === "concat" && spec.residual) {
+    fail("aggregation.residual", true, "needs mode sum: a concatenation has k times the width");
+  }
+}
+
+function whole(name: string, value: unknown, least: number, most = Number.MAX_SAFE_INTEGER): void {
+  if (Number.isInteger(value) && (value as number) >= least && (value as number) <= most) return;
+  const range = most === Number.MAX_SAFE_INTEGER ? `${least} or more` : `${least} to ${most}`;
+  fail(name, value, `must be a whole number, ${range}`);
+}
+
+function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void {
+  if (!allowed.includes(value)) fail(name, value, `must be one of ${allowed.join(", ")}`);
+}
+
+function fail(name: string, value: unknown, rule: string): never {
+  throw new InvalidArgumentError(
+    `${name} is ${JSON.stringify(value) ?? String(value)}; it ${rule}.`,
+  );
+}
