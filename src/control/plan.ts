@@ -1,0 +1,82 @@
+/**
+ * The plan: who runs where, as a plain value. The slice manager makes it, the
+ * stream scheduler and the layer read it, and it is all that the control plane
+ * tells the data plane.
+ */
+
+import type { Realisation } from "../execution/device.ts";
+
+/** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
+export type SliceId = "A" | "B" | "C" | "D" | "E" | "F";
+
+export const SLICE_IDS: readonly SliceId[] = ["A", "B", "C", "D", "E", "F"];
+
+/** Device compute group that a slice's work is charged to. */
+export const GROUP_OF_SLICE: Readonly<Record<SliceId, number>> = { A: 0, B: 1, C: 2, D: 3, E: 4, F: 5 };
+
+/** How busy an expert has been lately. */
+export type Heat = "hot" | "warm" | "cold";
+
+/** What a slice may use. */
+export interface SliceBudget {
+  /** In the device's compute units; a multiple of its granularity. */
+  readonly computeUnits: number;
+  /** Share of the device's memory bandwidth, 0 to 1. */
+  readonly bandwidthShare: number;
+  /** Bytes of last-level cache; null where the device does not tell its size. */
+  readonly cacheBytes: number | null;
+}
+
+export interface Slice {
+  readonly id: SliceId;
+  readonly role: string;
+  /** `active` has work, `idle` has none now, `reserved` waits for work of a later kind, `absent` cannot be had here. */
+  readonly state: "active" | "idle" | "reserved" | "absent";
+  /** Why it is in this state, in words. */
+  readonly reason: string;
+  /** Higher keeps its budget and its experts longer. */
+  readonly priority: number;
+  readonly budget: SliceBudget;
+  /** Expert indices, ascending. */
+  readonly experts: readonly number[];
+}
+
+/** Why one expert is where it is. */
+export interface Placement {
+  readonly expert: number;
+  readonly slice: SliceId;
+  readonly heat: Heat;
+  /** Tokens this plan was made for. */
+  readonly tokens: number;
+  readonly reason: string;
+}
+
+/** What the slice manager needs to know of a batch: tokens per expert. `Buckets` is one. */
+export interface ExpertLoad {
+  /** Tokens per expert. */
+  readonly counts: Int32Array;
+}
+
+/** One expert's line in `plan.explain()`. */
+export interface PlacementExplanation extends Placement {
+  readonly budget: SliceBudget;
+}
+
+export interface Plan {
+  /** Counts up with every plan a manager makes. */
+  readonly version: number;
+  readonly policy: string;
+  readonly realisation: Realisation;
+  /** Why this realisation, in words. */
+  readonly realisationReason: string;
+  readonly slices: Readonly<Record<SliceId, Slice>>;
+  /** By expert index. */
+  readonly placements: readonly Placement[];
+  /** The load the plan was made for. */
+  readonly load: ExpertLoad;
+  /** Same string, same compute budgets and realisation: the part of a graph's key that the plan decides. */
+  readonly budgetKey: string;
+  /** For every expert (or the one asked for): which slice, which budget and why. */
+  explain(): readonly PlacementExplanation[];
+  explain(expert: number): PlacementExplanation;
+}

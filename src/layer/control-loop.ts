@@ -1,0 +1,84 @@
+/**
+ * The loop that the control plane closes around a layer: what was measured in
+ * past steps (profiler) decides the plan (slice manager) and the lanes (stream
+ * scheduler) of the next ones. It sees counts, seconds and joules; never a tensor.
+ */
+
+import type { Plan } from "../control/plan.ts";
+import { ExpertProfiler, type ProfilerOptions } from "../control/profiler.ts";
+import { SliceManager, type SliceManagerOptions } from "../control/slices/manager.ts";
+import { type StreamAssignment, StreamScheduler } from "../control/stream-scheduler.ts";
+import type { DeviceProperties } from "../execution/device.ts";
+
+/**
+ * Steps between two plans. A plan costs the host some tens of microseconds and a
+ * changed budget a graph capture, while the profile it rests on moves over tens
+ * of steps; the first measured step always gets a plan of its own.
+ */
+export const PLAN_INTERVAL = 8;
+
+export interface ControlOptions {
+  /** Streams the experts are spread over; default 8. */
+  readonly streams?: number;
+  readonly slices?: Omit<SliceManagerOptions, "device">;
+  readonly profiler?: Omit<ProfilerOptions, "experts">;
+}
+
+/** What one finished step showed. */
+export interface StepFeedback {
+  readonly tokens: number;
+  readonly counts: Int32Array;
+  /** Seconds of compute-unit time per expert; absent where the device cannot tell. */
+  readonly busySeconds?: Float64Array;
+  readonly seconds: number;
+  readonly joules: number | null;
+}
+
+export class ControlLoop {
+  readonly profiler: ExpertProfiler;
+  readonly slices: SliceManager;
+  readonly scheduler: StreamScheduler;
+  #plan: Plan;
+  #assignment: StreamAssignment;
+  #stepsSincePlan = 0;
+  #stepsObserved = 0;
+
+  constructor(experts: number, device: DeviceProperties, options: ControlOptions) {
+    this.profiler = new ExpertProfiler({ experts, ...options.profiler });
+    this.slices = new SliceManager({ device, ...options.slices });
+    this.scheduler = new StreamScheduler(
+      options.streams === undefined ? {} : { streams: options.streams },
+    );
+    // Nothing is known before the first batch: every expert counts the same.
+    this.#plan = this.slices.allocate({
+      counts: new Int32Array(experts).fill(1),
+    });
+    this.#assignment = this.scheduler.assign(this.#plan);
+  }
+
+  get plan(): Plan {
+    return this.#plan;
+  }
+
+  get assignment(): StreamAssignment {
+    return this.#assignment;
+  }
+
+  /** Takes a finished step in and, when it is time, plans anew; work in flight is not touched. */
+  observe(feedback: StepFeedback): void {
+    this.profiler.observe(feedback);
+    this.slices.observe({ plan: this.#plan, ...feedback });
+    this.#stepsObserved++;
+    this.#stepsSincePlan++;
+    if (this.#stepsObserved === 1 || this.#stepsSincePlan >= PLAN_INTERVAL) {
+      this.replan(feedback.counts);
+    }
+  }
+
+  /** Plans for the given load now, instead of when the interval is over. */
+  replan(counts: Int32Array): void {
+    this.#plan = this.slices.allocate({ counts }, this.profiler);
+    this.#assignment = this.scheduler.assign(this.#plan);
+    this.#stepsSincePlan = 0;
+  }
+}

@@ -1,0 +1,64 @@
+/** What a layer is given and what it gives back: options, results, statistics. Types only. */
+
+import type { EnergyReading } from "../control/energy-monitor.ts";
+import type { GraphManager, RunMode } from "../control/graph-manager.ts";
+import type { DroppedSlot } from "../data/buckets.ts";
+import type { Device } from "../execution/device.ts";
+import type { Tensor } from "../tensor.ts";
+import type { ControlOptions } from "./control-loop.ts";
+
+export interface LayerOptions extends ControlOptions {
+  /** Default: the device of `defaultDevice()`. */
+  readonly device?: Device;
+  /** Graph cache: eager runs before a capture (default 1), graphs kept (default 16). */
+  readonly graphs?: { readonly warmup?: number; readonly capacity?: number };
+}
+
+/** What one forward pass did. */
+export interface ForwardStats {
+  /** Counts up from 1. */
+  readonly step: number;
+  readonly tokens: number;
+  /** How the step ran. */
+  readonly mode: RunMode;
+  /** Time from submission to completion on the device, in seconds. */
+  readonly seconds: number;
+  /** int32 [E]: tokens routed to each expert, dropped ones included. */
+  readonly counts: Int32Array;
+  /** Slots that had no room under the capacity factor; empty without one. */
+  readonly dropped: readonly DroppedSlot[];
+  /** Version of the plan the step ran under. */
+  readonly planVersion: number;
+  readonly streams: number;
+  /** Energy since the last reading, if a whole window has passed; otherwise why there is none. */
+  readonly energy: EnergyReading;
+}
+
+/** The routing of one forward pass. */
+export interface Routing {
+  /** int32 [T, k]: expert ids, best first. */
+  readonly ids: Int32Array;
+  /** float32 [T, k]. */
+  readonly weights: Float32Array;
+}
+
+export interface ForwardResult<Output = Tensor<Float32Array>> {
+  /** float32 [..., H], shaped like the input; [..., k * H] for a concatenation. */
+  readonly output: Output;
+  readonly stats: ForwardStats;
+  /** Only if asked for. */
+  readonly routing?: Routing;
+}
+
+export interface ForwardOptions {
+  /** Bring expert ids and weights back too. */
+  readonly routing?: boolean;
+}
+
+export interface LayerStatistics {
+  readonly steps: number;
+  readonly graphs: ReturnType<GraphManager["stats"]>;
+  readonly weightBytes: number;
+  /** Tokens the step buffers have room for now. */
+  readonly tokenCapacity: number;
+}

@@ -1,0 +1,150 @@
+/**
+ * An MoE layer that routes, runs, measures and re-plans itself.
+ *
+ * Every forward pass is one step: the hidden states are written to the device,
+ * the step runs (eagerly at first, from a captured graph afterwards), the output
+ * is read. Between two steps, never inside one, the control loop takes in what
+ * the last step showed and may move experts to other slices and lanes or resize
+ * the slices; outputs do not depend on any of that, to the bit.
+ */
+
+import { readLayer } from "../checkpoint/index.ts";
+import type { Plan } from "../control/plan.ts";
+import { hostLayerWeights, type LayerTensors } from "../data/host-weights.ts";
+import type { LayerSpec } from "../data/spec.ts";
+import { validateLayerSpec } from "../data/validate.ts";
+import type { LayerWeights } from "../data/weights.ts";
+import { DisposedError, ShapeError } from "../errors.ts";
+import { DeviceTensor } from "../execution/device-tensor.ts";
+import { type Tensor, type TensorLike, toTensor } from "../tensor.ts";
+import type { ControlLoop } from "./control-loop.ts";
+import type { ForwardOptions, ForwardResult, LayerOptions, LayerStatistics } from "./forward.ts";
+import { LayerEngine } from "./layer-engine.ts";
+
+export class MoELayer implements AsyncDisposable {
+  readonly spec: LayerSpec;
+  readonly #source: LayerWeights;
+  readonly #options: LayerOptions;
+  #engine: Promise<LayerEngine> | undefined;
+  #tail: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  /**
+   * A layer from a spec and its weights. The weights are copied to the device by
+   * `ready()` or the first `forward()`.
+   *
+   * @param weights host tensors, or a source that gives one matrix at a time
+   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together
+   */
+  constructor(spec: LayerSpec, weights: LayerTensors | LayerWeights, options: LayerOptions = {}) {
+    validateLayerSpec(spec);
+    this.spec = spec;
+    this.#options = options;
+    this.#source = isSource(weights) ? weights : hostLayerWeights(spec, weights);
+  }
+
+  /**
+   * A layer from a hub-format checkpoint; only the tensors of that layer are read.
+   *
+   * @param directory holds config.json and model.safetensors, or shards with their index
+   * @param options.layer index of the decoder layer
+   * @throws CheckpointError naming file and tensor; OutOfDeviceMemoryError
+   */
+  static async load(
+    directory: string,
+    options: LayerOptions & { readonly layer: number },
+  ): Promise<MoELayer> {
+    const { spec, weights } = await readLayer(directory, {
+      layer: options.layer,
+    });
+    try {
+      return await new MoELayer(spec, weights, options).ready();
+    } finally {
+      await weights[Symbol.asyncDispose]();
+    }
+  }
+
+  /** Copies the weights to the device; what failed can be tried again. @throws OutOfDeviceMemoryError, CheckpointError, ShapeError */
+  async ready(): Promise<this> {
+    await this.#start();
+    return this;
+  }
+
+  /**
+   * Runs the layer on a batch.
+   *
+   * @param hidden float [T, H], or with any leading axes; a DeviceTensor gives a DeviceTensor back
+   * @throws InvalidLogitsError naming the token whose logits are not finite; the layer stays usable
+   * @throws ShapeError, OutOfDeviceMemoryError, DisposedError
+   */
+  forward(hidden: TensorLike, options?: ForwardOptions): Promise<ForwardResult>;
+  forward(hidden: DeviceTensor, options?: ForwardOptions): Promise<ForwardResult<DeviceTensor>>;
+  async forward(
+    hidden: TensorLike | DeviceTensor,
+    options: ForwardOptions = {},
+  ): Promise<ForwardResult | ForwardResult<DeviceTensor>> {
+    const input = hidden instanceof DeviceTensor ? hidden : toTensor(hidden, "hidden");
+    this.#checkInput(input);
+    const engine = await this.#start();
+    // One step at a time: steps share the buffers.
+    const step = this.#tail.then(() => {
+      if (this.#closed) throw new DisposedError("The MoE layer");
+      return engine.step(input, options);
+    });
+    this.#tail = step.catch(() => {});
+    return step;
+  }
+
+  /** The plan the next step will run under. */
+  get plan(): Promise<Plan> {
+    return this.#start().then((engine) => engine.control.plan);
+  }
+
+  /** The control loop, for those who want to steer it: reserve, resize, migrate, snapshot. */
+  get control(): Promise<ControlLoop> {
+    return this.#start().then((engine) => engine.control);
+  }
+
+  /** Graphs captured, replayed and evicted so far; bytes of weights and of step buffers. */
+  async statistics(): Promise<LayerStatistics> {
+    return (await this.#start()).statistics();
+  }
+
+  /** Waits for the step in flight and frees all device memory; harmless when repeated. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#tail;
+    const engine = this.#engine;
+    this.#engine = undefined;
+    await engine?.then((each) => each[Symbol.dispose]()).catch(() => {});
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #start(): Promise<LayerEngine> {
+    if (this.#closed) return Promise.reject(new DisposedError("The MoE layer"));
+    this.#engine ??= LayerEngine.open(this.spec, this.#source, this.#options).catch((error) => {
+      this.#engine = undefined;
+      throw error;
+    });
+    return this.#engine;
+  }
+
+  #checkInput(input: Tensor | DeviceTensor): void {
+    const { shape } = input;
+    if (shape.length < 1 || shape.at(-1) !== this.spec.hiddenSize) {
+      throw new ShapeError(
+        `hidden has shape [${shape.join(", ")}]; its last extent must be the layer's hidden size, ${this.spec.hiddenSize}.`,
+      );
+    }
+    if (!(input instanceof DeviceTensor) && input.dtype === "int32") {
+      throw new ShapeError("hidden is int32; it must be float32, bfloat16 or float16.");
+    }
+  }
+}
+
+function isSource(weights: LayerTensors | LayerWeights): weights is LayerWeights {
+  return typeof (weights as LayerWeights).expert === "function";
+}

@@ -1,0 +1,137 @@
+/**
+ * One planned batch, run once: the buckets a plan was made for, through a set of
+ * experts, back to tokens. For batches in a row use MoELayer, which keeps its
+ * buffers, replays graphs and learns from what it measures.
+ */
+
+import type { Plan } from "../control/plan.ts";
+import { StreamScheduler } from "../control/stream-scheduler.ts";
+import { Buckets } from "../data/buckets.ts";
+import type { Experts } from "../data/experts.ts";
+import type { AggregationSpec } from "../data/spec.ts";
+import { StepBuffers } from "../data/step-buffers.ts";
+import { validateAggregation } from "../data/validate.ts";
+import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { type Tensor, toFloat32 } from "../tensor.ts";
+import { GivenRouting, recordStep, StepStreams } from "./step.ts";
+
+export interface ScheduleOptions {
+  /** Streams the experts are spread over; default 8. */
+  readonly streams?: number;
+  /** Default: weighted sum, weights on the outputs, no residual. */
+  readonly aggregation?: AggregationSpec;
+}
+
+export interface ScheduleResult {
+  /** float32 [T, H], or [T, k * H] for a concatenation. */
+  readonly output: Tensor<Float32Array>;
+  readonly seconds: number;
+  /** Experts on each stream. */
+  readonly expertsPerStream: readonly number[];
+}
+
+const WEIGHTED_SUM: AggregationSpec = {
+  mode: "sum",
+  weightsApplyTo: "output",
+  residual: false,
+};
+
+export class Schedule {
+  readonly #plan: Plan;
+  readonly #buckets: Buckets;
+  readonly #experts: Experts;
+  readonly #options: ScheduleOptions;
+
+  constructor(plan: Plan, buckets: Buckets, experts: Experts, options: ScheduleOptions) {
+    this.#plan = plan;
+    this.#buckets = buckets;
+    this.#experts = experts;
+    this.#options = options;
+  }
+
+  /**
+   * Runs the batch.
+   *
+   * @throws OutOfDeviceMemoryError, DisposedError
+   */
+  async run(): Promise<ScheduleResult> {
+    const { device, spec } = this.#experts;
+    const buckets = this.#buckets;
+    const { topK, experts, tokens } = buckets;
+    const aggregation = this.#options.aggregation ?? WEIGHTED_SUM;
+    if (device.closed) throw new DisposedError("The device");
+    const { streams } = this.#options;
+    const assignment = new StreamScheduler(streams === undefined ? {} : { streams }).assign(
+      this.#plan,
+    );
+    const sizes = {
+      hiddenSize: spec.hiddenSize,
+      experts,
+      topK,
+      expertForm: spec,
+    };
+    const shape = { ...sizes, aggregation: aggregation.mode };
+    using buffers = new StepBuffers(device, shape, Math.max(1, tokens));
+    using stepStreams = new StepStreams(device, assignment);
+    device.write(buffers.tokens, Int32Array.of(tokens));
+    device.write(buffers.hidden, toFloat32(buckets.hidden));
+    device.write(buffers.ids, buckets.ids);
+    device.write(buffers.weights, buckets.weights);
+    device.write(buffers.buckets.laneOf, assignment.laneOf);
+    const { realisation, slices } = this.#plan;
+    const units = Object.values(slices).map((slice) => slice.budget.computeUnits);
+    device.setComputeBudgets({ realisation, units });
+
+    const { capacityFactor } = buckets;
+    const routing = new GivenRouting({
+      experts,
+      topK,
+      ...(capacityFactor !== undefined && { capacityFactor }),
+    });
+    const started = performance.now();
+    recordStep(stepStreams, { routing, experts: this.#experts, topK, aggregation }, buffers);
+    await device.synchronize();
+    const seconds = (performance.now() - started) / 1000;
+
+    const width = aggregation.mode === "concat" ? topK * spec.hiddenSize : spec.hiddenSize;
+    const data = new Float32Array(tokens * width);
+    await device.read(buffers.output, data);
+    const expertsPerStream = new Array<number>(assignment.streams).fill(0);
+    for (const lane of assignment.laneOf)
+      expertsPerStream[lane] = (expertsPerStream[lane] ?? 0) + 1;
+    return {
+      output: { dtype: "float32", shape: [tokens, width], data },
+      seconds,
+      expertsPerStream,
+    };
+  }
+}
+
+/**
+ * Prepares the batch that `plan` was made for.
+ *
+ * @param plan from `SliceManager.allocate(buckets)`; it remembers the buckets
+ * @throws InvalidArgumentError if the plan was made from bare counts instead of buckets
+ * @throws ShapeError if experts and buckets do not fit together
+ */
+export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions = {}): Schedule {
+  const buckets = plan.load;
+  if (!(buckets instanceof Buckets)) {
+    throw new InvalidArgumentError(
+      "The plan was not made for routed buckets. Pass the result of Router.route() to SliceManager.allocate().",
+    );
+  }
+  if (buckets.experts !== experts.count) {
+    throw new ShapeError(
+      `The buckets are for ${buckets.experts} experts, but ${experts.count} experts are given.`,
+    );
+  }
+  const width = buckets.hidden.shape[1];
+  if (width !== experts.spec.hiddenSize) {
+    throw new ShapeError(
+      `The routed hidden states have ${width} columns; the experts take ${experts.spec.hiddenSize}.`,
+    );
+  }
+  if (options.aggregation !== undefined) validateAggregation(options.aggregation);
+  return new Schedule(plan, buckets, experts, options);
+}
