@@ -1,0 +1,78 @@
+/** The doctor's two forms of output and its exit code. What it reports is tested with the probes. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { runDoctor } from "../../src/cli/doctor.ts";
+import { type MachineReport, probeMachine } from "../../src/execution/probe.ts";
+
+const report: MachineReport = {
+  canRun: true,
+  summary: "Nexus runs here.",
+  checks: [
+    { name: "CPU", status: "ok", found: "a processor", use: "the CPU device" },
+    {
+      name: "CUDA_VISIBLE_DEVICES",
+      status: "missing",
+      found: "words ".repeat(30).trim(),
+      use: "nothing",
+      remedy: "Set it to something that takes more than one line to write down here.",
+    },
+  ],
+};
+
+function output(json: boolean, shown?: MachineReport): { text: string; code: number } {
+  let text = "";
+  const stdout = { write: (part: string) => (text += part) };
+  const code = runDoctor({ json, stdout }, shown);
+  return { text, code };
+}
+
+/** Lines are broken at blanks and inside of words that are too long. */
+const withoutBlanks = (text: string) => text.replace(/\s+/g, "");
+
+describe("nexus doctor", () => {
+  it("prints found, use and fix beside each name", () => {
+    const { text, code } = output(false, report);
+    assert.equal(code, 0);
+    const lines = text.split("\n");
+    assert.match(lines[0] ?? "", /^ok {7}CPU {19}a processor$/);
+    assert.match(lines[1] ?? "", /^ {31}use: the CPU device$/);
+    assert.equal(text.match(/fix: /g)?.length, 1);
+    assert.ok(text.endsWith("\n\nNexus runs here.\n"));
+  });
+
+  it("keeps to 80 columns, loses no word and leaves no blanks at line ends", () => {
+    for (const shown of [report, probeMachine()]) {
+      const { text } = output(false, shown);
+      for (const line of text.split("\n")) {
+        assert.ok(line.length <= 80, line);
+        assert.ok(!line.endsWith(" "), line);
+      }
+      const flowing = withoutBlanks(text);
+      for (const { found, use, remedy = "" } of shown.checks) {
+        const fix = remedy === "" ? "" : `fix: ${remedy}`;
+        assert.ok(flowing.includes(withoutBlanks(`${found}use: ${use}${fix}`)), found);
+      }
+    }
+  });
+
+  it("prints the raw report with --json", () => {
+    const { text, code } = output(true, report);
+    assert.deepEqual(JSON.parse(text), report);
+    assert.equal(code, 0);
+  });
+
+  it("looks at this machine by default", () => {
+    const { text, code } = output(true);
+    assert.equal(code, 0);
+    assert.deepEqual(
+      (JSON.parse(text) as MachineReport).checks.map((check) => check.name),
+      probeMachine().checks.map((check) => check.name),
+    );
+  });
+
+  it("exits with 1 only where Nexus cannot run", () => {
+    assert.equal(output(false, { ...report, canRun: false }).code, 1);
+    assert.equal(output(true, { ...report, canRun: false }).code, 1);
+  });
+});
