@@ -109,11 +109,20 @@ export class CheckpointError extends NexusError {
   ) {
     super(
       `ERR_CHECKPOINT_${fault.toUpperCase().replaceAll("-", "_")}`,
-      `${file}: ${tensor === undefined ? "" : `tensor "${tensor}": `}${message}`,
+      `${file}: ${tensor === undefined ? "" : `tensor ${quoteName(tensor)}: `}${message}`,
       options,
     );
     this.fault = fault;
     this.file = file;
     this.tensor = tensor;
   }
+}
+
+/** Longest tensor name that a message repeats in full; real ones are half as long. */
+const MAX_NAME_IN_MESSAGE = 120;
+
+/** Names come from files and may be forged: quoted, so that a message stays one readable line. */
+function quoteName(name: string): string {
+  const cut = name.length > MAX_NAME_IN_MESSAGE ? `${name.slice(0, MAX_NAME_IN_MESSAGE)}...` : name;
+  return JSON.stringify(cut);
 }

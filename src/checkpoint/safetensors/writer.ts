@@ -1,0 +1,105 @@
+/**
+ * Writes a safetensors file in one go: under a temporary name in the same folder,
+ * then renamed, so that a reader sees the old file or the whole new one, and a
+ * failure leaves nothing behind.
+ */
+
+import { randomUUID } from "node:crypto";
+import { type FileHandle, open, rename, rm } from "node:fs/promises";
+import { InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
+import type { StoredDType } from "./header.ts";
+import { MAX_IO_BYTES } from "./source.ts";
+
+/** The header is padded with spaces to this, so that data the format lays out by size stays aligned in the file. */
+const HEADER_ALIGNMENT = 8;
+
+const STORED_AS: Readonly<Record<DType, StoredDType>> = {
+  float32: "F32",
+  float16: "F16",
+  bfloat16: "BF16",
+  int32: "I32",
+};
+
+/**
+ * Writes tensors to `file`, replacing what is there.
+ *
+ * @param tensors by name, in any order
+ * @param metadata strings kept in the header under `__metadata__`
+ * @throws InvalidArgumentError for a name the format reserves, and if the file cannot be written
+ * @throws ShapeError if a shape does not hold exactly the tensor's elements
+ */
+export async function writeSafetensors(
+  file: string,
+  tensors: Readonly<Record<string, Tensor>>,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  // Widest elements first, so that every tensor starts at a multiple of its element size.
+  const entries = Object.entries(tensors).sort(
+    ([, a], [, b]) => BYTES_PER_ELEMENT[b.dtype] - BYTES_PER_ELEMENT[a.dtype],
+  );
+  const header = makeHeader(entries, metadata);
+  const temporary = `${file}.${randomUUID()}.tmp`;
+  try {
+    const handle = await open(temporary, "wx");
+    try {
+      await writeAll(handle, header);
+      for (const [, { data }] of entries) {
+        await writeAll(handle, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+      }
+      // Renaming only orders names; without this a crash could leave the new name on old emptiness.
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(temporary, file);
+  } catch (cause) {
+    await rm(temporary, { force: true });
+    const { code, message } = cause as NodeJS.ErrnoException;
+    throw new InvalidArgumentError(
+      `Cannot write ${file} (${code ?? message}). Choose a file name in a folder that exists, has room and may be written to.`,
+      { cause },
+    );
+  }
+}
+
+function makeHeader(
+  entries: readonly (readonly [string, Tensor])[],
+  metadata: Readonly<Record<string, string>>,
+): Uint8Array {
+  const fields: [string, unknown][] = [];
+  if (Object.keys(metadata).length > 0) fields.push(["__metadata__", metadata]);
+  let begin = 0;
+  for (const [name, { dtype, shape, data }] of entries) {
+    if (name === "__metadata__") {
+      throw new InvalidArgumentError(
+        `A tensor cannot be called "__metadata__": the safetensors format keeps that name for itself.`,
+      );
+    }
+    if (sizeOf(shape) !== data.length) {
+      throw new ShapeError(
+        `Tensor "${name}" has shape [${shape.join(", ")}], which is ${sizeOf(shape)} elements, but its data has ${data.length}.`,
+      );
+    }
+    const end = begin + data.byteLength;
+    fields.push([name, { dtype: STORED_AS[dtype], shape, data_offsets: [begin, end] }]);
+    begin = end;
+  }
+  const json = Buffer.from(JSON.stringify(Object.fromEntries(fields)), "utf8");
+  const length = Math.ceil(json.byteLength / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
+  const header = Buffer.alloc(8 + length, " ");
+  header.writeBigUInt64LE(BigInt(length), 0);
+  json.copy(header, 8);
+  return header;
+}
+
+async function writeAll(handle: Pick<FileHandle, "write">, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.byteLength; ) {
+    const { bytesWritten } = await handle.write(
+      bytes,
+      done,
+      Math.min(bytes.byteLength - done, MAX_IO_BYTES),
+    );
+    done += bytesWritten;
+  }
+}

@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { test } from "node:test";
+import fc from "fast-check";
+import { SafetensorsFile } from "../../../src/checkpoint/safetensors/reader.ts";
+import { writeSafetensors } from "../../../src/checkpoint/safetensors/writer.ts";
+import { InvalidArgumentError, ShapeError } from "../../../src/errors.ts";
+import { sizeOf, type Tensor } from "../../../src/tensor.ts";
+import { temporaryDirectory } from "../support.ts";
+
+const shape = fc.array(fc.nat(4), { maxLength: 4 });
+const tensor: fc.Arbitrary<Tensor> = shape.chain((shape) => {
+  const length = sizeOf(shape);
+  const size = { minLength: length, maxLength: length };
+  const bits = fc.uint16Array(size);
+  return fc.oneof(
+    fc.float32Array(size).map((data) => ({ dtype: "float32" as const, shape, data })),
+    fc.int32Array(size).map((data) => ({ dtype: "int32" as const, shape, data })),
+    bits.map((data) => ({ dtype: "bfloat16" as const, shape, data })),
+    bits.map((data) => ({ dtype: "float16" as const, shape, data })),
+  );
+});
+const name = fc.string({ unit: "binary", maxLength: 12 }).filter((n) => n !== "__metadata__");
+
+test("what is written is read back, bit for bit", async (t) => {
+  const file = join(await temporaryDirectory(t), "out.safetensors");
+  const written = fc.uniqueArray(fc.tuple(name, tensor), { maxLength: 6, selector: ([n]) => n });
+  const metadata = fc.dictionary(fc.string(), fc.string(), { maxKeys: 3, noNullPrototype: true });
+  await fc.assert(
+    fc.asyncProperty(written, metadata, async (entries, metadata) => {
+      await writeSafetensors(file, Object.fromEntries(entries), metadata);
+      await using back = await SafetensorsFile.open(file);
+      assert.deepEqual([...back.tensors.keys()].sort(), entries.map(([n]) => n).sort());
+      for (const [name, tensor] of entries) assert.deepEqual(await back.read(name), tensor);
+      assert.deepEqual(Object.fromEntries(back.metadata), metadata);
+    }),
+    { numRuns: 60 },
+  );
+});
+
+test("every tensor lies at a multiple of its element size, the data at a multiple of 8", async (t) => {
+  const file = join(await temporaryDirectory(t), "out.safetensors");
+  const one = (dtype: Tensor["dtype"], data: Tensor["data"]) => ({
+    dtype,
+    shape: [data.length],
+    data,
+  });
+  await writeSafetensors(file, {
+    half: one("bfloat16", new Uint16Array(3)),
+    ids: one("int32", new Int32Array(1)),
+    full: one("float32", new Float32Array(1)),
+  });
+  const dataStart = 8 + Number((await readFile(file)).readBigUInt64LE());
+  assert.equal(dataStart % 8, 0);
+  await using back = await SafetensorsFile.open(file);
+  for (const [name, width] of Object.entries({ half: 2, ids: 4, full: 4 })) {
+    assert.equal(back.info(name).start % width, 0, name);
+  }
+});
+
+test("views into larger and shared memory are written by their own bytes", async (t) => {
+  const file = join(await temporaryDirectory(t), "out.safetensors");
+  const shared = new Float32Array(new SharedArrayBuffer(16), 4, 2);
+  shared.set([5, 6]);
+  const data = Float32Array.of(1, 2, 3, 4).subarray(1, 3);
+  await writeSafetensors(file, {
+    view: { dtype: "float32", shape: [2], data },
+    shared: { dtype: "float32", shape: [2], data: shared },
+  });
+  await using back = await SafetensorsFile.open(file);
+  assert.deepEqual((await back.read("view")).data, Float32Array.of(2, 3));
+  assert.deepEqual((await back.read("shared")).data, Float32Array.of(5, 6));
+});
+
+const one: Tensor = { dtype: "float32", shape: [1], data: Float32Array.of(1) };
+
+test("a file that cannot be written leaves nothing behind and the old one alone", async (t) => {
+  const directory = await temporaryDirectory(t);
+  await assert.rejects(writeSafetensors(join(directory, "no", "out"), { one }), (error: Error) => {
+    assert.ok(error instanceof InvalidArgumentError);
+    assert.match(error.message, /Cannot write .*ENOENT/);
+    return true;
+  });
+  await mkdir(join(directory, "taken"));
+  await writeFile(join(directory, "taken", "inside"), "");
+  await assert.rejects(writeSafetensors(join(directory, "taken"), { one }), InvalidArgumentError);
+  assert.deepEqual(await readdir(directory), ["taken"]);
+
+  const file = join(directory, "out");
+  await writeSafetensors(file, { one });
+  const before = await readFile(file);
+  const cut = { ...one, shape: [2] };
+  await assert.rejects(writeSafetensors(file, { cut }), ShapeError);
+  await assert.rejects(writeSafetensors(file, { __metadata__: one }), InvalidArgumentError);
+  assert.deepEqual(await readFile(file), before);
+  assert.deepEqual((await readdir(directory)).sort(), ["out", "taken"]);
+});
+
+test("a failure half way removes the temporary file", async (t) => {
+  const directory = await temporaryDirectory(t);
+  // A tensor whose bytes cannot be had once the header is out.
+  let looks = 0;
+  const fickle = {
+    ...one,
+    get data() {
+      if (++looks > 1) throw new Error("gone");
+      return one.data;
+    },
+  };
+  await assert.rejects(writeSafetensors(join(directory, "out"), { fickle }), /gone/);
+  assert.ok(looks > 1);
+  assert.deepEqual(await readdir(directory), []);
+});
