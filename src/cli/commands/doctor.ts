@@ -1,0 +1,14 @@
+/** `nexus doctor`: what this machine has, what Nexus will use of it, what to do about the rest. */
+
+import { Command } from "commander";
+import { runDoctor } from "../doctor.ts";
+import { jsonOption } from "../options.ts";
+
+export function doctorCommand(): Command {
+  return new Command("doctor")
+    .description("Show what this machine has and what Nexus will use.")
+    .addOption(jsonOption())
+    .action(({ json = false }: { json?: boolean }) => {
+      process.exitCode = runDoctor({ json, stdout: process.stdout });
+    });
+}

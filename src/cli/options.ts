@@ -1,0 +1,61 @@
+/**
+ * Values of command-line options: read, checked, and refused with a sentence
+ * that says what would be right. Shared by the commands.
+ */
+
+import { type Command, InvalidArgumentError as InvalidOptionError, Option } from "commander";
+import { InvalidArgumentError } from "../errors.ts";
+
+/** Reads a whole number of `least` to `most`. */
+export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (/^[+-]?\d+$/.test(text) && value >= least && value <= most) return value;
+    const range = most === Number.MAX_SAFE_INTEGER ? `${least} or more` : `${least} to ${most}`;
+    throw new InvalidOptionError(`It must be a whole number, ${range}.`);
+  };
+}
+
+/** Reads a number greater than 0. */
+export function positiveNumber(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== "" && Number.isFinite(value) && value > 0) return value;
+  throw new InvalidOptionError("It must be a number greater than 0.");
+}
+
+/** Reads values separated by commas; the option may also be repeated, which adds to them. */
+export function listOf<T>(read: (text: string) => T) {
+  return (text: string, previous: readonly T[] | undefined): readonly T[] => [
+    ...(previous ?? []),
+    ...text.split(",").map((part) => refusedAsOption(() => read(part.trim()))),
+  ];
+}
+
+/** The options of every command that opens a device. */
+export function withDeviceOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option("--device <kind>", "where to run")
+        .choices(["auto", "cpu", "cuda"])
+        .default("auto"),
+    )
+    .option(
+      "--threads <n>",
+      "worker threads of the CPU device (default: all)",
+      wholeNumber(1, 1024),
+    );
+}
+
+export function jsonOption(): Option {
+  return new Option("--json", "print one JSON document instead of text");
+}
+
+/** Turns Nexus's complaint about a value into commander's, which names the option. */
+function refusedAsOption<T>(read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof InvalidArgumentError) throw new InvalidOptionError(error.message);
+    throw error;
+  }
+}

@@ -1,0 +1,48 @@
+/** Checks a place to write to before any work is done, so that no result is lost for want of a folder. */
+
+import { access, constants, readdir, realpath, stat } from "node:fs/promises";
+import path from "node:path";
+import { InvalidArgumentError } from "../../errors.ts";
+
+/**
+ * @param inputs files that must not be overwritten
+ * @throws InvalidArgumentError if `output` cannot be written, or is one of the inputs
+ */
+export async function checkOutputFile(output: string, inputs: readonly string[]): Promise<void> {
+  const folder = path.dirname(output);
+  const found = await stat(output).catch(() => undefined);
+  if (found?.isDirectory()) {
+    throw new InvalidArgumentError(`--output ${output} is a folder. Name a file.`);
+  }
+  if (output === "" || output.endsWith(path.sep)) {
+    throw new InvalidArgumentError(`--output "${output}" names no file.`);
+  }
+  try {
+    if (!(await stat(folder)).isDirectory()) {
+      throw Object.assign(new Error("not a folder"), { code: "ENOTDIR" });
+    }
+    await access(folder, constants.W_OK);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    throw new InvalidArgumentError(
+      `Cannot write --output ${output}: the folder ${folder} does not exist or may not be written to (${code}).`,
+      { cause },
+    );
+  }
+  if (found === undefined) return;
+  const target = await realpath(output);
+  for (const input of inputs) {
+    if (target !== (await realpath(input).catch(() => undefined))) continue;
+    throw new InvalidArgumentError(
+      `--output ${output} would overwrite what is read. Choose another file.`,
+    );
+  }
+}
+
+/** The files of a checkpoint that no output may replace: its config, its weights and their index. */
+export async function checkpointFiles(directory: string): Promise<string[]> {
+  const names = await readdir(directory);
+  return names
+    .filter((name) => name === "config.json" || /^model.*\.safetensors/.test(name))
+    .map((name) => path.join(directory, name));
+}

@@ -1,0 +1,48 @@
+/** The summary `nexus run` prints for people. */
+
+import { describeDevice, describeEnergy, describeSpec, fact } from "../describe.ts";
+import { formatNumber, formatSeconds, plural } from "../terminal/format.ts";
+import { type ExpertLoadLine, loadChart } from "../terminal/load-chart.ts";
+import { printLines } from "../terminal/print.ts";
+import { styleFor } from "../terminal/style.ts";
+import type { RunReport } from "./run-layer.ts";
+
+/** Experts the chart shows one by one. */
+const CHART_ROWS = 12;
+
+export function printRun(report: RunReport): void {
+  const style = styleFor();
+  const { checkpoint, tokens, counts } = report;
+  const slots = counts.reduce((sum, count) => sum + count, 0);
+  const load = counts.map((count, expert) => ({
+    expert,
+    share: count / slots,
+    heat: report.heat[expert] as ExpertLoadLine["heat"],
+  }));
+  const steps = Object.entries(report.steps).map(([mode, count]) => `${count} ${mode}`);
+  printLines([
+    ...fact(
+      style,
+      "Model",
+      `${checkpoint.family}, layer ${checkpoint.layer} of ${checkpoint.directory}`,
+    ),
+    ...fact(style, "Layer", describeSpec(report.spec, report.weightBytes)),
+    ...fact(style, "Device", describeDevice(report.device)),
+    ...fact(
+      style,
+      "Input",
+      `${plural(tokens, "token")}, "${report.input.tensor}" of ${report.input.file}`,
+    ),
+    "",
+    ...loadChart(style, load, CHART_ROWS),
+    "",
+    ...fact(
+      style,
+      "Time",
+      `${formatSeconds(report.seconds)} on the device, ${formatNumber(report.tokensPerSecond)} tokens/s`,
+    ),
+    ...fact(style, "Steps", steps.join(", ")),
+    ...fact(style, "Energy", describeEnergy(report.energy)),
+    ...fact(style, "Output", report.output.file),
+  ]);
+}
