@@ -31,7 +31,14 @@ export interface EnergyMeasured {
   readonly domain: string;
 }
 
-export type EnergyReading = EnergyMeasured | { readonly available: false; readonly reason: string };
+export type EnergyReading =
+  | EnergyMeasured
+  | {
+      readonly available: false;
+      readonly reason: string;
+      /** Set while the work is still being counted: a later reading will cover it. Otherwise none ever will. */
+      readonly pending?: true;
+    };
 
 /** A stretch of work whose energy is being counted. */
 export interface EnergyWindow {
@@ -54,6 +61,7 @@ const MINIMUM_BUSY_SHARE = 0.5;
 const WINDOW_OPEN: EnergyReading = {
   available: false,
   reason: "The measuring window is not over yet; a later step brings the reading.",
+  pending: true,
 };
 
 /** One look at the counter, or why it failed. */

@@ -9,10 +9,27 @@ import type { Realisation } from "../execution/device.ts";
 /** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
 export type SliceId = "A" | "B" | "C" | "D" | "E" | "F";
 
+/** The slices that experts can be on. */
+export type ExpertSliceId = "A" | "B" | "C";
+
+/** The slices that get a part of the device. */
+export type BudgetedSliceId = ExpertSliceId | "D";
+
+export const EXPERT_SLICE_IDS: readonly ExpertSliceId[] = ["A", "B", "C"];
+
+export const BUDGETED_SLICE_IDS: readonly BudgetedSliceId[] = ["A", "B", "C", "D"];
+
 export const SLICE_IDS: readonly SliceId[] = ["A", "B", "C", "D", "E", "F"];
 
 /** Device compute group that a slice's work is charged to. */
-export const GROUP_OF_SLICE: Readonly<Record<SliceId, number>> = { A: 0, B: 1, C: 2, D: 3, E: 4, F: 5 };
+export const GROUP_OF_SLICE: Readonly<Record<SliceId, number>> = {
+  A: 0,
+  B: 1,
+  C: 2,
+  D: 3,
+  E: 4,
+  F: 5,
+};
 
 /** How busy an expert has been lately. */
 export type Heat = "hot" | "warm" | "cold";
@@ -44,7 +61,7 @@ export interface Slice {
 /** Why one expert is where it is. */
 export interface Placement {
   readonly expert: number;
-  readonly slice: SliceId;
+  readonly slice: ExpertSliceId;
   readonly heat: Heat;
   /** Tokens this plan was made for. */
   readonly tokens: number;
@@ -72,7 +89,7 @@ export interface Plan {
   readonly slices: Readonly<Record<SliceId, Slice>>;
   /** By expert index. */
   readonly placements: readonly Placement[];
-  /** The load the plan was made for. */
+  /** The load the plan was made for: the very object, so that buckets find their way to `schedule`. */
   readonly load: ExpertLoad;
   /** Same string, same compute budgets and realisation: the part of a graph's key that the plan decides. */
   readonly budgetKey: string;

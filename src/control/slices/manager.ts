@@ -1,0 +1,350 @@
+/**
+ * The slice manager: from the load of the experts to the plan of the next steps.
+ *
+ * A policy says where experts should be and how the device should be divided;
+ * the manager sees to it that pins, limits, reservations and the device itself
+ * are respected, keeps small changes from happening, chooses how the budgets are
+ * made real, and writes it all down in a plan. It runs between steps and may be
+ * called at any time: plans are values, and work in flight keeps the one it has.
+ */
+
+import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
+import type { Realisation } from "../../execution/device.ts";
+import { HeatScale } from "../heat.ts";
+import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
+import type { ProfileView } from "../profiler.ts";
+import { Budgets } from "./budgets.ts";
+import { Demands, type Reservation } from "./demands.ts";
+import { makePlan } from "./plan-value.ts";
+import { type PlanningDevice, quantaOf, thisMachine } from "./planning-device.ts";
+import { AdaptivePolicy } from "./policies/adaptive.ts";
+import { DynamicPolicy } from "./policies/dynamic.ts";
+import { ProportionalPolicy } from "./policies/proportional.ts";
+import { StaticPolicy } from "./policies/static.ts";
+import type { Division, LoadView, Measurement, SlicePolicy, WorkBySlice } from "./policy.ts";
+import { type Room, settle } from "./residence.ts";
+
+const POLICIES = {
+  static: () => new StaticPolicy(),
+  dynamic: () => new DynamicPolicy(),
+  proportional: () => new ProportionalPolicy(),
+  adaptive: () => new AdaptivePolicy(),
+} satisfies Record<string, () => SlicePolicy>;
+
+export type PolicyName = keyof typeof POLICIES;
+
+export const POLICY_NAMES = Object.keys(POLICIES) as readonly PolicyName[];
+
+/**
+ * Who keeps its budget longest: hot experts decide how long a step takes, and
+ * everything waits for routing and aggregation; cold experts have the most slack.
+ */
+const PRIORITIES: Readonly<Record<SliceId, number>> = { A: 4, D: 3, B: 2, C: 1, E: 0, F: 0 };
+
+export interface SliceManagerOptions {
+  /** What to plan for; default: this machine's processors. */
+  readonly device?: PlanningDevice;
+  /** A built-in policy by name, or one of your own; default "dynamic". */
+  readonly policy?: PolicyName | SlicePolicy;
+  /** How budgets are made real; default "auto": shared, unless the adaptive policy measures partitions to be better. */
+  readonly realisation?: Realisation | "auto";
+  /** Higher keeps its budget longer; default A 4, D 3, B 2, C 1. */
+  readonly priorities?: Partial<Record<BudgetedSliceId, number>>;
+  /** Most experts on the hot and on the warm slice; the rest goes one slice down. */
+  readonly maxExperts?: { readonly A?: number; readonly B?: number };
+  /** Bytes of one expert's weights. With it, a cache budget that the device enforces limits the experts on a slice. */
+  readonly expertBytes?: number;
+}
+
+export class SliceManager {
+  readonly #device: PlanningDevice;
+  readonly #quanta: number;
+  readonly #policy: SlicePolicy;
+  readonly #realisations: readonly Realisation[];
+  readonly #asked: Realisation | "auto";
+  readonly #priorities: Readonly<Record<SliceId, number>>;
+  readonly #maxExperts: { readonly A?: number; readonly B?: number };
+  readonly #expertBytes: number | undefined;
+  readonly #demands: Demands;
+  readonly #budgets: Budgets;
+  readonly #divisions = new WeakMap<Plan, Division>();
+  #scale: HeatScale | undefined;
+  #experts = 0;
+  #version = 0;
+  #heats: readonly Heat[] | undefined;
+  #sliceOf: readonly ExpertSliceId[] | undefined;
+
+  /**
+   * @throws InvalidArgumentError for options out of range
+   * @throws DeviceUnavailableError if the device cannot realise budgets as asked
+   */
+  constructor(options: SliceManagerOptions = {}) {
+    const { device = thisMachine(), policy = "dynamic", realisation = "auto" } = options;
+    const { priorities = {}, maxExperts = {}, expertBytes } = options;
+    this.#device = device;
+    this.#quanta = quantaOf(device);
+    this.#policy = typeof policy === "string" ? policyNamed(policy) : policy;
+    this.#asked = realisation;
+    this.#realisations = usableRealisations(device, realisation);
+    for (const [slice, priority] of Object.entries(priorities)) {
+      if (!Number.isFinite(priority)) {
+        throw new InvalidArgumentError(`Slice ${slice} has priority ${priority}; give a number.`);
+      }
+    }
+    for (const [slice, most] of Object.entries(maxExperts)) {
+      if ((slice !== "A" && slice !== "B") || !Number.isInteger(most) || most < 0) {
+        throw new InvalidArgumentError(
+          `maxExperts.${slice} is ${most}; slices A and B can be limited, to a whole number of experts, and slice C takes the rest.`,
+        );
+      }
+    }
+    if (expertBytes !== undefined && !(expertBytes > 0)) {
+      throw new InvalidArgumentError(`expertBytes is ${expertBytes}; it must be above 0.`);
+    }
+    this.#priorities = { ...PRIORITIES, ...priorities };
+    this.#maxExperts = maxExperts;
+    this.#expertBytes = expertBytes;
+    this.#demands = new Demands(device, this.#quanta, maxExperts);
+    this.#budgets = new Budgets(device, this.#quanta, this.#demands, this.#priorities);
+  }
+
+  get policy(): string {
+    return this.#policy.name;
+  }
+
+  /**
+   * Plans for a load. Heat comes from the profile where there is one, and from
+   * the load's own counts otherwise, by the same thresholds.
+   *
+   * @param load tokens per expert [experts]; the plan remembers the object
+   * @throws InvalidArgumentError if load, profile and pins do not fit together
+   */
+  allocate(load: ExpertLoad, profile?: ProfileView): Plan {
+    this.#checkLoad(load, profile);
+    const view = this.#view(load.counts, profile);
+    const placing = this.#policy.place(view);
+    const { pins } = this.#demands;
+    const wanted = placing.slices.map((slice, expert) => pins.get(expert) ?? slice);
+    const cache = this.#budgets.divideCache(workOf(view, wanted));
+    const rooms = { A: this.#room("A", cache?.A), B: this.#room("B", cache?.B) };
+    const { slices: sliceOf, moved } = settle(placing, pins, rooms, this.#sliceOf);
+
+    const work = workOf(view, sliceOf);
+    const division = this.#policy.divide(view, work);
+    const { kind, reason } = this.#realise(division);
+    const { budgets, reasons } = this.#budgets.next(division, work, cache);
+    const plan = makePlan(
+      {
+        version: ++this.#version,
+        policy: this.#policy.name,
+        realisation: kind,
+        realisationReason: reason,
+        load,
+        heats: view.heats,
+        sliceOf,
+        budgets,
+        budgetReasons: reasons,
+        priorities: this.#priorities,
+        why: (expert) => moved.get(expert) ?? placing.why(expert),
+      },
+      this.#device,
+    );
+    this.#experts = load.counts.length;
+    this.#sliceOf = sliceOf;
+    this.#heats = view.heats;
+    this.#divisions.set(plan, division);
+    return plan;
+  }
+
+  /**
+   * Tells the policy what a step under one of this manager's plans has cost.
+   *
+   * @throws InvalidArgumentError for a plan of another manager or measurements that cannot be
+   */
+  observe(measurement: Measurement): void {
+    const { plan, seconds, tokens, joules } = measurement;
+    const division = this.#divisions.get(plan);
+    if (division === undefined) {
+      throw new InvalidArgumentError(
+        `Plan ${plan.version} was not made by this slice manager. Observe it where it was allocated.`,
+      );
+    }
+    const measured = { seconds, tokens, joules: joules === "lost" ? 0 : (joules ?? 0) };
+    for (const [name, value] of Object.entries(measured)) {
+      if (!(value >= 0 && value < Number.POSITIVE_INFINITY)) {
+        throw new InvalidArgumentError(`${name} is ${value}; it must be a number, 0 or more.`);
+      }
+    }
+    this.#policy.observe?.(division, { plan, seconds, tokens, joules: joules ?? null });
+  }
+
+  /**
+   * Keeps a minimum for a slice from the next plan on, in use or not; what is
+   * left out is not reserved. Where demands exceed the device, the slice of
+   * lowest priority gives first, down to its own minimum.
+   *
+   * @throws InvalidArgumentError if it cannot be met; nothing changes then
+   */
+  reserve(slice: BudgetedSliceId, minimum: Reservation): void {
+    this.#demands.reserve(slice, minimum);
+  }
+
+  /**
+   * Sets a slice's compute units from the next plan on; the others share the rest.
+   *
+   * @param computeUnits a multiple of the granularity, or null for as the policy says
+   * @throws InvalidArgumentError if it cannot be met; nothing changes then
+   */
+  resize(slice: BudgetedSliceId, computeUnits: number | null): void {
+    this.#demands.resize(slice, computeUnits);
+  }
+
+  /**
+   * Pins an expert to a slice from the next plan on.
+   *
+   * @throws InvalidArgumentError if there is no such expert or no room; nothing changes then
+   */
+  migrate(expert: number, slice: ExpertSliceId): void {
+    if (this.#experts > 0 && expert >= this.#experts) {
+      throw new InvalidArgumentError(
+        `There is no expert ${expert}; the load has experts 0 to ${this.#experts - 1}.`,
+      );
+    }
+    this.#demands.pin(expert, slice);
+  }
+
+  /** Undoes `migrate`: from the next plan on the policy places the expert again. */
+  release(expert: number): void {
+    this.#demands.unpin(expert);
+  }
+
+  #checkLoad({ counts }: ExpertLoad, profile: ProfileView | undefined): void {
+    if (!(counts instanceof Int32Array) || counts.length === 0) {
+      throw new InvalidArgumentError(
+        "load.counts must be an Int32Array with one entry per expert, such as Buckets has.",
+      );
+    }
+    const negative = counts.findIndex((count) => count < 0);
+    if (negative !== -1) {
+      throw new InvalidArgumentError(
+        `load.counts[${negative}] is ${counts[negative]}; tokens cannot be negative.`,
+      );
+    }
+    if (this.#experts > 0 && counts.length !== this.#experts) {
+      throw new InvalidArgumentError(
+        `The load has ${counts.length} experts but this slice manager plans for ${this.#experts}. Use a manager per layer.`,
+      );
+    }
+    if (profile !== undefined && profile.experts !== counts.length) {
+      throw new InvalidArgumentError(
+        `The profile is of ${profile.experts} experts but the load has ${counts.length}.`,
+      );
+    }
+    this.#demands.checkPins(counts.length);
+  }
+
+  #view(counts: Int32Array, profile: ProfileView | undefined): LoadView {
+    const experts = counts.length;
+    const common = { experts, counts, quanta: this.#quanta, realisations: this.#realisations };
+    if (profile !== undefined) {
+      const shares = Float64Array.from(counts, (_, expert) => profile.averageShareOf(expert));
+      // All zero until a step with tokens was observed.
+      if (shares.some((share) => share > 0)) {
+        const heats = Array.from(counts, (_, expert) => profile.heatOf(expert));
+        return { ...common, shares, heats, basis: "of recent tokens" };
+      }
+    }
+    const tokens = counts.reduce((sum, count) => sum + count, 0);
+    const shares = Float64Array.from(counts, (count) =>
+      tokens > 0 ? count / tokens : 1 / experts,
+    );
+    this.#scale ??= new HeatScale(experts);
+    const heats = Array.from(shares, (share, expert) =>
+      (this.#scale as HeatScale).classify(share, this.#heats?.[expert]),
+    );
+    const basis = tokens > 0 ? "of this batch" : "assumed, as nothing has been routed yet";
+    return { ...common, shares, heats, basis };
+  }
+
+  /** Room for experts on a slice, or undefined where nothing limits it. */
+  #room(slice: "A" | "B", cacheBytes: number | undefined): Room | undefined {
+    const most = this.#maxExperts[slice];
+    const byCount: Room | undefined =
+      most === undefined
+        ? undefined
+        : { experts: most, reason: `slice ${slice} takes at most ${most} experts by maxExperts` };
+    if (
+      cacheBytes === undefined ||
+      this.#expertBytes === undefined ||
+      !this.#device.enforces.cache.available
+    ) {
+      return byCount;
+    }
+    const fit = Math.floor(cacheBytes / this.#expertBytes);
+    // Where not even one expert fits, weights stream past the cache whoever is on the slice.
+    if (fit === 0 || (most !== undefined && most <= fit)) return byCount;
+    const reason = `slice ${slice} has ${cacheBytes} bytes of cache, enough for ${fit} experts of ${this.#expertBytes} bytes`;
+    return { experts: fit, reason };
+  }
+
+  #realise({ realisation }: Division): { readonly kind: Realisation; readonly reason: string } {
+    const first = this.#realisations[0] as Realisation;
+    if (this.#asked !== "auto") return { kind: first, reason: `${first} was asked for.` };
+    const choice = this.#realisations.length > 1 ? realisation : undefined;
+    if (choice !== undefined && this.#realisations.includes(choice.kind)) return choice;
+    const { partitioned } = this.#device.realisations;
+    if (!partitioned.available) {
+      return { kind: first, reason: `Partitions are not available: ${partitioned.reason}` };
+    }
+    return {
+      kind: first,
+      reason: `Partitions are used only where the adaptive policy has measured them to be better; this is the ${this.#policy.name} policy.`,
+    };
+  }
+}
+
+function policyNamed(name: string): SlicePolicy {
+  if (Object.hasOwn(POLICIES, name)) return POLICIES[name as PolicyName]();
+  throw new InvalidArgumentError(
+    `There is no slice policy "${name}"; choose one of ${POLICY_NAMES.join(", ")}.`,
+  );
+}
+
+/** The one asked for, or for "auto" those to choose from, the default first. */
+function usableRealisations(device: PlanningDevice, asked: Realisation | "auto"): Realisation[] {
+  const { name, realisations } = device;
+  if (asked !== "auto" && !Object.hasOwn(realisations, asked)) {
+    throw new InvalidArgumentError(
+      `There is no realisation "${asked}"; choose one of auto, shared, partitioned, mig.`,
+    );
+  }
+  const candidates = asked === "auto" ? (["shared", "partitioned"] as const) : [asked];
+  const usable = candidates.filter((each) => realisations[each].available);
+  if (usable.length > 0) return usable;
+  const reasons = candidates.map((each) => {
+    const availability = realisations[each];
+    return availability.available ? "" : `${each}: ${availability.reason}`;
+  });
+  throw new DeviceUnavailableError(
+    `${name} cannot realise slices as asked ("${asked}"). ${reasons.join(" ")}`,
+  );
+}
+
+function workOf(view: LoadView, sliceOf: readonly ExpertSliceId[]): WorkBySlice {
+  const none = () => ({ experts: 0, tokens: 0, share: 0, weightReads: 0 });
+  const work = { A: none(), B: none(), C: none() };
+  const slots = Math.max(
+    1,
+    view.counts.reduce((sum, count) => sum + count, 0),
+  );
+  sliceOf.forEach((slice, expert) => {
+    const share = view.shares[expert] as number;
+    const at = work[slice];
+    at.experts++;
+    at.tokens += view.counts[expert] as number;
+    at.share += share;
+    // The chance that at least one of the batch's slots falls on the expert.
+    at.weightReads += 1 - (1 - Math.min(1, share)) ** slots;
+  });
+  return work;
+}

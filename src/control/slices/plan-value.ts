@@ -1,0 +1,185 @@
+/**
+ * The making of a plan: everything the manager decided, as one frozen value that
+ * can tell, in words, why each expert is where it is. Sentences are put together
+ * only when somebody asks; a plan is made between two steps and should cost as
+ * little as possible.
+ */
+
+import { InvalidArgumentError } from "../../errors.ts";
+import type { Realisation } from "../../execution/device.ts";
+import {
+  BUDGETED_SLICE_IDS,
+  type BudgetedSliceId,
+  EXPERT_SLICE_IDS,
+  type ExpertLoad,
+  type ExpertSliceId,
+  type Heat,
+  type Placement,
+  type PlacementExplanation,
+  type Plan,
+  type Slice,
+  type SliceBudget,
+  type SliceId,
+} from "../plan.ts";
+import type { PlanningDevice } from "./planning-device.ts";
+import { percent } from "./policy.ts";
+
+/** What the manager decided. */
+export interface Decisions {
+  readonly version: number;
+  readonly policy: string;
+  readonly realisation: Realisation;
+  readonly realisationReason: string;
+  readonly load: ExpertLoad;
+  readonly heats: readonly Heat[];
+  /** By expert index. */
+  readonly sliceOf: readonly ExpertSliceId[];
+  readonly budgets: Readonly<Record<BudgetedSliceId, SliceBudget>>;
+  /** Why the compute units are what they are: the end of a sentence about them. */
+  readonly budgetReasons: Readonly<Record<BudgetedSliceId, string>>;
+  readonly priorities: Readonly<Record<SliceId, number>>;
+  /** Why an expert is on its slice: the end of a sentence about it. */
+  why(expert: number): string;
+}
+
+const ROLES: Readonly<Record<SliceId, string>> = {
+  A: "hot experts",
+  B: "warm experts",
+  C: "cold experts, queued and time-sliced",
+  D: "routing, aggregation, residual and shared experts",
+  E: "router backward",
+  F: "experts on MIG instances",
+};
+
+const NO_BUDGET = { computeUnits: 0, bandwidthShare: 0 };
+
+export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
+  const { version, policy, realisation, realisationReason, load, heats, sliceOf } = decisions;
+  // The caller may fill its counts anew for the next batch; explanations speak of this one.
+  const counts = load.counts.slice();
+  const slices = makeSlices(decisions, counts, device);
+
+  let placements: readonly Placement[] | undefined;
+  const describe = (slice: ExpertSliceId, expert: number): Placement =>
+    Object.freeze({
+      expert,
+      slice,
+      heat: heats[expert] as Heat,
+      tokens: counts[expert] as number,
+      reason: `Expert ${expert} ${decisions.why(expert)}; slice ${slice} runs it with ${budgetInWords(decisions.budgets[slice], decisions.budgetReasons[slice], device)}.`,
+    });
+  const describeAll = () => {
+    placements ??= Object.freeze(sliceOf.map(describe));
+    return placements;
+  };
+  function explain(): readonly PlacementExplanation[];
+  function explain(expert: number): PlacementExplanation;
+  function explain(expert?: number): PlacementExplanation | readonly PlacementExplanation[] {
+    const withBudget = (placement: Placement) => ({
+      ...placement,
+      budget: slices[placement.slice].budget,
+    });
+    if (expert === undefined) return describeAll().map(withBudget);
+    const slice = sliceOf[expert];
+    if (slice === undefined) {
+      throw new InvalidArgumentError(
+        `There is no expert ${expert} in this plan; it has experts 0 to ${sliceOf.length - 1}.`,
+      );
+    }
+    return withBudget(describe(slice, expert));
+  }
+
+  return Object.freeze({
+    version,
+    policy,
+    realisation,
+    realisationReason,
+    slices,
+    get placements() {
+      return describeAll();
+    },
+    load,
+    budgetKey: budgetKey(realisation, slices),
+    explain,
+  });
+}
+
+function makeSlices(
+  { budgets, priorities, sliceOf }: Decisions,
+  counts: Int32Array,
+  device: PlanningDevice,
+): Plan["slices"] {
+  const cacheBytes = device.cacheBytes === null ? null : 0;
+  const slice = (id: SliceId, rest: Partial<Slice> & Pick<Slice, "state" | "reason">): Slice =>
+    Object.freeze({
+      id,
+      role: ROLES[id],
+      priority: priorities[id],
+      budget: Object.freeze({ ...NO_BUDGET, cacheBytes }),
+      experts: Object.freeze([]),
+      ...rest,
+    });
+
+  const experts: Record<ExpertSliceId, number[]> = { A: [], B: [], C: [] };
+  const tokens: Record<ExpertSliceId, number> = { A: 0, B: 0, C: 0 };
+  sliceOf.forEach((id, expert) => {
+    experts[id].push(expert);
+    tokens[id] += counts[expert] as number;
+  });
+  const [A, B, C] = EXPERT_SLICE_IDS.map((id) => {
+    const held = experts[id].length;
+    return slice(id, {
+      budget: budgets[id],
+      experts: Object.freeze(experts[id]),
+      state: tokens[id] > 0 ? "active" : "idle",
+      reason:
+        tokens[id] > 0
+          ? `It has ${counted(held, "expert")} with ${counted(tokens[id], "token")}.`
+          : held > 0
+            ? `It has ${counted(held, "expert")}, without tokens in this load.`
+            : "No expert is on it.",
+    });
+  }) as [Slice, Slice, Slice];
+  const { mig } = device.realisations;
+  return Object.freeze({
+    A,
+    B,
+    C,
+    D: slice("D", {
+      budget: budgets.D,
+      state: "active",
+      reason: "Every step is routed and aggregated.",
+    }),
+    E: slice("E", {
+      state: "reserved",
+      reason: "Kept for the router's backward pass; inference has none.",
+    }),
+    F: slice("F", {
+      state: mig.available ? "idle" : "absent",
+      reason: mig.available ? "This plan uses no MIG instance." : mig.reason,
+    }),
+  });
+}
+
+function budgetKey(realisation: Realisation, slices: Plan["slices"]): string {
+  const units = BUDGETED_SLICE_IDS.map((id) => `${id}${slices[id].budget.computeUnits}`);
+  return `${realisation} ${units.join(" ")}`;
+}
+
+const MIB = 2 ** 20;
+
+function counted(n: number, what: string): string {
+  return `${n} ${what}${n === 1 ? "" : "s"}`;
+}
+
+function budgetInWords(budget: SliceBudget, why: string, device: PlanningDevice): string {
+  const { enforces, computeUnits } = device;
+  const { bandwidth, cache } = enforces;
+  const caveat = (enforced: { readonly available: boolean }) =>
+    enforced.available ? "" : " (accounted for, not enforced)";
+  const bytes =
+    budget.cacheBytes === null
+      ? "a cache of unknown size"
+      : `${(budget.cacheBytes / MIB).toFixed(1)} MiB of cache${caveat(cache)}`;
+  return `${budget.computeUnits} of ${computeUnits} compute units (${why}), ${percent(budget.bandwidthShare)} of the bandwidth${caveat(bandwidth)} and ${bytes}`;
+}

@@ -1,0 +1,481 @@
+import assert from "node:assert/strict";
+import os from "node:os";
+import { describe, test } from "node:test";
+import type { Plan, SliceId } from "../../../src/control/plan.ts";
+import { ExpertProfiler } from "../../../src/control/profiler.ts";
+import { POLICY_NAMES, SliceManager } from "../../../src/control/slices/manager.ts";
+import { DeviceUnavailableError, InvalidArgumentError } from "../../../src/errors.ts";
+import { cpu, gpu } from "../loads.ts";
+
+/** Two hot experts, one warm, five cold. */
+const SKEWED = [512, 256, 128, 64, 40, 12, 8, 4];
+
+const load = (counts: readonly number[]) => ({ counts: Int32Array.from(counts) });
+const unitsOf = (plan: Plan) =>
+  Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
+const expertsOf = (plan: Plan, slice: SliceId) => [...plan.slices[slice].experts];
+
+describe("a plan from counts alone", () => {
+  test("needs no device: it is for this machine's threads", () => {
+    const plan = new SliceManager().allocate(load(SKEWED));
+    const total = unitsOf(plan).reduce((a, b) => a + b, 0);
+    assert.equal(total, os.availableParallelism());
+    for (const units of unitsOf(plan)) assert.equal((units * 16) % 1, 0);
+  });
+
+  test("places experts by heat and divides compute by load", () => {
+    const plan = new SliceManager({ device: cpu() }).allocate(load(SKEWED));
+    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
+    assert.deepEqual(expertsOf(plan, "B"), [2]);
+    assert.deepEqual(expertsOf(plan, "C"), [3, 4, 5, 6, 7]);
+    // An eighth of 32 sixteenths for D, and 28 in the ratio 6 : 1 : 1, rounded.
+    assert.deepEqual(unitsOf(plan), [21 / 16, 4 / 16, 3 / 16, 4 / 16, 0, 0]);
+    assert.deepEqual(
+      plan.placements.map(({ heat }) => heat),
+      ["hot", "hot", "warm", "cold", "cold", "cold", "cold", "cold"],
+    );
+  });
+
+  test("an even load, and one without tokens, is warm throughout", () => {
+    for (const counts of [new Array(8).fill(5), new Array(8).fill(0)]) {
+      const plan = new SliceManager({ device: cpu() }).allocate(load(counts));
+      assert.equal(plan.slices.B.experts.length, 8);
+      assert.deepEqual(unitsOf(plan), [0, 1.75, 0, 0.25, 0, 0]);
+      assert.equal(plan.slices.B.state, counts[0] > 0 ? "active" : "idle");
+    }
+  });
+
+  test("repeated plans keep an expert on the border where it is", () => {
+    const manager = new SliceManager({ device: cpu() });
+    const at = (first: number) =>
+      manager.allocate(load([first, ...new Array(9).fill(1000 - first)])).placements[0]?.heat;
+    const border = (share: number) => Math.round((9000 * share) / (1 + 8 * share));
+    assert.equal(at(border(0.21)), "hot");
+    assert.equal(at(border(0.19)), "hot");
+    assert.equal(at(border(0.21)), "hot");
+    assert.equal(at(border(0.14)), "warm");
+    assert.equal(at(border(0.19)), "warm");
+  });
+});
+
+describe("a plan from a profile", () => {
+  test("goes by recent use, not by the batch at hand", () => {
+    const profiler = new ExpertProfiler({ experts: 8 });
+    for (let i = 0; i < 50; i++) profiler.observe({ ...load(SKEWED), seconds: 0.01 });
+    const plan = new SliceManager({ device: cpu() }).allocate(
+      load([...SKEWED].reverse()),
+      profiler,
+    );
+    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
+    assert.match(plan.explain(0).reason, /hot with 50\.0 % of recent tokens/);
+    assert.equal(plan.explain(0).tokens, 4);
+  });
+
+  test("a profile that has seen no tokens counts as none", () => {
+    const profiler = new ExpertProfiler({ experts: 8 });
+    profiler.observe({ ...load(new Array(8).fill(0)), seconds: 0.01 });
+    const plan = new SliceManager({ device: cpu() }).allocate(load(SKEWED), profiler);
+    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
+  });
+});
+
+describe("slices beside the experts'", () => {
+  test("D always has something, E is reserved, F is absent for the device's reason", () => {
+    const { D, E, F } = new SliceManager({ device: gpu() }).allocate(load(SKEWED)).slices;
+    assert.ok(D.budget.computeUnits > 0);
+    assert.equal(D.state, "active");
+    assert.deepEqual([E.state, E.budget.computeUnits], ["reserved", 0]);
+    assert.match(E.reason, /backward/);
+    assert.deepEqual([F.state, F.reason, F.budget.computeUnits], ["absent", "MIG mode is off.", 0]);
+  });
+
+  test("F is idle where MIG is available", () => {
+    const { realisations } = gpu();
+    const device = gpu({ realisations: { ...realisations, mig: { available: true } } });
+    assert.equal(new SliceManager({ device }).allocate(load(SKEWED)).slices.F.state, "idle");
+  });
+});
+
+describe("bandwidth and cache", () => {
+  test("bandwidth goes where weights are read, cache where tokens are", () => {
+    const { A, C } = new SliceManager({ device: gpu() }).allocate(load(SKEWED)).slices;
+    assert.ok(C.budget.bandwidthShare > A.budget.bandwidthShare);
+    assert.ok((A.budget.cacheBytes as number) > (C.budget.cacheBytes as number));
+  });
+
+  test("explanations say what is only accounted for, and that a size is unknown", () => {
+    const onGpu = new SliceManager({ device: gpu() }).allocate(load(SKEWED)).explain(0).reason;
+    assert.match(
+      onGpu,
+      /of the bandwidth \(accounted for, not enforced\) and \d+\.\d MiB of cache\./,
+    );
+    const onCpu = new SliceManager({ device: cpu() }).allocate(load(SKEWED)).explain(0).reason;
+    assert.match(onCpu, /MiB of cache \(accounted for, not enforced\)\./);
+    const unknown = new SliceManager({ device: cpu(2, { cacheBytes: null }) }).allocate(
+      load(SKEWED),
+    );
+    assert.equal(unknown.slices.A.budget.cacheBytes, null);
+    assert.match(unknown.explain(0).reason, /a cache of unknown size/);
+  });
+});
+
+describe("room and eviction", () => {
+  test("maxExperts sends the least loaded one slice down, and on", () => {
+    const counts = [300, 290, 280, 20, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 5, 5];
+    const manager = new SliceManager({ device: cpu(), maxExperts: { A: 2, B: 0 } });
+    const plan = manager.allocate(load(counts));
+    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
+    assert.deepEqual(expertsOf(plan, "B"), []);
+    assert.equal(plan.slices.C.experts.length, 14);
+    assert.equal(plan.explain(2).slice, "C");
+    assert.match(
+      plan.explain(2).reason,
+      /is hot .* but slice A takes at most 2 experts by maxExperts and others come first, and slice B takes at most 0/,
+    );
+  });
+
+  test("an enforced cache budget holds as many experts as fit in it", () => {
+    // A's cache is about 33 MB of 50.
+    const manager = new SliceManager({ device: gpu(), expertBytes: 20e6 });
+    const plan = manager.allocate(load(SKEWED));
+    assert.deepEqual(expertsOf(plan, "A"), [0]);
+    assert.deepEqual(expertsOf(plan, "B"), [1, 2]);
+    assert.match(plan.explain(1).reason, /slice A has \d+ bytes of cache, enough for 1 experts/);
+  });
+
+  test("a cache too small for any expert, or not enforced, limits nobody", () => {
+    const tooSmall = new SliceManager({ device: gpu(), expertBytes: 60e6 });
+    assert.deepEqual(expertsOf(tooSmall.allocate(load(SKEWED)), "A"), [0, 1]);
+    const onCpu = new SliceManager({ device: cpu(), expertBytes: 20e6 });
+    assert.deepEqual(expertsOf(onCpu.allocate(load(SKEWED)), "A"), [0, 1]);
+  });
+
+  test("reserved cache keeps room for experts", () => {
+    const manager = new SliceManager({ device: gpu(), expertBytes: 20e6 });
+    manager.reserve("A", { cacheBytes: 40_000_000 });
+    const plan = manager.allocate(load(SKEWED));
+    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
+    assert.ok((plan.slices.A.budget.cacheBytes as number) >= 40_000_000);
+  });
+
+  test("two experts of nearly equal load do not swap places in every plan", () => {
+    const manager = new SliceManager({ device: cpu(), maxExperts: { A: 1 } });
+    const at = (a: number, b: number) =>
+      expertsOf(manager.allocate(load([a, b, 1, 1, 1, 1, 1, 1])), "A")[0];
+    assert.equal(at(100, 99), 0);
+    assert.equal(at(99, 100), 0);
+    assert.equal(at(90, 110), 0);
+    assert.equal(at(80, 120), 1);
+    assert.equal(at(101, 99), 1);
+  });
+});
+
+describe("demands", () => {
+  test("a reservation is paid for by the lowest priority first", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const before = manager.allocate(load(SKEWED));
+    assert.deepEqual(unitsOf(before), [88, 14, 14, 16, 0, 0]);
+    manager.reserve("D", { computeUnits: 40 });
+    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [88, 2, 2, 40, 0, 0]);
+    assert.deepEqual(unitsOf(before), [88, 14, 14, 16, 0, 0]);
+    manager.reserve("D", {});
+    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [88, 14, 14, 16, 0, 0]);
+  });
+
+  test("priorities decide who pays", () => {
+    const priorities = { A: 1, B: 5, C: 6 };
+    const manager = new SliceManager({ device: gpu(), priorities });
+    manager.reserve("D", { computeUnits: 40 });
+    const plan = manager.allocate(load(SKEWED));
+    assert.deepEqual(unitsOf(plan), [64, 14, 14, 40, 0, 0]);
+    assert.equal(plan.slices.C.priority, 6);
+  });
+
+  test("a slice without experts keeps its reservation", () => {
+    const manager = new SliceManager({ device: cpu() });
+    manager.reserve("A", { computeUnits: 0.5 });
+    const plan = manager.allocate(load(new Array(8).fill(1)));
+    assert.deepEqual(unitsOf(plan), [0.5, 1.25, 0, 0.25, 0, 0]);
+    assert.equal(plan.slices.A.state, "idle");
+  });
+
+  test("resize sets a slice's units and shares the rest, until it is taken back", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const before = manager.allocate(load(SKEWED));
+    manager.resize("A", 40);
+    const resized = manager.allocate(load(SKEWED));
+    assert.equal(resized.slices.A.budget.computeUnits, 40);
+    assert.equal(
+      unitsOf(resized).reduce((a, b) => a + b, 0),
+      132,
+    );
+    assert.match(resized.explain(0).reason, /40 of 132 compute units \(as resized\)/);
+    manager.resize("A", null);
+    assert.equal(manager.allocate(load(SKEWED)).budgetKey, before.budgetKey);
+  });
+
+  test("targets that do not all fit give by priority", () => {
+    const manager = new SliceManager({ device: gpu() });
+    manager.resize("A", 100);
+    manager.resize("B", 60);
+    manager.resize("C", 20);
+    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [100, 28, 2, 2, 0, 0]);
+  });
+
+  test("migrate pins an expert from the next plan on, release frees it", () => {
+    const manager = new SliceManager({ device: cpu(), maxExperts: { A: 1 } });
+    manager.migrate(7, "A");
+    const pinned = manager.allocate(load(SKEWED));
+    assert.deepEqual(expertsOf(pinned, "A"), [7]);
+    assert.match(pinned.explain(7).reason, /Expert 7 is pinned to slice A/);
+    manager.release(7);
+    assert.deepEqual(expertsOf(pinned, "A"), [7]);
+    assert.deepEqual(expertsOf(manager.allocate(load(SKEWED)), "A"), [0]);
+  });
+
+  test("what cannot be is refused with the numbers and changes nothing", () => {
+    const manager = new SliceManager({ device: gpu(), maxExperts: { A: 1 } });
+    manager.reserve("B", { computeUnits: 50, cacheBytes: 10_000_000 });
+    manager.resize("C", 10);
+    manager.migrate(1, "A");
+    const before = manager.allocate(load(SKEWED));
+    const wrong: [RegExp, () => void][] = [
+      [
+        /reserve 90 .* at least 54, and a GPU has 132\. Reserve 78 at most/,
+        () => manager.reserve("A", { computeUnits: 90 }),
+      ],
+      [/reserve 12 .* resized to 10/, () => manager.reserve("C", { computeUnits: 12 })],
+      [
+        /reserve\("A"\) was given 3 .* multiples of 2/,
+        () => manager.reserve("A", { computeUnits: 3 }),
+      ],
+      [/given -2/, () => manager.reserve("A", { computeUnits: -2 })],
+      [/given NaN/, () => manager.reserve("A", { computeUnits: Number.NaN })],
+      [
+        /41000000 bytes .* 10000000 are reserved .* 50000000/,
+        () => manager.reserve("A", { cacheBytes: 41_000_000 }),
+      ],
+      [/-1 bytes/, () => manager.reserve("A", { cacheBytes: -1 })],
+      [/"E" has no budget; choose one of A, B, C, D/, () => manager.reserve("E" as "A", {})],
+      [/resized to 80 .* 2 to 78 of the 132/, () => manager.resize("A", 80)],
+      [/resized to 48 .* 50 to/, () => manager.resize("B", 48)],
+      [/resized to 0 /, () => manager.resize("A", 0)],
+      [/multiples of 2/, () => manager.resize("A", 7)],
+      [/"F" has no budget/, () => manager.resize("F" as "A", 2)],
+      [/no expert 8/, () => manager.migrate(8, "A")],
+      [/Expert -1/, () => manager.migrate(-1, "A")],
+      [/Expert 1.5/, () => manager.release(1.5)],
+      [/"D" takes no experts/, () => manager.migrate(0, "D" as "A")],
+      [/2 pinned experts .* the 1 that maxExperts/, () => manager.migrate(2, "A")],
+    ];
+    for (const [message, act] of wrong) {
+      assert.throws(act, { name: "InvalidArgumentError", message });
+    }
+    const after = manager.allocate(load(SKEWED));
+    assert.equal(after.budgetKey, before.budgetKey);
+    assert.deepEqual(after.explain(), before.explain());
+  });
+
+  test("cache cannot be reserved where its size is unknown", () => {
+    const manager = new SliceManager({ device: cpu(2, { cacheBytes: null }) });
+    assert.throws(() => manager.reserve("A", { cacheBytes: 1 }), /does not tell the size/);
+  });
+
+  test("a pin beyond the experts is found out by the first load", () => {
+    const manager = new SliceManager({ device: cpu() });
+    manager.migrate(40, "A");
+    assert.throws(
+      () => manager.allocate(load(SKEWED)),
+      /Expert 40 .* 8 experts\. Call release\(40\)/,
+    );
+    manager.release(40);
+    assert.doesNotThrow(() => manager.allocate(load(SKEWED)));
+  });
+});
+
+describe("small changes", () => {
+  test("budgets stay while a step would get less than a tenth shorter, and explain so", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const first = manager.allocate(load(SKEWED));
+    const slightly = manager.allocate(load([500, 256, 128, 76, 40, 12, 8, 4]));
+    assert.equal(slightly.budgetKey, first.budgetKey);
+    assert.match(slightly.explain(0).reason, /kept, as dividing anew would save less than 10\.0 %/);
+    const clearly = manager.allocate(load([300, 256, 128, 140, 140, 40, 12, 8]));
+    assert.notEqual(clearly.budgetKey, first.budgetKey);
+    assert.match(clearly.explain(0).reason, /in proportion to recent use/);
+  });
+
+  test("a slice that comes into use gets its minimum at once", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const even = manager.allocate(load(new Array(8).fill(100)));
+    assert.equal(even.slices.C.budget.computeUnits, 0);
+    const one = manager.allocate(load([...new Array(7).fill(100), 0]));
+    assert.deepEqual(expertsOf(one, "C"), [7]);
+    assert.ok(one.slices.C.budget.computeUnits > 0);
+  });
+
+  test("noise in the load changes no budgets", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const keys = new Set<string>();
+    for (let i = 0; i < 200; i++) {
+      const wobble = [512, 256, 128, 50, 50, 16, 8, 4].map(
+        (count, e) => count + ((i * 7 + e * 13) % 5) - 2,
+      );
+      keys.add(manager.allocate(load(wobble)).budgetKey);
+    }
+    assert.equal(keys.size, 1);
+  });
+});
+
+describe("realisation", () => {
+  test("auto is shared, and says why not partitioned", () => {
+    const onCpu = new SliceManager({ device: cpu() }).allocate(load(SKEWED));
+    assert.equal(onCpu.realisation, "shared");
+    assert.match(onCpu.realisationReason, /A CPU has none/);
+    const onGpu = new SliceManager({ device: gpu() }).allocate(load(SKEWED));
+    assert.equal(onGpu.realisation, "shared");
+    assert.match(onGpu.realisationReason, /only where the adaptive policy .* this is the dynamic/);
+  });
+
+  test("what is asked for is used", () => {
+    const plan = new SliceManager({ device: gpu(), realisation: "partitioned" }).allocate(
+      load(SKEWED),
+    );
+    assert.equal(plan.realisation, "partitioned");
+    assert.match(plan.budgetKey, /^partitioned /);
+    assert.match(plan.realisationReason, /asked for/);
+  });
+
+  test("what is unavailable is refused for the device's reason", () => {
+    assert.throws(
+      () => new SliceManager({ device: gpu(), realisation: "mig" }),
+      (error: unknown) =>
+        error instanceof DeviceUnavailableError && /MIG mode is off/.test(error.message),
+    );
+    const none = { available: false, reason: "Out of order." } as const;
+    const device = gpu({ realisations: { shared: none, partitioned: none, mig: none } });
+    assert.throws(() => new SliceManager({ device }), /shared: Out of order/);
+  });
+
+  test("auto takes partitions where nothing can be shared", () => {
+    const none = { available: false, reason: "Out of order." } as const;
+    const device = gpu({ realisations: { ...gpu().realisations, shared: none } });
+    assert.equal(new SliceManager({ device }).allocate(load(SKEWED)).realisation, "partitioned");
+  });
+});
+
+describe("plans are values", () => {
+  test("frozen throughout, numbered, and unmoved by what comes after", () => {
+    const manager = new SliceManager({ device: cpu() });
+    const given = load(SKEWED);
+    const plan = manager.allocate(given);
+    const text = JSON.stringify(plan);
+    given.counts.fill(0);
+    manager.resize("A", 1);
+    manager.migrate(0, "C");
+    const next = manager.allocate(load([...SKEWED].reverse()));
+    assert.equal(next.version, plan.version + 1);
+    assert.equal(plan.load, given);
+    given.counts.set(SKEWED);
+    assert.equal(JSON.stringify(plan), text);
+    assert.equal(plan.explain(0).tokens, 512);
+    for (const value of [
+      plan,
+      plan.slices,
+      plan.slices.A,
+      plan.slices.F,
+      plan.slices.A.budget,
+      plan.slices.E.budget,
+      plan.slices.C.experts,
+      plan.placements,
+      plan.placements[0],
+    ]) {
+      assert.ok(Object.isFrozen(value));
+    }
+    assert.throws(() => {
+      (plan as { version: number }).version = 7;
+    }, TypeError);
+    assert.throws(() => (plan.slices.A.experts as number[]).push(1), TypeError);
+  });
+
+  test("explain has one sentence of its own for every expert, under every policy", () => {
+    for (const policy of POLICY_NAMES) {
+      const plan = new SliceManager({ device: cpu(), policy }).allocate(load(SKEWED));
+      const all = plan.explain();
+      assert.equal(all.length, 8);
+      all.forEach((each, expert) => {
+        assert.deepEqual(each, plan.explain(expert));
+        assert.deepEqual(each.budget, plan.slices[each.slice].budget);
+        assert.ok(plan.slices[each.slice].experts.includes(expert));
+        assert.ok(each.reason.startsWith(`Expert ${expert} is `), each.reason);
+        assert.ok(
+          each.reason.includes(`slice ${each.slice} runs it with ${each.budget.computeUnits} of 2`),
+        );
+        assert.equal(each.reason.match(/\.(?= |$)/g)?.length, 1, each.reason);
+      });
+    }
+  });
+
+  test("there is no explanation for an expert that is not there", () => {
+    const plan = new SliceManager({ device: cpu() }).allocate(load(SKEWED));
+    for (const expert of [-1, 8, 0.5]) {
+      assert.throws(() => plan.explain(expert), /experts 0 to 7/);
+    }
+  });
+});
+
+describe("errors", () => {
+  test("loads and profiles that do not fit are refused", () => {
+    const manager = new SliceManager({ device: cpu() });
+    assert.throws(
+      () => manager.allocate({ counts: [1] as unknown as Int32Array }),
+      InvalidArgumentError,
+    );
+    assert.throws(() => manager.allocate(load([])), InvalidArgumentError);
+    assert.throws(() => manager.allocate(load([1, -2])), /counts\[1\] is -2/);
+    manager.allocate(load(SKEWED));
+    assert.throws(() => manager.allocate(load([1, 2])), /2 experts .* plans for 8/);
+    const profiler = new ExpertProfiler({ experts: 4 });
+    assert.throws(() => manager.allocate(load(SKEWED), profiler), /profile is of 4 experts/);
+  });
+
+  test("options out of range are refused", () => {
+    const wrong: [RegExp, ConstructorParameters<typeof SliceManager>[0]][] = [
+      [/no slice policy "greedy"; choose one of static, dynamic/, { policy: "greedy" as "static" }],
+      [/no realisation "green"/, { realisation: "green" as "shared" }],
+      [/priority NaN/, { priorities: { A: Number.NaN } }],
+      [/maxExperts\.A is -1/, { maxExperts: { A: -1 } }],
+      [/maxExperts\.C is 2/, { maxExperts: { C: 2 } as object }],
+      [/expertBytes is 0/, { expertBytes: 0 }],
+      [/granularity of 0\.1/, { device: cpu(2, { computeUnitGranularity: 0.1 }) }],
+      [/granularity of 0;/, { device: cpu(2, { computeUnitGranularity: 0 }) }],
+      [
+        /3 compute units in steps of 1; .* need 4/,
+        { device: cpu(3, { computeUnitGranularity: 1 }) },
+      ],
+    ];
+    for (const [message, options] of wrong) {
+      assert.throws(() => new SliceManager(options), { name: "InvalidArgumentError", message });
+    }
+  });
+
+  test("measurements that cannot be, or of another manager's plan, are refused", () => {
+    const manager = new SliceManager({ device: cpu() });
+    const plan = manager.allocate(load(SKEWED));
+    const good = { plan, seconds: 0.01, tokens: 10, joules: null };
+    assert.doesNotThrow(() => manager.observe(good));
+    for (const wrong of [
+      { seconds: -1 },
+      { seconds: Number.NaN },
+      { tokens: -1 },
+      { joules: -1 },
+    ]) {
+      assert.throws(() => manager.observe({ ...good, ...wrong }), InvalidArgumentError);
+    }
+    const other = new SliceManager({ device: cpu() }).allocate(load(SKEWED));
+    assert.throws(
+      () => manager.observe({ ...good, plan: other }),
+      /not made by this slice manager/,
+    );
+  });
+});
