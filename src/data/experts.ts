@@ -11,7 +11,7 @@ import type { Activation, AllRows, BucketRows } from "../execution/operators.ts"
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
 import type { ExpertsSpec } from "./spec.ts";
 import { productCount } from "./step-buffers.ts";
-import { validateExpertsSpec } from "./validate.ts";
+import { validateExpertCount, validateExpertsSpec } from "./validate.ts";
 import type { ProductWeights } from "./weights.ts";
 
 const NO_ACTIVATION: Activation = { kind: "none" };
@@ -50,6 +50,7 @@ export class Experts implements Disposable {
     options: { device?: Device } = {},
   ): Promise<Experts> {
     validateExpertsSpec(spec, "experts");
+    validateExpertCount(count);
     const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
     const device = options.device ?? (await defaultDevice());
     return Experts.load(device, spec, count, async (i) => weightsOf(i));
@@ -89,6 +90,10 @@ export class Experts implements Disposable {
   /** Bytes of device memory the weights take. */
   get byteLength(): number {
     return this.#products.reduce((sum, projection) => sum + projection.byteLength, 0);
+  }
+
+  get closed(): boolean {
+    return this.#closed;
   }
 
   /** The device's weight blocks, first product to last. @throws DisposedError */

@@ -63,7 +63,12 @@ export interface LayerTensors {
 export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerWeights {
   const { experts: count } = spec.router;
   const gate = matrix(tensors.gate, "gate", count, spec.hiddenSize);
-  const experts = hostExpertWeights(spec.experts, count, tensors.experts, "experts");
+  const experts = hostExpertWeights(
+    spec.experts,
+    count,
+    need(tensors.experts, "experts"),
+    "experts",
+  );
   const weights: LayerWeights = {
     gate: async () => gate,
     expert: async (i) => experts(i),

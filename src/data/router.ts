@@ -57,17 +57,17 @@ export interface RouterOptions {
 export class Router implements Disposable {
   readonly #options: RouterOptions;
   readonly #gate: MatrixView | undefined;
-  #weights: Promise<RouterWeights> | undefined;
+  #uploading: Promise<RouterWeights> | undefined;
+  #weights: RouterWeights | undefined;
+  /** Batches being routed; the weights are theirs until they are done. */
+  #inFlight = 0;
   #closed = false;
 
   /** @throws InvalidArgumentError, ShapeError naming the option that does not fit */
   constructor(options: RouterOptions) {
     this.#options = { ...options };
     if (options.gate !== undefined) {
-      const gate = toTensor(options.gate, "gate");
-      if (gate.shape.length !== 2) {
-        throw new ShapeError(`gate has shape [${gate.shape.join(", ")}]; it must be [E, H].`);
-      }
+      const gate = matrixOf(options.gate, "gate");
       this.#gate = matrixView(gate);
       this.#spec(gate.shape[0] as number);
     } else if (options.gateBias !== undefined) {
@@ -102,22 +102,45 @@ export class Router implements Disposable {
       );
     }
     const spec = this.#spec((given?.shape[1] ?? this.#gate?.rows) as number);
-    const device = this.#options.device ?? (await defaultDevice());
-    this.#weights ??= uploadRouter(device, spec, {
+    this.#inFlight++;
+    try {
+      const device = this.#options.device ?? (await defaultDevice());
+      const weights = await this.#upload(device, spec);
+      return await routeOnce(device, spec, weights, tokens, given);
+    } finally {
+      this.#inFlight--;
+      if (this.#closed) this.#free();
+    }
+  }
+
+  /** Frees the device memory, once the batches in flight are done; harmless when repeated. */
+  [Symbol.dispose](): void {
+    this.#closed = true;
+    this.#free();
+  }
+
+  #upload(device: Device, spec: RouterSpec): Promise<RouterWeights> {
+    this.#uploading ??= uploadRouter(device, spec, {
       gate: this.#gate,
       gateBias: floats(this.#options.gateBias, "gateBias"),
       selectionBias: floats(this.#options.selectionBias, "selectionBias"),
-    });
-    return routeOnce(device, spec, await this.#weights, tokens, given);
+    }).then(
+      (weights) => {
+        this.#weights = weights;
+        return weights;
+      },
+      (error) => {
+        // What failed for want of memory can be tried again.
+        this.#uploading = undefined;
+        throw error;
+      },
+    );
+    return this.#uploading;
   }
 
-  /** Frees the device memory; harmless when repeated. */
-  [Symbol.dispose](): void {
-    this.#closed = true;
-    void this.#weights?.then(
-      (weights) => weights[Symbol.dispose](),
-      () => {},
-    );
+  #free(): void {
+    if (this.#inFlight > 0) return;
+    this.#weights?.[Symbol.dispose]();
     this.#weights = undefined;
   }
 
@@ -152,25 +175,27 @@ async function routeOnce(
   const { experts, topK } = spec;
   const [count, width] = hidden.shape as [number, number];
   const slots = count * topK;
+  // Buffers of an empty batch have room for a token, as every operator wants.
+  const capacity = Math.max(1, count);
   const owned: Disposable[] = [];
   const make = (elements: number, what: string) => {
-    const buffer = device.allocate(Math.max(1, elements) * 4, what);
+    const buffer = device.allocate(elements * 4, what);
     owned.push(buffer);
     return buffer;
   };
   try {
     const buffers: RoutingBuffers = {
-      capacity: count,
+      capacity,
       tokens: make(1, "token count"),
-      hidden: make(logits === undefined ? count * width : 1, "hidden states"),
-      logits: make(count * experts, "router logits"),
-      ids: make(slots, "expert ids"),
-      weights: make(slots, "routing weights"),
+      hidden: make(logits === undefined ? capacity * width : 1, "hidden states"),
+      logits: make(capacity * experts, "router logits"),
+      ids: make(capacity * topK, "expert ids"),
+      weights: make(capacity * topK, "routing weights"),
       counts: make(experts, "expert counts"),
       buckets: {
         offsets: make(experts + 1, "bucket offsets"),
-        order: make(slots, "bucket order"),
-        inverse: make(slots, "inverse bucket order"),
+        order: make(capacity * topK, "bucket order"),
+        inverse: make(capacity * topK, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
       },
     };

@@ -4,10 +4,10 @@
  * public face for single batches; layers use LayerRouter.
  */
 
-import { ShapeError } from "../errors.ts";
 import type { Device, DeviceBuffer, Projection, Stream } from "../execution/device.ts";
 import type { MatrixView } from "../tensor.ts";
-import type { RouterSpec } from "./spec.ts";
+import { fittingMatrix, fittingVector } from "./fit.ts";
+import type { LayerSpec, RouterSpec } from "./spec.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 import type { LayerWeights } from "./weights.ts";
 
@@ -136,18 +136,23 @@ export class LayerRouter implements Disposable {
     this.#weights = weights;
   }
 
-  static async load(device: Device, spec: RouterSpec, source: LayerWeights): Promise<LayerRouter> {
-    const gateBias = spec.bias ? await source.gateBias?.() : undefined;
-    const selectionBias = spec.selectionBias ? await source.selectionBias?.() : undefined;
-    if (spec.bias && gateBias === undefined) throw new ShapeError("The router's bias is missing.");
-    if (spec.selectionBias && selectionBias === undefined) {
-      throw new ShapeError("The router's selection bias is missing.");
-    }
-    const gate = await source.gate();
-    return new LayerRouter(
-      spec,
-      await uploadRouter(device, spec, { gate, gateBias, selectionBias }),
-    );
+  /** On failure nothing stays allocated. @throws ShapeError if the source's tensors do not fit the spec */
+  static async load(
+    device: Device,
+    { hiddenSize, router }: Pick<LayerSpec, "hiddenSize" | "router">,
+    source: LayerWeights,
+  ): Promise<LayerRouter> {
+    const { experts } = router;
+    const tensors: RouterTensors = {
+      gate: fittingMatrix(await source.gate(), "The router's gate", experts, hiddenSize),
+      gateBias: router.bias
+        ? fittingVector(await source.gateBias?.(), "The router's bias", experts)
+        : undefined,
+      selectionBias: router.selectionBias
+        ? fittingVector(await source.selectionBias?.(), "The router's selection bias", experts)
+        : undefined,
+    };
+    return new LayerRouter(router, await uploadRouter(device, router, tensors));
   }
 
   /** Enqueues gate, routing and bucketing: hidden states to work lists of `lanes` lanes. */

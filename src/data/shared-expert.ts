@@ -8,6 +8,7 @@ import { ShapeError } from "../errors.ts";
 import type { Device, Projection, Stream } from "../execution/device.ts";
 import type { AllRows } from "../execution/operators.ts";
 import { Experts } from "./experts.ts";
+import { fittingMatrix } from "./fit.ts";
 import type { SharedExpertSpec } from "./spec.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 import type { LayerWeights } from "./weights.ts";
@@ -33,14 +34,14 @@ export class SharedExpert implements Disposable {
     if (!spec.gate) return new SharedExpert(experts, undefined);
     let gate: Projection | undefined;
     try {
-      const matrix = await source.sharedGate?.();
-      if (matrix === undefined) throw new ShapeError("The shared expert's gate is missing.");
-      const { rows: outputs, columns: inputs, dtype } = matrix;
+      const { hiddenSize } = spec.experts;
+      const what = "The shared expert's gate";
+      const matrix = fittingMatrix(await source.sharedGate?.(), what, 1, hiddenSize);
       const shape = {
         count: 1,
-        inputs,
-        outputs,
-        dtype,
+        inputs: hiddenSize,
+        outputs: 1,
+        dtype: matrix.dtype,
         gated: false,
         bias: false,
       };

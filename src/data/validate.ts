@@ -14,6 +14,7 @@ export const MAX_TOP_K = 32;
 
 /** @throws InvalidArgumentError naming the field, its value and what it may be */
 export function validateLayerSpec(spec: LayerSpec): void {
+  group("spec", spec);
   whole("hiddenSize", spec.hiddenSize, 1);
   validateRouterSpec(spec.router);
   validateExpertsSpec(spec.experts, "experts");
@@ -25,6 +26,8 @@ export function validateLayerSpec(spec: LayerSpec): void {
     );
   }
   if (spec.shared !== undefined) {
+    group("shared", spec.shared);
+    yesOrNo("shared.gate", spec.shared.gate);
     validateExpertsSpec(spec.shared.experts, "shared.experts");
     if (spec.shared.experts.hiddenSize !== spec.hiddenSize) {
       fail(
@@ -41,29 +44,43 @@ export function validateLayerSpec(spec: LayerSpec): void {
 }
 
 export function validateRouterSpec(spec: RouterSpec): void {
+  group("router", spec);
   whole("router.experts", spec.experts, 1, MAX_EXPERTS);
   whole("router.topK", spec.topK, 1, Math.min(MAX_TOP_K, spec.experts));
   validateRule(spec.rule, spec.experts, spec.topK);
-  if (spec.capacityFactor !== undefined && !(spec.capacityFactor > 0)) {
-    fail("router.capacityFactor", spec.capacityFactor, "must be greater than 0, or left out");
+  if (spec.bias !== undefined) yesOrNo("router.bias", spec.bias);
+  if (spec.selectionBias !== undefined) yesOrNo("router.selectionBias", spec.selectionBias);
+  if (spec.selectionBias && spec.rule.scoring === "sparsemixer") {
+    fail("router.selectionBias", true, 'has no meaning for scoring "sparsemixer"; use false');
+  }
+  const { capacityFactor } = spec;
+  if (capacityFactor !== undefined && !(Number.isFinite(capacityFactor) && capacityFactor > 0)) {
+    fail("router.capacityFactor", capacityFactor, "must be greater than 0, or left out");
   }
 }
 
 export function validateRule(rule: RoutingRule, experts: number, topK: number): void {
+  group("rule", rule);
   const scorings = ["softmax", "sigmoid", "topk-softmax", "topk-sigmoid", "sparsemixer"];
   oneOf("rule.scoring", rule.scoring, scorings);
   const scoresAll = rule.scoring === "softmax" || rule.scoring === "sigmoid";
+  yesOrNo("rule.renormalize", rule.renormalize);
   if (rule.renormalize && !scoresAll) {
     fail("rule.renormalize", true, `has no meaning for scoring "${rule.scoring}"; use false`);
   }
   if (!Number.isFinite(rule.scale)) {
     fail("rule.scale", rule.scale, "must be a finite number; use 1 for none");
   }
-  if (rule.scoring === "sparsemixer" && !(rule.jitter !== undefined && rule.jitter >= 0)) {
-    fail("rule.jitter", rule.jitter, "must be 0 or more for sparsemixer (Phi-3.5-MoE: 0.01)");
+  const { jitter } = rule;
+  if (rule.scoring !== "sparsemixer" && jitter !== undefined) {
+    fail("rule.jitter", jitter, `has no meaning for scoring "${rule.scoring}"; leave it out`);
+  }
+  if (rule.scoring === "sparsemixer" && !(Number.isFinite(jitter) && (jitter as number) >= 0)) {
+    fail("rule.jitter", jitter, "must be 0 or more for sparsemixer (Phi-3.5-MoE: 0.01)");
   }
   const limit = rule.groupLimit;
   if (limit === undefined) return;
+  group("rule.groupLimit", limit);
   if (!scoresAll) {
     fail("rule.groupLimit", limit.groups, `has no meaning for scoring "${rule.scoring}"`);
   }
@@ -87,6 +104,7 @@ export function validateRule(rule: RoutingRule, experts: number, topK: number): 
 }
 
 export function validateExpertsSpec(spec: ExpertsSpec, name: string): void {
+  group(name, spec);
   oneOf(`${name}.form`, spec.form, ["gated", "mlp"]);
   whole(`${name}.hiddenSize`, spec.hiddenSize, 1);
   whole(`${name}.intermediateSize`, spec.intermediateSize, 1);
@@ -95,10 +113,17 @@ export function validateExpertsSpec(spec: ExpertsSpec, name: string): void {
   if (spec.form === "gated" && spec.depth !== undefined) {
     fail(`${name}.depth`, spec.depth, "is for form mlp; leave it out for gated experts");
   }
+  yesOrNo(`${name}.bias`, spec.bias);
   validateActivation(spec.activation, spec.form, `${name}.activation`);
 }
 
+/** @throws InvalidArgumentError unless a set of experts can have that many */
+export function validateExpertCount(count: number): void {
+  whole("count", count, 1, MAX_EXPERTS);
+}
+
 function validateActivation(activation: Activation, form: "gated" | "mlp", name: string): void {
+  group(name, activation);
   const kinds = ["none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid", "swiglu-clamped"];
   oneOf(`${name}.kind`, activation.kind, kinds);
   if (activation.kind !== "swiglu-clamped") return;
@@ -106,14 +131,16 @@ function validateActivation(activation: Activation, form: "gated" | "mlp", name:
   if (!Number.isFinite(activation.alpha)) {
     fail(`${name}.alpha`, activation.alpha, "must be a finite number (gpt-oss: 1.702)");
   }
-  if (!(activation.limit > 0)) {
+  if (!(Number.isFinite(activation.limit) && activation.limit > 0)) {
     fail(`${name}.limit`, activation.limit, "must be greater than 0 (gpt-oss: 7)");
   }
 }
 
 export function validateAggregation(spec: AggregationSpec): void {
+  group("aggregation", spec);
   oneOf("aggregation.mode", spec.mode, ["sum", "concat"]);
   oneOf("aggregation.weightsApplyTo", spec.weightsApplyTo, ["output", "input"]);
+  yesOrNo("aggregation.residual", spec.residual);
   if (spec.mode === "concat" && spec.residual) {
     fail("aggregation.residual", true, "needs mode sum: a concatenation has k times the width");
   }
@@ -129,8 +156,16 @@ function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void 
   if (!allowed.includes(value)) fail(name, value, `must be one of ${allowed.join(", ")}`);
 }
 
+function yesOrNo(name: string, value: unknown): void {
+  oneOf(name, value, [true, false]);
+}
+
+function group(name: string, value: unknown): void {
+  if (typeof value !== "object" || value === null) fail(name, value, "must be an object");
+}
+
 function fail(name: string, value: unknown, rule: string): never {
-  throw new InvalidArgumentError(
-    `${name} is ${JSON.stringify(value) ?? String(value)}; it ${rule}.`,
-  );
+  // JSON has no NaN and no Infinity.
+  const shown = typeof value === "number" ? String(value) : JSON.stringify(value);
+  throw new InvalidArgumentError(`${name} is ${shown}; it ${rule}.`);
 }

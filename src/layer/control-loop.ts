@@ -5,7 +5,7 @@
  */
 
 import type { Plan } from "../control/plan.ts";
-import { ExpertProfiler, type ProfilerOptions } from "../control/profiler.ts";
+import { ExpertProfiler, type ProfilerOptions, type StepJoules } from "../control/profiler.ts";
 import { SliceManager, type SliceManagerOptions } from "../control/slices/manager.ts";
 import { type StreamAssignment, StreamScheduler } from "../control/stream-scheduler.ts";
 import type { DeviceProperties } from "../execution/device.ts";
@@ -26,12 +26,14 @@ export interface ControlOptions {
 
 /** What one finished step showed. */
 export interface StepFeedback {
+  /** The plan it ran under; there may be a newer one by the time it is finished. */
+  readonly plan: Plan;
   readonly tokens: number;
   readonly counts: Int32Array;
   /** Seconds of compute-unit time per expert; absent where the device cannot tell. */
   readonly busySeconds?: Float64Array;
   readonly seconds: number;
-  readonly joules: number | null;
+  readonly joules: StepJoules;
 }
 
 export class ControlLoop {
@@ -43,9 +45,18 @@ export class ControlLoop {
   #stepsSincePlan = 0;
   #stepsObserved = 0;
 
-  constructor(experts: number, device: DeviceProperties, options: ControlOptions) {
+  /**
+   * @param experts how many there are
+   * @param expertBytes weights of one expert, which an enforced cache budget is held against
+   */
+  constructor(
+    experts: number,
+    expertBytes: number,
+    device: DeviceProperties,
+    options: ControlOptions,
+  ) {
     this.profiler = new ExpertProfiler({ experts, ...options.profiler });
-    this.slices = new SliceManager({ device, ...options.slices });
+    this.slices = new SliceManager({ device, expertBytes, ...options.slices });
     this.scheduler = new StreamScheduler(
       options.streams === undefined ? {} : { streams: options.streams },
     );
@@ -67,7 +78,7 @@ export class ControlLoop {
   /** Takes a finished step in and, when it is time, plans anew; work in flight is not touched. */
   observe(feedback: StepFeedback): void {
     this.profiler.observe(feedback);
-    this.slices.observe({ plan: this.#plan, ...feedback });
+    this.slices.observe(feedback);
     this.#stepsObserved++;
     this.#stepsSincePlan++;
     if (this.#stepsObserved === 1 || this.#stepsSincePlan >= PLAN_INTERVAL) {

@@ -35,10 +35,10 @@ const BUSY_UNIT_SECONDS = 1e-7;
 /** What a layer holds on a device once its weights are there. */
 export class LayerEngine implements Disposable {
   readonly control: ControlLoop;
+  readonly modules: LayerModules;
   readonly #device: Device;
   readonly #spec: LayerSpec;
   readonly #specKey: string;
-  readonly #modules: LayerModules;
   readonly #graphs: GraphManager;
   readonly #energy: EnergyMonitor;
   readonly #streams: StreamPool;
@@ -55,8 +55,10 @@ export class LayerEngine implements Disposable {
     this.#device = device;
     this.#spec = spec;
     this.#specKey = JSON.stringify(spec);
-    this.#modules = modules;
-    this.control = new ControlLoop(spec.router.experts, device.properties, options);
+    this.modules = modules;
+    const { experts } = spec.router;
+    const expertBytes = modules.parts.experts.byteLength / experts;
+    this.control = new ControlLoop(experts, expertBytes, device.properties, options);
     this.#graphs = new GraphManager({ device, ...options.graphs });
     this.#energy = new EnergyMonitor(device.energy);
     this.#streams = new StreamPool(device);
@@ -101,12 +103,12 @@ export class LayerEngine implements Disposable {
       spec: this.#specKey,
       bucket: tokenBucket(tokens),
       budgets: plan.budgetKey,
-      lanes: this.#streams.keyOf(assignment),
+      lanes: assignment.laneKey,
     });
     const started = performance.now();
     const mode = await this.#graphs.run(key, {
       origin: streams.main,
-      record: () => recordStep(streams, this.#modules.parts, buffers),
+      record: () => recordStep(streams, this.modules.parts, buffers),
     });
     const seconds = (performance.now() - started) / 1000;
     this.#steps++;
@@ -123,7 +125,7 @@ export class LayerEngine implements Disposable {
     return {
       steps: this.#steps,
       graphs: this.#graphs.stats(),
-      weightBytes: this.#modules.byteLength,
+      weightBytes: this.modules.byteLength,
       tokenCapacity: this.#buffers?.capacity ?? 0,
     };
   }
@@ -132,7 +134,7 @@ export class LayerEngine implements Disposable {
     this.#graphs[Symbol.dispose]();
     this.#streams[Symbol.dispose]();
     this.#buffers?.[Symbol.dispose]();
-    this.#modules[Symbol.dispose]();
+    this.modules[Symbol.dispose]();
   }
 
   /** Buffers with room for the batch; larger batches than ever before replace them, and the graphs that used them. */
@@ -235,7 +237,7 @@ export class LayerEngine implements Disposable {
   async #observe(
     buffers: StepBuffers,
     counts: Int32Array,
-    run: { readonly tokens: number; readonly seconds: number },
+    run: { readonly plan: Plan; readonly tokens: number; readonly seconds: number },
   ): Promise<EnergyReading> {
     let busySeconds: Float64Array | undefined;
     if (this.#device.properties.timesExperts.available) {
@@ -245,11 +247,12 @@ export class LayerEngine implements Disposable {
     }
     const energy = this.#energy.sample(run.tokens, run.seconds);
     this.control.observe({
+      plan: run.plan,
       tokens: run.tokens,
       counts,
       ...(busySeconds && { busySeconds }),
       seconds: run.seconds,
-      joules: energy.available ? energy.joules : null,
+      joules: energy.available ? energy.joules : energy.pending ? null : "lost",
     });
     return energy;
   }

@@ -27,7 +27,7 @@ export class LayerModules implements Disposable {
       return module;
     };
     try {
-      const routing = keep(await LayerRouter.load(device, spec.router, source));
+      const routing = keep(await LayerRouter.load(device, spec, source));
       const experts = keep(
         await Experts.load(device, spec.experts, spec.router.experts, (i) => source.expert(i)),
       );

@@ -20,6 +20,7 @@ import { type Tensor, type TensorLike, toTensor } from "../tensor.ts";
 import type { ControlLoop } from "./control-loop.ts";
 import type { ForwardOptions, ForwardResult, LayerOptions, LayerStatistics } from "./forward.ts";
 import { LayerEngine } from "./layer-engine.ts";
+import type { LayerModules } from "./layer-modules.ts";
 
 export class MoELayer implements AsyncDisposable {
   readonly spec: LayerSpec;
@@ -103,6 +104,11 @@ export class MoELayer implements AsyncDisposable {
   /** The control loop, for those who want to steer it: reserve, resize, migrate, snapshot. */
   get control(): Promise<ControlLoop> {
     return this.#start().then((engine) => engine.control);
+  }
+
+  /** The modules with their weights on the device, for those who enqueue them in a way of their own; the layer frees them. */
+  get modules(): Promise<LayerModules> {
+    return this.#start().then((engine) => engine.modules);
   }
 
   /** Graphs captured, replayed and evicted so far; bytes of weights and of step buffers. */

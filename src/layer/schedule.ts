@@ -60,6 +60,7 @@ export class Schedule {
     const { topK, experts, tokens } = buckets;
     const aggregation = this.#options.aggregation ?? WEIGHTED_SUM;
     if (device.closed) throw new DisposedError("The device");
+    if (this.#experts.closed) throw new DisposedError("The set of experts");
     const { streams } = this.#options;
     const assignment = new StreamScheduler(streams === undefined ? {} : { streams }).assign(
       this.#plan,
@@ -78,9 +79,8 @@ export class Schedule {
     device.write(buffers.ids, buckets.ids);
     device.write(buffers.weights, buckets.weights);
     device.write(buffers.buckets.laneOf, assignment.laneOf);
-    const { realisation, slices } = this.#plan;
-    const units = Object.values(slices).map((slice) => slice.budget.computeUnits);
-    device.setComputeBudgets({ realisation, units });
+    const { realisation } = this.#plan;
+    device.setComputeBudgets({ realisation, units: unitsOf(this.#plan) });
 
     const { capacityFactor } = buckets;
     const routing = new GivenRouting({
@@ -111,7 +111,7 @@ export class Schedule {
  * Prepares the batch that `plan` was made for.
  *
  * @param plan from `SliceManager.allocate(buckets)`; it remembers the buckets
- * @throws InvalidArgumentError if the plan was made from bare counts instead of buckets
+ * @throws InvalidArgumentError if the plan was made from bare counts instead of buckets, or for a larger device
  * @throws ShapeError if experts and buckets do not fit together
  */
 export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions = {}): Schedule {
@@ -132,6 +132,18 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
       `The routed hidden states have ${width} columns; the experts take ${experts.spec.hiddenSize}.`,
     );
   }
+  const { computeUnits } = experts.device.properties;
+  const planned = unitsOf(plan).reduce((sum, units) => sum + units, 0);
+  if (planned > computeUnits) {
+    throw new InvalidArgumentError(
+      `The plan divides ${planned} compute units; the experts' device has ${computeUnits}. Plan for that device: new SliceManager({ device: experts.device.properties }).`,
+    );
+  }
   if (options.aggregation !== undefined) validateAggregation(options.aggregation);
   return new Schedule(plan, buckets, experts, options);
+}
+
+/** Compute units of each slice, in the order of the device's groups. */
+function unitsOf(plan: Plan): number[] {
+  return Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
 }

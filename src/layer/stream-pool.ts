@@ -2,7 +2,8 @@
  * The streams a layer's steps run on, one set per layout of lanes. Layouts come
  * back as load shifts to and fro, and captured graphs refer to the streams they
  * were captured on, so a set is kept until the layer closes. The number of
- * layouts is small: it is the number of ways to divide the lanes among three slices.
+ * layouts is small: the ways to divide the lanes among three slices, times the
+ * three orders the stream scheduler puts them in.
  */
 
 import type { Device } from "../execution/device.ts";
@@ -16,17 +17,12 @@ export class StreamPool implements Disposable {
     this.#device = device;
   }
 
-  /** Same string, same streams: the part of a graph's key that the lanes decide. */
-  keyOf(layout: LaneLayout): string {
-    return `${layout.sliceOfLane.join("")}:${layout.priorityOfLane.join(",")}`;
-  }
-
-  get(layout: LaneLayout): StepStreams {
-    const key = this.keyOf(layout);
-    let set = this.#sets.get(key);
+  /** The streams of a layout; the same ones for the same `laneKey`. */
+  get(layout: LaneLayout & { readonly laneKey: string }): StepStreams {
+    let set = this.#sets.get(layout.laneKey);
     if (set === undefined) {
       set = new StepStreams(this.#device, layout);
-      this.#sets.set(key, set);
+      this.#sets.set(layout.laneKey, set);
     }
     return set;
   }
