@@ -74,7 +74,8 @@ export class MoELayer implements AsyncDisposable {
   /**
    * Runs the layer on a batch.
    *
-   * @param hidden float [T, H], or with any leading axes; a DeviceTensor gives a DeviceTensor back
+   * @param hidden float [T, H], or with any leading axes; a DeviceTensor gives a DeviceTensor back.
+   *   It is read when the step's turn comes: leave it unchanged until the promise resolves.
    * @throws InvalidLogitsError naming the token whose logits are not finite; the layer stays usable
    * @throws ShapeError, OutOfDeviceMemoryError, DisposedError
    */

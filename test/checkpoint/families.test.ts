@@ -10,13 +10,8 @@ import { FAMILIES } from "../../src/checkpoint/families/index.ts";
 import { readLayer } from "../../src/checkpoint/index.ts";
 import type { LayerSpec, RouterSpec } from "../../src/data/spec.ts";
 import type { Activation, RoutingRule } from "../../src/execution/operators.ts";
-import {
-  FIXTURES,
-  type FixtureName,
-  loadFixture,
-  relativeError,
-  sortByExpert,
-} from "../fixtures/index.ts";
+import { relativeError } from "../../src/reference/index.ts";
+import { FIXTURES, type FixtureName, loadFixture, sortByExpert } from "../fixtures/index.ts";
 import { referenceForward } from "./reference.ts";
 
 /** The bound the whole system is held to. */

@@ -1,0 +1,213 @@
+/**
+ * Host tensors as a weight source: every layout shows the same matrices, and what
+ * is missing or misshapen is named.
+ */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import {
+  type ExpertTensors,
+  hostExpertWeights,
+  hostLayerWeights,
+  type LayerTensors,
+} from "../../src/data/host-weights.ts";
+import type { ExpertsSpec, LayerSpec } from "../../src/data/spec.ts";
+import type { ProductWeights } from "../../src/data/weights.ts";
+import { InvalidArgumentError, ShapeError } from "../../src/errors.ts";
+import { decodeMatrix } from "../../src/reference/index.ts";
+import type { TensorLike } from "../../src/tensor.ts";
+import {
+  gatedExperts,
+  LAYOUTS,
+  layOut,
+  PLAIN_LAYOUT,
+  plainSpec,
+  productsOf,
+  randomExperts,
+  randomLayer,
+  WEIGHT_DTYPES,
+} from "../support/layers.ts";
+import { between, randomFor } from "../support/seed.ts";
+
+/** Products as plain numbers, whatever their strides. */
+const plainly = (products: readonly ProductWeights[]) =>
+  products.map(({ value, gate, valueBias, gateBias }) => ({
+    shape: [value.rows, value.columns],
+    value: decodeMatrix(value),
+    gate: gate && decodeMatrix(gate),
+    valueBias: valueBias && Array.from(valueBias),
+    gateBias: gateBias && Array.from(gateBias),
+  }));
+
+test("every layout of every form gives the same products", () => {
+  const random = randomFor("host weights");
+  for (const dtype of WEIGHT_DTYPES) {
+    for (const bias of [false, true]) {
+      for (const form of ["gated", "mlp-2", "mlp-3"] as const) {
+        const sizes = gatedExperts(between(random, 1, 7), between(random, 1, 7), { dtype, bias });
+        const depth = form === "mlp-2" ? 2 : 3;
+        const spec: ExpertsSpec = form === "gated" ? sizes : { ...sizes, form: "mlp", depth };
+        const count = between(random, 1, 4);
+        const set = randomExperts(random, spec, count);
+        for (const layout of LAYOUTS) {
+          const experts = hostExpertWeights(spec, count, layOut(spec, set, layout), "experts");
+          for (let e = 0; e < count; e++) {
+            assert.deepEqual(
+              plainly(experts(e)),
+              plainly(productsOf(set, e)),
+              JSON.stringify({ spec, layout }),
+            );
+          }
+        }
+      }
+    }
+  }
+});
+
+test("a lone expert's tensors need no leading axis", () => {
+  const random = randomFor("host weights squeeze");
+  const spec = gatedExperts(3, 2, { bias: true });
+  const set = randomExperts(random, spec, 1);
+  const packed = layOut(spec, set, { ...PLAIN_LAYOUT, packed: true });
+  const squeezed = Object.fromEntries(
+    Object.entries(packed).map(([name, tensor]) => [
+      name,
+      { ...(tensor as TensorLike), shape: (tensor as TensorLike).shape.slice(1) },
+    ]),
+  );
+  const experts = hostExpertWeights(spec, 1, squeezed, "shared");
+  assert.deepEqual(plainly(experts(0)), plainly(productsOf(set, 0)));
+});
+
+const full: LayerSpec = {
+  ...plainSpec(4, 3, 2, 1, { shared: { experts: gatedExperts(4, 5), gate: true } }),
+  experts: gatedExperts(4, 3, { bias: true }),
+};
+const fullSpec: LayerSpec = {
+  ...full,
+  router: { ...full.router, bias: true, selectionBias: true },
+};
+
+test("a layer's source gives each of its tensors", async () => {
+  const { tensors, source } = randomLayer(randomFor("host weights layer"), fullSpec);
+  const weights = hostLayerWeights(fullSpec, tensors);
+  assert.deepEqual(decodeMatrix(await weights.gate()), decodeMatrix(await source.gate()));
+  assert.deepEqual(await weights.gateBias?.(), await source.gateBias?.());
+  assert.deepEqual(await weights.selectionBias?.(), await source.selectionBias?.());
+  for (const e of [0, 1]) {
+    assert.deepEqual(plainly(await weights.expert(e)), plainly(await source.expert(e)));
+  }
+  const [shared, expected] = [await weights.shared?.(), await source.shared?.()];
+  assert.deepEqual(plainly(shared ?? []), plainly(expected ?? []));
+  const [gate, expectedGate] = [await weights.sharedGate?.(), await source.sharedGate?.()];
+  assert.ok(gate && expectedGate);
+  assert.deepEqual(decodeMatrix(gate), decodeMatrix(expectedGate));
+});
+
+const zeros = (...shape: number[]): TensorLike => ({
+  data: new Float32Array(shape.reduce((a, b) => a * b, 1)),
+  shape,
+});
+
+/** Tensors for `fullSpec`. */
+const good: LayerTensors = {
+  gate: zeros(2, 4),
+  gateBias: zeros(2),
+  selectionBias: zeros(2),
+  experts: {
+    gate: zeros(2, 3, 4),
+    up: [zeros(3, 4), zeros(3, 4)],
+    down: zeros(2, 4, 3),
+    gateBias: zeros(2, 3),
+    upBias: [zeros(3), zeros(3)],
+    downBias: zeros(2, 4),
+  },
+  shared: { gateUp: zeros(10, 4), down: zeros(4, 5) },
+  sharedGate: zeros(1, 4),
+};
+
+function refuses(tensors: LayerTensors, message: RegExp, kind: typeof ShapeError = ShapeError) {
+  assert.throws(
+    () => hostLayerWeights(fullSpec, tensors),
+    (error) => {
+      assert.ok(error instanceof kind, String(error));
+      assert.match(error.message, message);
+      return true;
+    },
+  );
+}
+
+const without = <T extends object>(object: T, key: keyof T): T => {
+  const { [key]: _, ...rest } = object;
+  return rest as T;
+};
+
+test("what is missing is named", () => {
+  hostLayerWeights(fullSpec, good);
+  for (const name of ["gateBias", "selectionBias", "shared", "sharedGate"] as const) {
+    refuses(without(good, name), new RegExp(`^${name} is missing`));
+  }
+  refuses(without(good, "gate"), /^gate must be a tensor/, InvalidArgumentError as never);
+  refuses(without(good, "experts"), /^experts is missing/);
+  for (const name of ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const) {
+    refuses(
+      { ...good, experts: without(good.experts, name) },
+      new RegExp(`^experts\\.${name} is missing`),
+    );
+  }
+  refuses({ ...good, shared: { gateUp: zeros(10, 4) } }, /^shared\.down is missing/);
+  refuses({ ...good, shared: { down: zeros(4, 5) } }, /^shared\.gate is missing/);
+  refuses(
+    { ...good, experts: { ...without(good.experts, "gate"), gateUp: zeros(2, 6, 4) } },
+    /^experts\.gateUpBias is missing/,
+  );
+});
+
+test("what has another shape or type is named, with both shapes", () => {
+  const experts = (more: ExpertTensors) => ({ ...good, experts: { ...good.experts, ...more } });
+  refuses({ ...good, gate: zeros(4, 2) }, /^gate has shape \[4, 2\].*\[2, 4\]/);
+  refuses({ ...good, gateBias: zeros(3) }, /^gateBias has shape \[3\].*\[2\]/);
+  refuses({ ...good, selectionBias: zeros(1, 2) }, /^selectionBias has shape \[1, 2\].*\[2\]/);
+  refuses({ ...good, sharedGate: zeros(4) }, /^sharedGate has shape \[4\].*\[1, 4\]/);
+  refuses(experts({ gate: zeros(3, 3, 4) }), /^experts\.gate has shape \[3, 3, 4\].*\[2, 3, 4\]/);
+  refuses(experts({ gate: zeros(3, 4) }), /^experts\.gate has shape \[3, 4\].*\[2, 3, 4\]/);
+  refuses(experts({ up: [zeros(3, 4)] }), /^experts\.up holds 1 tensors.*2/);
+  refuses(
+    experts({ up: [zeros(3, 4), zeros(4, 3)] }),
+    /^experts\.up\[1\] has shape \[4, 3\].*\[3, 4\]/,
+  );
+  refuses(experts({ down: zeros(2, 3, 4) }), /^experts\.down has shape \[2, 3, 4\].*\[2, 4, 3\]/);
+  refuses(experts({ transposed: true }), /^experts\.down has shape \[2, 4, 3\].*\[2, 3, 4\]/);
+  refuses(experts({ downBias: zeros(2, 3) }), /^experts\.downBias has shape \[2, 3\].*\[2, 4\]/);
+  refuses(
+    { ...good, gate: { data: new Int32Array(8), shape: [2, 4] } },
+    /^gate is int32; .*float32, bfloat16, float16/,
+  );
+  const argument = InvalidArgumentError as never;
+  refuses(
+    { ...good, gate: { data: new Uint16Array(8), shape: [2, 4] } },
+    /16-bit.*dtype/,
+    argument,
+  );
+  refuses({ ...good, gate: { data: new Float32Array(7), shape: [2, 4] } }, /8 elements.*has 7/);
+});
+
+test("a plain MLP's layers are named by index", () => {
+  const spec: ExpertsSpec = { ...gatedExperts(4, 3, { bias: true }), form: "mlp", depth: 3 };
+  const tensors: ExpertTensors = {
+    layers: [zeros(2, 3, 4), zeros(2, 3, 3), zeros(2, 4, 3)],
+    layerBiases: [zeros(2, 3), zeros(2, 3), zeros(2, 4)],
+  };
+  hostExpertWeights(spec, 2, tensors, "experts");
+  const refusesMlp = (more: ExpertTensors, message: RegExp) =>
+    assert.throws(
+      () => hostExpertWeights(spec, 2, { ...tensors, ...more }, "experts"),
+      (error) => error instanceof ShapeError && message.test(error.message),
+    );
+  refusesMlp({ layers: [zeros(2, 3, 4), zeros(2, 3, 3)] }, /^experts\.layers\[2\] is missing/);
+  refusesMlp(
+    { layers: [zeros(2, 3, 4), zeros(2, 3, 4), zeros(2, 4, 3)] },
+    /^experts\.layers\[1\] has shape \[2, 3, 4\].*\[2, 3, 3\]/,
+  );
+  refusesMlp({ layerBiases: [] }, /^experts\.layerBiases\[0\] is missing/);
+});

@@ -1,0 +1,52 @@
+/** Tensors of any element type out of float32 numbers, and back. */
+
+import {
+  type DType,
+  type TensorData,
+  type TensorLike,
+  toFloat32,
+  toTensor,
+} from "../../src/tensor.ts";
+
+/** Numbers rounded to nearest as a tensor of the element type. */
+export function tensorOf(
+  values: Float32Array,
+  shape: readonly number[],
+  dtype: DType = "float32",
+): TensorLike & { readonly dtype: DType; readonly data: TensorData } {
+  return { dtype, shape, data: encode(values, dtype) };
+}
+
+/** The float32 numbers that a tensor's elements stand for. */
+export function valuesOf(tensor: TensorLike): Float32Array {
+  return toFloat32(toTensor(tensor, "tensor"));
+}
+
+function encode(values: Float32Array, dtype: DType): TensorData {
+  switch (dtype) {
+    case "float32":
+      return values;
+    case "bfloat16": {
+      const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+      // Round half to even; the inputs are finite or infinite.
+      return Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+    }
+    case "float16":
+      return Uint16Array.from(values, float16Bits);
+    case "int32":
+      return Int32Array.from(values);
+  }
+}
+
+/** The bits of the float16 nearest to a number. */
+export function float16Bits(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0;
+  const size = Math.abs(value);
+  if (Number.isNaN(value)) return 0x7e00;
+  if (size >= 65520) return sign | 0x7c00;
+  if (size < 2 ** -14) return sign | Math.round(size * 2 ** 24);
+  const exponent = Math.floor(Math.log2(size));
+  const fraction = Math.round((size / 2 ** exponent - 1) * 1024);
+  // A fraction that rounds up to 1024 carries into the exponent, as it should.
+  return sign | (((exponent + 15) << 10) + fraction);
+}
