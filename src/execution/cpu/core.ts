@@ -1,0 +1,189 @@
+/**
+ * What the parts of one CPU device share: memory, kernels, workers, and the state
+ * that enqueued work depends on. Buffers, projections, streams and graphs belong to
+ * a core and know it by the few methods they need; device.ts is the face of it.
+ */
+
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import type { ComputeBudgets, DeviceProperties } from "../device.ts";
+import type { Operator } from "../operators.ts";
+import { ArgumentWriter } from "./arguments.ts";
+import { equalShares, type WorkerShares, workerShares } from "./budgets.ts";
+import { type BufferOwner, CpuBuffer } from "./buffer.ts";
+import { CpuGraph, type GraphOwner, requireOpen } from "./graph.ts";
+import type { Kernels } from "./kernels.ts";
+import type { Block, DeviceMemory } from "./memory.ts";
+import { writeBucket } from "./operators/bucket.ts";
+import { writeCombine } from "./operators/combine.ts";
+import { writeProject } from "./operators/project.ts";
+import { writeRoute } from "./operators/route.ts";
+import type { WorkerPool } from "./pool.ts";
+import { buildProgram, OPERATOR_KIND, type ProgramNode } from "./program.ts";
+import type { ProjectionOwner } from "./projection.ts";
+import { type CpuStream, type EncodedOperator, Recorder, type StreamOwner } from "./recorder.ts";
+
+/** Writers that stage parts of matrices at the same time: one copies while the workers pack for the other. */
+const STAGING_SLOTS = 2;
+
+export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, GraphOwner {
+  readonly memory: DeviceMemory;
+  readonly kernels: Kernels;
+  readonly properties: DeviceProperties;
+  readonly #pool: WorkerPool;
+  #eager = new Recorder();
+  #capture: Recorder | undefined;
+  #shares: WorkerShares;
+  #closures = 0;
+  #closed = false;
+  #freeSlots = STAGING_SLOTS;
+  readonly #slotWaiters: (() => void)[] = [];
+
+  constructor(
+    memory: DeviceMemory,
+    kernels: Kernels,
+    pool: WorkerPool,
+    properties: DeviceProperties,
+  ) {
+    this.memory = memory;
+    this.kernels = kernels;
+    this.properties = properties;
+    this.#pool = pool;
+    this.#shares = equalShares(properties.computeUnits);
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  get closures(): number {
+    return this.#closures;
+  }
+
+  get recorder(): Recorder {
+    return this.#capture ?? this.#eager;
+  }
+
+  requireOpen(): void {
+    if (this.#closed) throw new DisposedError("The device");
+  }
+
+  allocate(byteLength: number, label: string): CpuBuffer {
+    this.requireOpen();
+    return new CpuBuffer(this, this.memory.allocate(byteLength, label), byteLength, label);
+  }
+
+  /** Submitted programs may still use the block, so it is given back when they are over. */
+  retireBlock(block: Block): void {
+    this.#closures += 1;
+    this.#pool.afterwards(() => this.memory.release(block));
+  }
+
+  setComputeBudgets(budgets: ComputeBudgets): void {
+    this.requireOpen();
+    this.#shares = workerShares(budgets, this.properties);
+  }
+
+  encode(operator: Operator): EncodedOperator {
+    const to = new ArgumentWriter(this, String(operator.kind));
+    switch (operator.kind) {
+      case "route":
+        writeRoute(operator, to);
+        break;
+      case "bucket":
+        writeBucket(operator, to, this.kernels.maxTileRows(), (elements, label) =>
+          this.allocate(elements * 4, label),
+        );
+        break;
+      case "project":
+        writeProject(operator, to);
+        break;
+      case "combine":
+        writeCombine(operator, to);
+        break;
+      default:
+        throw new InvalidArgumentError(
+          `Unknown operator "${String((operator as { kind: unknown }).kind)}". Use route, bucket, project or combine.`,
+        );
+    }
+    to.finish();
+    return { kind: OPERATOR_KIND[operator.kind], words: to.words, resources: to.resources };
+  }
+
+  capture(origin: CpuStream, record: () => void): CpuGraph {
+    this.requireOpen();
+    if (this.#capture !== undefined) {
+      throw new InvalidArgumentError("Captures cannot be nested. Finish the one under way first.");
+    }
+    const recorder = new Recorder(origin);
+    this.#capture = recorder;
+    try {
+      if ((record() as unknown) instanceof Promise) {
+        throw new InvalidArgumentError(
+          "The function to capture returned a promise. Enqueue everything before it returns; what comes later is not captured.",
+        );
+      }
+    } finally {
+      this.#capture = undefined;
+    }
+    if (recorder.nodes.length === 0) {
+      throw new InvalidArgumentError("Nothing was enqueued in the capture, so there is no graph.");
+    }
+    return new CpuGraph(this, recorder);
+  }
+
+  async synchronize(): Promise<void> {
+    this.requireOpen();
+    if (this.#capture !== undefined) {
+      throw new InvalidArgumentError("Cannot synchronize inside a capture. Launch the graph.");
+    }
+    const { nodes, resources } = this.#eager;
+    if (nodes.length === 0) {
+      await new Promise<void>((resolve) => this.#pool.afterwards(resolve));
+      return;
+    }
+    this.#eager = new Recorder();
+    requireOpen(resources);
+    await this.#pool.submit(buildProgram(nodes), this.#shares);
+  }
+
+  submit(image: Int32Array): Promise<void> {
+    if (this.#capture !== undefined) {
+      return Promise.reject(
+        new InvalidArgumentError("Cannot launch a graph inside a capture. Launch it afterwards."),
+      );
+    }
+    return this.#pool.submit(image, this.#shares);
+  }
+
+  /** Runs work of the device's own, outside the budgets. */
+  runNodes(nodes: readonly ProgramNode[]): Promise<void> {
+    return this.#pool.submit(buildProgram(nodes), equalShares(this.properties.computeUnits));
+  }
+
+  async withStaging<T>(byteLength: number, work: (address: number) => Promise<T>): Promise<T> {
+    if (this.#freeSlots === 0) {
+      await new Promise<void>((resolve) => this.#slotWaiters.push(resolve));
+    } else {
+      this.#freeSlots -= 1;
+    }
+    try {
+      this.requireOpen();
+      const block = this.memory.allocate(byteLength, "staging", false);
+      try {
+        return await work(block.address);
+      } finally {
+        this.memory.release(block);
+      }
+    } finally {
+      const next = this.#slotWaiters.shift();
+      if (next === undefined) this.#freeSlots += 1;
+      else next();
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#pool.close();
+  }
+}

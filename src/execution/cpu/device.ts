@@ -1,0 +1,184 @@
+/**
+ * The CPU device: worker threads over one shared memory, behind the `Device`
+ * interface. A compute unit is a worker thread; the main thread only describes
+ * work and hands it over.
+ *
+ * The parts: memory.ts (who has which bytes), recorder.ts (streams and events into
+ * programs), program.ts (what a program is), pool.ts and worker.ts (who runs it),
+ * scheduler.ts (in what order), operators/ (what the operators do), kernels.ts (with
+ * what arithmetic).
+ */
+
+import { availableParallelism } from "node:os";
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import type {
+  ComputeBudgets,
+  Device,
+  DeviceBuffer,
+  DeviceEvent,
+  DeviceProperties,
+  EnergySource,
+  Graph,
+  MemoryUsage,
+  Projection,
+  ProjectionSpec,
+  Stream,
+  StreamOptions,
+} from "../device.ts";
+import { CpuBuffer } from "./buffer.ts";
+import { DeviceCore } from "./core.ts";
+import { compileKernels, instantiateKernels } from "./kernels.ts";
+import { DeviceMemory } from "./memory.ts";
+import { fillNode } from "./operators/pack.ts";
+import { WorkerPool } from "./pool.ts";
+import { CpuProjection, projectionLayout } from "./projection.ts";
+import { cpuProperties } from "./properties.ts";
+import { openRapl } from "./rapl.ts";
+import { CpuEvent, CpuStream } from "./recorder.ts";
+
+export interface CpuDeviceOptions {
+  /** Worker threads. Default: as many as the process can run at once. */
+  readonly threads?: number;
+}
+
+/** Each worker has its own scratch memory and stack, and atomics do not scale for ever. */
+const MOST_THREADS = 1024;
+
+/**
+ * Opens a CPU device.
+ *
+ * @throws InvalidArgumentError if `threads` is not a whole number from 1 to 1024
+ * @throws DeviceUnavailableError if this runtime cannot run the kernels
+ * @throws DeviceFailedError if a worker thread cannot be started
+ */
+export async function openCpuDevice(options: CpuDeviceOptions = {}): Promise<CpuDevice> {
+  const threads = options.threads ?? availableParallelism();
+  if (!Number.isInteger(threads) || threads < 1 || threads > MOST_THREADS) {
+    throw new InvalidArgumentError(
+      `threads is ${String(threads)}. Use a whole number from 1 to ${MOST_THREADS}.`,
+    );
+  }
+  const compiled = await compileKernels();
+  const memory = new DeviceMemory();
+  const kernels = instantiateKernels(compiled.module, memory.wasm);
+  const pool = await WorkerPool.start(threads, memory, compiled, kernels);
+  const properties = cpuProperties(threads, memory.limitBytes, compiled.variant);
+  return new CpuDevice(new DeviceCore(memory, kernels, pool, properties), openRapl());
+}
+
+export class CpuDevice implements Device {
+  readonly energy: EnergySource;
+  readonly #core: DeviceCore;
+
+  /** @internal Use openCpuDevice(). */
+  constructor(core: DeviceCore, energy: EnergySource) {
+    this.#core = core;
+    this.energy = energy;
+  }
+
+  get properties(): DeviceProperties {
+    return this.#core.properties;
+  }
+
+  get closed(): boolean {
+    return this.#core.closed;
+  }
+
+  allocate(byteLength: number, label: string): DeviceBuffer {
+    return this.#core.allocate(byteLength, label);
+  }
+
+  write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {
+    const bytes = this.#bytes(target, byteOffset, source.byteLength);
+    bytes.set(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
+  }
+
+  async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
+    const bytes = this.#bytes(source, byteOffset, target.byteLength);
+    new Uint8Array(target.buffer, target.byteOffset, target.byteLength).set(bytes);
+  }
+
+  async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {
+    this.#bytes(target, 0, byteLength).set(this.#bytes(source, 0, byteLength));
+  }
+
+  memory(): MemoryUsage {
+    return this.#core.memory.usage();
+  }
+
+  createProjection(spec: ProjectionSpec, label: string): Projection {
+    const { kernels } = this.#core;
+    const layout = projectionLayout(spec, kernels);
+    const buffer = this.#core.allocate(layout.byteLength, label);
+    return new CpuProjection(this.#core, spec, layout, buffer, kernels);
+  }
+
+  /**
+   * Fills all weights of a projection with uniform noise over [-scale, scale], on the
+   * workers: synthetic layers of several gigabytes in seconds. The same seed gives the
+   * same weights on every device of this kind; biases stay as they are.
+   */
+  async fillUniform(projection: Projection, seed: number, scale: number): Promise<void> {
+    this.#core.requireOpen();
+    if (!(projection instanceof CpuProjection) || projection.owner !== this.#core) {
+      throw new InvalidArgumentError("The projection to fill is not one of this device.");
+    }
+    if (projection.closed) throw new DisposedError(`Projection "${projection.label}"`);
+    if (!Number.isInteger(seed) || !Number.isFinite(scale)) {
+      throw new InvalidArgumentError(
+        `Cannot fill with seed ${String(seed)} and scale ${String(scale)}. Use a whole number and a finite number.`,
+      );
+    }
+    await this.#core.runNodes([fillNode(projection, seed, scale)]);
+  }
+
+  createStream(options: StreamOptions): Stream {
+    this.#core.requireOpen();
+    return new CpuStream(this.#core, options);
+  }
+
+  createEvent(label: string): DeviceEvent {
+    this.#core.requireOpen();
+    return new CpuEvent(this.#core, label);
+  }
+
+  setComputeBudgets(budgets: ComputeBudgets): void {
+    this.#core.setComputeBudgets(budgets);
+  }
+
+  capture(origin: Stream, record: () => void): Graph {
+    if (!(origin instanceof CpuStream) || origin.owner !== this.#core) {
+      throw new InvalidArgumentError("The stream to capture from is not one of this device.");
+    }
+    if (origin.closed) throw new DisposedError("The stream to capture from");
+    return this.#core.capture(origin, record);
+  }
+
+  synchronize(): Promise<void> {
+    return this.#core.synchronize();
+  }
+
+  close(): Promise<void> {
+    return this.#core.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#core.close();
+  }
+
+  /** Bytes `begin` to `begin + length - 1` of a buffer, if it has them. */
+  #bytes(buffer: DeviceBuffer, begin: number, length: number): Uint8Array {
+    this.#core.requireOpen();
+    if (!(buffer instanceof CpuBuffer) || buffer.owner !== this.#core) {
+      throw new InvalidArgumentError("The buffer is not one of this device.");
+    }
+    if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
+    const whole = Number.isInteger(begin) && Number.isInteger(length);
+    if (!whole || begin < 0 || length < 0 || begin + length > buffer.byteLength) {
+      throw new InvalidArgumentError(
+        `Buffer "${buffer.label}" has ${buffer.byteLength} bytes, so there are no ${length} from byte ${begin} on.`,
+      );
+    }
+    return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
+  }
+}

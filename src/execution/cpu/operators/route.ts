@@ -1,0 +1,175 @@
+/**
+ * `route` on the CPU: its arguments, and its tiles of ROWS_PER_TILE tokens. What is
+ * done to one row is in rules.ts.
+ */
+
+import type { RouteOperator } from "../../operators.ts";
+import type { ArgumentWriter } from "../arguments.ts";
+import type { TileContext, TileOperator } from "../context.ts";
+import { ARGUMENTS } from "../program.ts";
+import { GROUP_SCORES, RowRouter, type RowRule, SCORINGS } from "./rules.ts";
+
+const SCALE = ARGUMENTS;
+const JITTER = ARGUMENTS + 2;
+const TOKENS = ARGUMENTS + 4;
+const CAPACITY = ARGUMENTS + 5;
+const LOGITS = ARGUMENTS + 6;
+const BIAS = ARGUMENTS + 7;
+const IDS = ARGUMENTS + 8;
+const WEIGHTS = ARGUMENTS + 9;
+const COUNTS = ARGUMENTS + 10;
+const EXPERTS = ARGUMENTS + 11;
+const TOP_K = ARGUMENTS + 12;
+const SCORING = ARGUMENTS + 13;
+const RENORMALIZE = ARGUMENTS + 14;
+const GROUPS = ARGUMENTS + 15;
+const KEEP = ARGUMENTS + 16;
+const GROUP_SCORE = ARGUMENTS + 17;
+/** Written by `open`: T. */
+const ROWS = ARGUMENTS + 18;
+
+const ROWS_PER_TILE = 64;
+
+/** Time of an exponential and a comparison for one expert of one token, for sharing out the workers. */
+const NANOSECONDS_PER_SCORE = 15;
+
+export function writeRoute(operator: RouteOperator, to: ArgumentWriter): void {
+  const experts = to.integer("experts", operator.experts, 1);
+  const topK = to.integer("topK", operator.topK, 1, experts);
+  writeRule(operator, experts, topK, to);
+  const tokens = to.input("tokens", operator.tokens, 1);
+  const logits = to.input("logits", operator.logits, experts);
+  const ids = to.output("ids", operator.ids, topK);
+  const weights = to.output("weights", operator.weights, topK);
+  to.int(TOKENS, tokens.address);
+  to.int(LOGITS, logits.address);
+  to.int(BIAS, to.optionalInput("selectionBias", operator.selectionBias, experts));
+  to.int(IDS, ids.address);
+  to.int(WEIGHTS, weights.address);
+  to.int(COUNTS, to.output("counts", operator.counts, experts).address);
+  to.int(EXPERTS, experts);
+  to.int(TOP_K, topK);
+  const room = Math.min(logits.elements / experts, ids.elements / topK, weights.elements / topK);
+  to.int(CAPACITY, Math.floor(room));
+}
+
+function writeRule(
+  { rule }: RouteOperator,
+  experts: number,
+  topK: number,
+  to: ArgumentWriter,
+): void {
+  const scoring = to.oneOf("rule.scoring", rule.scoring, SCORINGS);
+  const scoresAll = scoring === "softmax" || scoring === "sigmoid";
+  if (rule.renormalize && !scoresAll) {
+    to.fail(`rule.renormalize is set with ${scoring}`, "Only softmax and sigmoid renormalise.");
+  }
+  const { groupLimit, jitter } = rule;
+  if (groupLimit !== undefined) {
+    if (!scoresAll) {
+      to.fail(`rule.groupLimit is set with ${scoring}`, "Only softmax and sigmoid limit groups.");
+    }
+    const groups = to.integer("rule.groupLimit.groups", groupLimit.groups, 1, experts);
+    const keep = to.integer("rule.groupLimit.keep", groupLimit.keep, 1, groups);
+    const score = to.oneOf("rule.groupLimit.score", groupLimit.score, GROUP_SCORES);
+    const size = experts / groups;
+    if (!Number.isInteger(size)) {
+      to.fail(
+        `${experts} experts cannot be divided into ${groups} even groups`,
+        "Use a divisor of the number of experts.",
+      );
+    }
+    if (score === "top2-sum" && size < 2) {
+      to.fail("top2-sum needs groups of 2 experts or more", "Use fewer groups, or max.");
+    }
+    if (keep * size < topK) {
+      to.fail(
+        `${keep} groups of ${size} experts are fewer than topK, ${topK}`,
+        "Keep more groups, or lower topK.",
+      );
+    }
+    to.int(GROUPS, groups);
+    to.int(KEEP, keep);
+    to.int(GROUP_SCORE, GROUP_SCORES.indexOf(score));
+  }
+  if (scoring === "sparsemixer") {
+    const width = to.finite("rule.jitter", jitter ?? Number.NaN);
+    if (width < 0) to.fail(`rule.jitter is ${width}`, "Use 0 or more.");
+    to.float(JITTER, width);
+  } else if (jitter !== undefined) {
+    to.fail(`rule.jitter is set with ${scoring}`, "Only sparsemixer has it.");
+  }
+  to.int(SCORING, SCORINGS.indexOf(scoring));
+  to.int(RENORMALIZE, rule.renormalize ? 1 : 0);
+  to.float(SCALE, to.finite("rule.scale", rule.scale));
+}
+
+/** Scratch memory of this worker; a worker runs one tile at a time. */
+const router = new RowRouter();
+let tileCounts = new Int32Array(0);
+
+function readRule({ i32, f64 }: TileContext, operator: number): RowRule {
+  return {
+    scoring: SCORINGS[i32[operator + SCORING] as number] as RowRule["scoring"],
+    experts: i32[operator + EXPERTS] as number,
+    topK: i32[operator + TOP_K] as number,
+    renormalize: i32[operator + RENORMALIZE] === 1,
+    scale: f64[(operator + SCALE) >> 1] as number,
+    groups: i32[operator + GROUPS] as number,
+    keep: i32[operator + KEEP] as number,
+    groupScore: GROUP_SCORES[i32[operator + GROUP_SCORE] as number] as RowRule["groupScore"],
+    jitter: f64[(operator + JITTER) >> 1] as number,
+  };
+}
+
+export const route: TileOperator = {
+  open(context, operator) {
+    const { i32 } = context;
+    const experts = i32[operator + EXPERTS] as number;
+    const counts = (i32[operator + COUNTS] as number) >>> 2;
+    i32.fill(0, counts, counts + experts);
+    const rows = context.tokens(
+      operator,
+      i32[operator + TOKENS] as number,
+      i32[operator + CAPACITY] as number,
+    );
+    i32[operator + ROWS] = rows;
+    context.estimate(operator, Math.min(rows, ROWS_PER_TILE) * experts * NANOSECONDS_PER_SCORE);
+    return Math.ceil(rows / ROWS_PER_TILE);
+  },
+
+  run(context, operator, tile) {
+    const { i32, f32 } = context;
+    const rule = readRule(context, operator);
+    const { experts, topK } = rule;
+    const logits = (i32[operator + LOGITS] as number) >>> 2;
+    const bias = (i32[operator + BIAS] as number) >>> 2;
+    const ids = (i32[operator + IDS] as number) >>> 2;
+    const weights = (i32[operator + WEIGHTS] as number) >>> 2;
+    const counts = (i32[operator + COUNTS] as number) >>> 2;
+    const first = tile * ROWS_PER_TILE;
+    const end = Math.min(first + ROWS_PER_TILE, i32[operator + ROWS] as number);
+
+    router.reserve(experts);
+    if (tileCounts.length < experts) tileCounts = new Int32Array(experts);
+    tileCounts.fill(0, 0, experts);
+    for (let row = first; row < end; row++) {
+      const from = logits + row * experts;
+      for (let i = 0; i < experts; i++) router.logits[i] = f32[from + i] as number;
+      if (!router.route(rule, bias === 0 ? undefined : f32, bias)) {
+        context.faultRow(row);
+        continue;
+      }
+      for (let i = 0; i < topK; i++) {
+        const id = router.ids[i] as number;
+        i32[ids + row * topK + i] = id;
+        f32[weights + row * topK + i] = router.weights[i] as number;
+        tileCounts[id] = (tileCounts[id] as number) + 1;
+      }
+    }
+    for (let i = 0; i < experts; i++) {
+      const count = tileCounts[i] as number;
+      if (count > 0) Atomics.add(i32, counts + i, count);
+    }
+  },
+};

@@ -1,0 +1,285 @@
+/**
+ * Weights on the CPU device: all matrices of a projection in the kernels' packed
+ * layout, then their biases in float32, in one block of memory.
+ *
+ * Writing a matrix is staged: the main thread copies a part of the source into
+ * device memory as it stands, the workers pack it, and so on. The copy takes runs
+ * of memory, not elements, whichever way the matrix is strided.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import type { DType, MatrixView } from "../../tensor.ts";
+import { BYTES_PER_ELEMENT } from "../../tensor.ts";
+import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
+import type { CpuBuffer } from "./buffer.ts";
+import { DTYPE_CODE, type Kernels, type WeightDType } from "./kernels.ts";
+import type { DeviceMemory } from "./memory.ts";
+import { packNode } from "./operators/pack.ts";
+import type { ProgramNode } from "./program.ts";
+
+/** What a projection needs of the device it belongs to. */
+export interface ProjectionOwner {
+  readonly closed: boolean;
+  readonly memory: DeviceMemory;
+  /** Runs device work of the device's own. */
+  runNodes(nodes: readonly ProgramNode[]): Promise<void>;
+  /** Lends room for one part of a matrix; at most a few are out at a time. */
+  withStaging<T>(byteLength: number, work: (address: number) => Promise<T>): Promise<T>;
+}
+
+/** Weight types that the kernels can read. */
+export const WEIGHT_DTYPES = Object.keys(DTYPE_CODE) as WeightDType[];
+
+/** Part of a matrix that is staged at once: the last-level cache holds it until it is packed. */
+export const STAGING_BYTES = 4 * 2 ** 20;
+
+/** Beyond this distance between neighbours, elements are copied one by one, so that staging does not copy gaps. */
+const LONGEST_GAP = 4;
+
+const ALIGNMENT = 64;
+
+/** Where the parts of a projection lie, in bytes from its start. */
+export interface ProjectionLayout {
+  readonly matrixBytes: number;
+  readonly biasOffset: number;
+  /** Bytes from one matrix's biases to the next. */
+  readonly biasBytes: number;
+  readonly byteLength: number;
+}
+
+/** @throws InvalidArgumentError if the spec makes no sense */
+export function projectionLayout(spec: ProjectionSpec, kernels: Kernels): ProjectionLayout {
+  for (const name of ["count", "inputs", "outputs"] as const) {
+    if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
+      throw new InvalidArgumentError(
+        `A projection's ${name} is ${String(spec[name])}. Use a whole number, 1 or more.`,
+      );
+    }
+  }
+  if (!isWeightDType(spec.dtype)) {
+    throw new InvalidArgumentError(
+      `Weights cannot be ${String(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,
+    );
+  }
+  const packed = kernels.packedBytes(
+    DTYPE_CODE[spec.dtype],
+    spec.outputs,
+    spec.inputs,
+    spec.gated ? 1 : 0,
+  );
+  const matrixBytes = Math.ceil(packed / ALIGNMENT) * ALIGNMENT;
+  const biasBytes = spec.bias ? (spec.gated ? 2 : 1) * spec.outputs * 4 : 0;
+  const biasOffset = matrixBytes * spec.count;
+  return { matrixBytes, biasOffset, biasBytes, byteLength: biasOffset + biasBytes * spec.count };
+}
+
+function isWeightDType(dtype: DType): dtype is WeightDType {
+  return dtype in DTYPE_CODE;
+}
+
+export class CpuProjection implements Projection {
+  readonly owner: ProjectionOwner;
+  readonly spec: ProjectionSpec;
+  readonly layout: ProjectionLayout;
+  readonly dtypeCode: number;
+  readonly panelOutputs: number;
+  readonly #buffer: CpuBuffer;
+
+  constructor(
+    owner: ProjectionOwner,
+    spec: ProjectionSpec,
+    layout: ProjectionLayout,
+    buffer: CpuBuffer,
+    kernels: Kernels,
+  ) {
+    this.owner = owner;
+    this.spec = { ...spec };
+    this.layout = layout;
+    this.dtypeCode = DTYPE_CODE[spec.dtype as WeightDType];
+    this.panelOutputs = kernels.panelOutputs(spec.gated ? 1 : 0);
+    this.#buffer = buffer;
+  }
+
+  get byteLength(): number {
+    return this.#buffer.byteLength;
+  }
+
+  get label(): string {
+    return this.#buffer.label;
+  }
+
+  get closed(): boolean {
+    return this.#buffer.closed;
+  }
+
+  /** Byte address of the first packed matrix. */
+  get address(): number {
+    return this.#buffer.address;
+  }
+
+  /** Number of panels in one matrix. */
+  get panels(): number {
+    return Math.ceil(this.spec.outputs / this.panelOutputs);
+  }
+
+  /**
+   * @throws ShapeError if the matrix is not [outputs, inputs] in the projection's element type, or
+   *   does not lie within its data
+   * @throws DisposedError if the projection is closed before all of it is written
+   */
+  async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
+    this.#check(index, part);
+    this.#checkMatrix(matrix);
+    const { inputs } = this.spec;
+    const rowBytes = inputs * BYTES_PER_ELEMENT[matrix.dtype];
+    const panelsAtOnce = Math.max(1, Math.floor(STAGING_BYTES / (rowBytes * this.panelOutputs)));
+    const step = panelsAtOnce * this.panelOutputs;
+    for (let first = 0; first < matrix.rows; first += step) {
+      const count = Math.min(step, matrix.rows - first);
+      const rows = rowsOf(matrix, first, count);
+      const staged = stagedLayout(rows);
+      await this.owner.withStaging(staged.elements * BYTES_PER_ELEMENT[matrix.dtype], (address) => {
+        if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
+        stage(rows, staged, this.owner.memory.wasm, address);
+        return this.owner.runNodes([packNode(this, index, part, first, count, address, staged)]);
+      });
+    }
+  }
+
+  writeBias(index: number, part: ProjectionPart, bias: Float32Array): void {
+    this.#check(index, part);
+    const { outputs } = this.spec;
+    if (!this.spec.bias) {
+      throw new InvalidArgumentError(`Projection "${this.label}" has no bias.`);
+    }
+    if (!(bias instanceof Float32Array) || bias.length !== outputs) {
+      throw new ShapeError(
+        `The bias of projection "${this.label}" is a Float32Array of ${outputs} elements, got ${bias instanceof Float32Array ? `${bias.length} elements` : typeof bias}.`,
+      );
+    }
+    // Values first, then gates, as `project` reads them.
+    const offset = this.layout.biasOffset + index * this.layout.biasBytes;
+    const address = this.address + offset + (part === "gate" ? outputs * 4 : 0);
+    new Float32Array(this.owner.memory.wasm.buffer, address, outputs).set(bias);
+  }
+
+  [Symbol.dispose](): void {
+    this.#buffer[Symbol.dispose]();
+  }
+
+  #check(index: number, part: ProjectionPart): void {
+    if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
+    if (!Number.isInteger(index) || index < 0 || index >= this.spec.count) {
+      throw new InvalidArgumentError(
+        `Projection "${this.label}" has ${this.spec.count} matrices; there is no number ${index}.`,
+      );
+    }
+    if (part !== "value" && !(part === "gate" && this.spec.gated)) {
+      throw new InvalidArgumentError(
+        `Projection "${this.label}" has no part "${String(part)}". Use "value"${this.spec.gated ? ' or "gate"' : ""}.`,
+      );
+    }
+  }
+
+  #checkMatrix(matrix: MatrixView): void {
+    const { inputs, outputs, dtype } = this.spec;
+    if (matrix.rows !== outputs || matrix.columns !== inputs) {
+      throw new ShapeError(
+        `Projection "${this.label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
+      );
+    }
+    if (matrix.dtype !== dtype) {
+      throw new ShapeError(
+        `Projection "${this.label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
+      );
+    }
+    if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
+      throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
+    }
+    const rowSpan = (matrix.rows - 1) * matrix.rowStride;
+    const columnSpan = (matrix.columns - 1) * matrix.columnStride;
+    const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);
+    const most = matrix.offset + Math.max(0, rowSpan) + Math.max(0, columnSpan);
+    if (least < 0 || most >= matrix.data.length) {
+      throw new ShapeError(
+        `A matrix for projection "${this.label}" reaches from element ${least} to ${most}, but its data has ${matrix.data.length} elements.`,
+      );
+    }
+    if (matrix.data.BYTES_PER_ELEMENT !== BYTES_PER_ELEMENT[dtype]) {
+      throw new ShapeError(
+        `A ${dtype} matrix has elements of ${BYTES_PER_ELEMENT[dtype]} bytes, but its data is a ${matrix.data.constructor.name}.`,
+      );
+    }
+  }
+}
+
+function rowsOf(matrix: MatrixView, first: number, rows: number): MatrixView {
+  return { ...matrix, rows, offset: matrix.offset + first * matrix.rowStride };
+}
+
+/** How a part of a matrix lies in staging memory, in elements. */
+export interface StagedLayout {
+  /** Where element (0, 0) is. */
+  readonly origin: number;
+  readonly rowStride: number;
+  readonly columnStride: number;
+  readonly elements: number;
+}
+
+interface Axis {
+  readonly count: number;
+  readonly stride: number;
+}
+
+/** The axis whose neighbours are closer together is copied in runs, the other one run by run. */
+function axesOf({ rows, columns, rowStride, columnStride }: MatrixView) {
+  const row: Axis = { count: rows, stride: rowStride };
+  const column: Axis = { count: columns, stride: columnStride };
+  const rowsInside = rows > 1 && (columns === 1 || Math.abs(rowStride) < Math.abs(columnStride));
+  return { rowsInside, inner: rowsInside ? row : column, outer: rowsInside ? column : row };
+}
+
+function stagedLayout(matrix: MatrixView): StagedLayout {
+  const { rowsInside, inner, outer } = axesOf(matrix);
+  const gathered = Math.abs(inner.stride) > LONGEST_GAP;
+  const stride = gathered ? 1 : inner.stride;
+  const run = (inner.count - 1) * Math.abs(stride) + 1;
+  return {
+    origin: stride < 0 ? run - 1 : 0,
+    rowStride: rowsInside ? stride : run,
+    columnStride: rowsInside ? run : stride,
+    elements: run * outer.count,
+  };
+}
+
+function stage(
+  matrix: MatrixView,
+  staged: StagedLayout,
+  memory: WebAssembly.Memory,
+  address: number,
+): void {
+  const { data, offset } = matrix;
+  const { inner, outer } = axesOf(matrix);
+  const target =
+    data instanceof Float32Array
+      ? new Float32Array(memory.buffer, address, staged.elements)
+      : new Uint16Array(memory.buffer, address, staged.elements);
+  const run = staged.elements / outer.count;
+  if (Math.abs(inner.stride) > LONGEST_GAP) {
+    for (let o = 0; o < outer.count; o++) {
+      let from = offset + o * outer.stride;
+      for (let i = 0; i < run; i++, from += inner.stride)
+        target[o * run + i] = data[from] as number;
+    }
+    return;
+  }
+  const begin = offset + Math.min(0, (inner.count - 1) * inner.stride);
+  if (outer.stride === run) {
+    target.set(data.subarray(begin, begin + staged.elements));
+    return;
+  }
+  for (let o = 0; o < outer.count; o++) {
+    const from = begin + o * outer.stride;
+    target.set(data.subarray(from, from + run), o * run);
+  }
+}

@@ -1,0 +1,40 @@
+/** Opening devices by kind, and the one that everything shares. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { DeviceUnavailableError, InvalidArgumentError } from "../../src/errors.ts";
+import type { DeviceKind } from "../../src/execution/device.ts";
+import { defaultDevice, openDevice } from "../../src/execution/open.ts";
+
+describe("openDevice", () => {
+  it("opens the CPU when asked to, or left to choose", async () => {
+    for (const options of [{}, { kind: "auto" }, { kind: "cpu", threads: 1 }] as const) {
+      await using device = await openDevice(options);
+      assert.equal(device.properties.kind, "cpu");
+      if ("threads" in options) assert.equal(device.properties.computeUnits, 1);
+    }
+  });
+
+  it("says why there is no other", async () => {
+    await assert.rejects(
+      openDevice({ kind: "cuda" }),
+      (error) => error instanceof DeviceUnavailableError && /CPU device/.test(error.message),
+    );
+    await assert.rejects(openDevice({ kind: "tpu" as DeviceKind }), InvalidArgumentError);
+    await assert.rejects(openDevice({ threads: 0 }), InvalidArgumentError);
+  });
+});
+
+describe("defaultDevice", () => {
+  it("is one device for all, opened again once it was closed", async () => {
+    const [a, b] = await Promise.all([defaultDevice(), defaultDevice()]);
+    assert.equal(a, b);
+    assert.equal(await defaultDevice(), a);
+    await a.close();
+    const [c, d] = await Promise.all([defaultDevice(), defaultDevice()]);
+    assert.equal(c, d);
+    assert.notEqual(c, a);
+    assert.equal(c.closed, false);
+    await c.close();
+  });
+});
