@@ -10,6 +10,9 @@
  * - Decode: a few rows through matrices that together are far larger than any
  *   last-level cache, in GB/s of weights read, beside a plain streaming sum of
  *   float32 over the same memory.
+ * Beyond a few rows a product is bound by arithmetic, not by reading, so decode is
+ * also shown as a share of its roof: the sum's rate, or the rate at which the GEMM's
+ * arithmetic could take in weights, whichever is less.
  * What is compared runs interleaved, round by round, so that a slow moment of the
  * machine hits all alike. Tables show medians over the rounds (the best round in
  * brackets); --json keeps every sample.
@@ -271,22 +274,27 @@ function printGemm(cases, threads) {
   printTable(["weights", "", ...threads.map((n) => `${n} thread(s)`), "gain"], rows);
 }
 
-function printDecode(cases, threads) {
-  console.log(`\nDecode over ${WEIGHT_BYTES / MIB} MiB, GB/s of weights, and share of the sum's`);
+function printDecode(cases, gemmCases, threads) {
+  console.log(`\nDecode over ${WEIGHT_BYTES / MIB} MiB, GB/s of weights; share of sum, of roof`);
   const rows = DTYPES.flatMap((dtype) =>
     [undefined, ...DECODE_ROWS].map((count) => {
       const figures = threads.flatMap((n) => {
-        const mine = cases.filter((c) => c.dtype === dtype && c.threads === n);
-        const it = mine.find((c) => c.rows === count);
-        const sum = mine.find((c) => c.what === "sum");
-        const share = median(it.samples) / median(sum.samples);
-        return [cell(it.samples), `${Math.round(100 * share)}%`];
+        const isMine = (c) => c.dtype === dtype && c.threads === n;
+        const it = cases.find((c) => isMine(c) && c.rows === count);
+        if (count === undefined) return [cell(it.samples), "", ""];
+        const rate = median(it.samples);
+        const sum = median(cases.find((c) => isMine(c) && c.what === "sum").samples);
+        const flops = median(gemmCases.find((c) => isMine(c) && !c.packing).samples);
+        const roof = Math.min(sum, (flops * bytesOf(dtype)) / (2 * count));
+        return [cell(it.samples), percent(rate / sum), percent(rate / roof)];
       });
       return [dtype, count === undefined ? "sum" : `${count} row(s)`, ...figures];
     }),
   );
-  printTable(["weights", "", ...threads.flatMap((n) => [`${n} thread(s)`, ""])], rows);
+  printTable(["weights", "", ...threads.flatMap((n) => [`${n} thread(s)`, "sum", "roof"])], rows);
 }
+
+const percent = (share) => `${Math.round(100 * share)}%`;
 
 async function main() {
   const { values } = parseArgs({
@@ -313,7 +321,7 @@ async function main() {
   await pool.close();
 
   printGemm(gemmCases, threads);
-  printDecode(decodeCases, threads);
+  printDecode(decodeCases, gemmCases, threads);
   if (values.json === undefined) return;
   const report = {
     ...{ node: process.versions.node, variant, cpu, date: new Date().toISOString() },

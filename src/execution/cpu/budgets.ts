@@ -16,6 +16,7 @@
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
+import { requireObject } from "../checks.ts";
 import { type ComputeBudgets, type DeviceProperties, MAX_GROUPS } from "../device.ts";
 
 /** Shares of one worker: the granularity of a budget is one of them. */
@@ -43,6 +44,7 @@ export function equalShares(workers: number): WorkerShares {
 
 /** @throws InvalidArgumentError if the device cannot give these budgets, saying why */
 export function workerShares(budgets: ComputeBudgets, properties: DeviceProperties): WorkerShares {
+  requireObject(budgets, "budgets", "an object such as { realisation, units }");
   const { realisation, units } = budgets;
   const availability = properties.realisations[realisation];
   if (availability === undefined) {

@@ -4,7 +4,7 @@
  * a core and know it by the few methods they need; device.ts is the face of it.
  */
 
-import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import { InvalidArgumentError } from "../../errors.ts";
 import type { ComputeBudgets, DeviceProperties } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { ArgumentWriter } from "./arguments.ts";
@@ -34,7 +34,6 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
   #capture: Recorder | undefined;
   #shares: WorkerShares;
   #closures = 0;
-  #closed = false;
   #freeSlots = STAGING_SLOTS;
   readonly #slotWaiters: (() => void)[] = [];
 
@@ -51,8 +50,9 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     this.#shares = equalShares(properties.computeUnits);
   }
 
+  /** Closed on purpose, or dead with one of its workers. */
   get closed(): boolean {
-    return this.#closed;
+    return this.#pool.end !== undefined;
   }
 
   get closures(): number {
@@ -63,8 +63,9 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     return this.#capture ?? this.#eager;
   }
 
+  /** @throws DisposedError if the device is closed, DeviceFailedError if a worker ended */
   requireOpen(): void {
-    if (this.#closed) throw new DisposedError("The device");
+    if (this.#pool.end !== undefined) throw this.#pool.end;
   }
 
   allocate(byteLength: number, label: string): CpuBuffer {
@@ -138,7 +139,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     }
     const { nodes, resources } = this.#eager;
     if (nodes.length === 0) {
-      await new Promise<void>((resolve) => this.#pool.afterwards(resolve));
+      await this.#pool.settled();
       return;
     }
     this.#eager = new Recorder();
@@ -181,9 +182,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     }
   }
 
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    await this.#pool.close();
+  close(): Promise<void> {
+    return this.#pool.close();
   }
 }

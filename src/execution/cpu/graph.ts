@@ -11,7 +11,7 @@ import type { Recorder } from "./recorder.ts";
 
 /** What a graph needs of the device it belongs to. */
 export interface GraphOwner {
-  readonly closed: boolean;
+  requireOpen(): void;
   /** Counts up when a buffer or a projection is closed. */
   readonly closures: number;
   submit(image: Int32Array): Promise<void>;
@@ -44,7 +44,8 @@ export class CpuGraph implements Graph {
   /** Concurrent launches run one after the other. */
   launch(): Promise<void> {
     try {
-      if (this.#closed || this.#owner.closed) throw new DisposedError("The graph");
+      this.#owner.requireOpen();
+      if (this.#closed) throw new DisposedError("The graph");
       if (this.#checkedAt !== this.#owner.closures) {
         requireOpen(this.#resources);
         this.#checkedAt = this.#owner.closures;

@@ -93,11 +93,6 @@ export class WorkerPool {
     return pool;
   }
 
-  /** Whether a program is under way or waiting. */
-  get busy(): boolean {
-    return this.#running !== undefined;
-  }
-
   /**
    * Queues a program; resolves when it is over.
    *
@@ -116,6 +111,17 @@ export class WorkerPool {
         this.#next();
       }
     });
+  }
+
+  /** Why nothing runs any more, once that is so. */
+  get end(): NexusError | undefined {
+    return this.#end;
+  }
+
+  /** Resolves once everything submitted so far is over; rejects if the pool ends first. */
+  async settled(): Promise<void> {
+    await new Promise<void>((resolve) => this.afterwards(resolve));
+    if (this.#end !== undefined) throw this.#end;
   }
 
   /** Does something once everything submitted so far is over; at once if it is. */
@@ -212,10 +218,10 @@ export class WorkerPool {
   #stop(error: NexusError): void {
     if (this.#end !== undefined) return;
     this.#end = error;
-    const submissions = this.#running === undefined ? this.#queue : [this.#running, ...this.#queue];
+    const submissions = this.#running === undefined ? [] : [this.#running];
+    submissions.push(...this.#queue.splice(0));
     this.#running = undefined;
-    for (const { reject } of submissions.splice(0)) reject(error);
-    this.#queue.length = 0;
+    for (const submission of submissions) this.#settle(submission, error);
     for (const worker of this.#workers) void worker.terminate();
   }
 }

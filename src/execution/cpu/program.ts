@@ -60,9 +60,9 @@ export const ARGUMENT_WORDS = 30;
 export const OPERATOR_WORDS = ARGUMENTS + ARGUMENT_WORDS;
 
 /** A cursor that no tile count reaches: the operator is not open. */
-export const CLOSED = 1 << 30;
+const CLOSED = 1 << 30;
 
-export const NO_ROW = 0x7fffffff;
+const NO_ROW = 0x7fffffff;
 
 /**
  * What `FAULT` can be. Faults are in what buffers hold, so only running finds them.

@@ -6,9 +6,8 @@ import { InvalidArgumentError } from "../../../src/errors.ts";
 import { type CpuDevice, openCpuDevice } from "../../../src/execution/cpu/device.ts";
 import type { Stream } from "../../../src/execution/device.ts";
 import type { CombineOperator } from "../../../src/execution/operators.ts";
-import { relativeError } from "../../../src/reference/numbers.ts";
 import { between, chance, normal, randomFor } from "../../support/seed.ts";
-import { floats, ints, room, upload } from "./harness.ts";
+import { errorOf, floats, ints, room, upload } from "./harness.ts";
 
 let device: CpuDevice;
 let stream: Stream;
@@ -71,7 +70,7 @@ describe("combine", () => {
           want[t * outputWidth + i] = sum + (residual?.[t * width + i] ?? 0);
         }
       }
-      const error = relativeError(await floats(device, output), want);
+      const error = errorOf(await floats(device, output), want);
       assert.ok(error < 1e-6, `${mode} of ${tokens} tokens, ${topK} x ${width}: off by ${error}`);
     }
   });

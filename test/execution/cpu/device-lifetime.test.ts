@@ -11,12 +11,13 @@ import {
   InvalidLogitsError,
   OutOfDeviceMemoryError,
 } from "../../../src/errors.ts";
-import { equalShares } from "../../../src/execution/cpu/budgets.ts";
+import { DeviceCore } from "../../../src/execution/cpu/core.ts";
 import { type CpuDevice, openCpuDevice } from "../../../src/execution/cpu/device.ts";
 import { compileKernels, instantiateKernels } from "../../../src/execution/cpu/kernels.ts";
 import { DeviceMemory } from "../../../src/execution/cpu/memory.ts";
 import { WorkerPool } from "../../../src/execution/cpu/pool.ts";
-import { ARGUMENT_WORDS, buildProgram, OPERATOR_KIND } from "../../../src/execution/cpu/program.ts";
+import { ARGUMENT_WORDS, OPERATOR_KIND } from "../../../src/execution/cpu/program.ts";
+import { cpuProperties } from "../../../src/execution/cpu/properties.ts";
 import type { Graph } from "../../../src/execution/device.ts";
 import { randomFor } from "../../support/seed.ts";
 import { floats, room, Step, type StepSizes, withDevice } from "./harness.ts";
@@ -75,24 +76,27 @@ describe("faults", () => {
     const memory = new DeviceMemory();
     const kernels = instantiateKernels(compiled.module, memory.wasm);
     const pool = await WorkerPool.start(2, memory, compiled, kernels);
-    const words = new Int32Array(ARGUMENT_WORDS);
-    const program = (kind: number) =>
-      buildProgram([{ kind, group: 0, priority: 0, predecessors: [], words }]);
-    await pool.submit(program(OPERATOR_KIND.start), equalShares(2));
-    // There is no operator of this kind, so the worker that opens it throws.
+    const core = new DeviceCore(memory, kernels, pool, cpuProperties(2, 2 ** 32, "simd"));
+    const node = (kind: number) => ({
+      ...{ kind, group: 0, priority: 0, predecessors: [] },
+      words: new Int32Array(ARGUMENT_WORDS),
+    });
+    await core.runNodes([node(OPERATOR_KIND.start)]);
     const outcomes = await Promise.allSettled([
-      pool.submit(program(99), equalShares(2)),
-      pool.submit(program(OPERATOR_KIND.start), equalShares(2)),
+      // There is no operator of this kind, so the worker that opens it throws.
+      core.runNodes([node(99)]),
+      core.runNodes([node(OPERATOR_KIND.start)]),
+      core.synchronize(),
     ]);
     for (const outcome of outcomes) {
       assert.ok(outcome.status === "rejected" && outcome.reason instanceof DeviceFailedError);
       assert.match(outcome.reason.message, /Worker thread \d of the CPU device failed/);
     }
-    await assert.rejects(
-      pool.submit(program(OPERATOR_KIND.start), equalShares(2)),
-      DeviceFailedError,
-    );
-    await pool.close();
+    assert.equal(core.closed, true);
+    assert.throws(() => core.allocate(4, "x"), DeviceFailedError);
+    await assert.rejects(core.runNodes([node(OPERATOR_KIND.start)]), DeviceFailedError);
+    await assert.rejects(core.synchronize(), DeviceFailedError);
+    await core.close();
   });
 });
 

@@ -11,7 +11,7 @@ import type { DType, MatrixView } from "../../../src/tensor.ts";
 import type { Random } from "../../../src/workload/random.ts";
 import { between, chance, normal, pick, randomFor } from "../../support/seed.ts";
 import { tensorOf, valuesOf } from "../../support/tensors.ts";
-import { bucketBuffers, floats, integers, ints, room, upload } from "./harness.ts";
+import { bucketBuffers, errorOf, floats, integers, ints, room, upload } from "./harness.ts";
 
 let device: CpuDevice;
 let stream: Stream;
@@ -92,16 +92,6 @@ function expectedRow(
     if (!gated) return activate(activation, value);
     return joinGate(activation, product(gates[matrix] as Float32Array, bias.gate, o), value);
   });
-}
-
-/**
- * Norm of the difference, relative to the norm of what is wanted, which is of the
- * order of 1 an element; an element that cancels to almost nothing is no excuse for
- * the others, and needs none.
- */
-function errorOf(got: Float32Array, want: readonly number[]): number {
-  const norm = Math.hypot(...want) + Math.sqrt(want.length);
-  return Math.hypot(...want.map((x, i) => (got[i] as number) - x)) / norm;
 }
 
 describe("project", () => {

@@ -69,6 +69,21 @@ export function bucketBuffers(
   };
 }
 
+/**
+ * Norm of the difference, relative to the norm of what is wanted, which is of the
+ * order of 1 an element; an element that cancels to almost nothing is no excuse for
+ * the others, and needs none.
+ */
+export function errorOf(got: Float32Array, want: ArrayLike<number>): number {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < want.length; i++) {
+    difference += ((got[i] as number) - (want[i] as number)) ** 2;
+    norm += (want[i] as number) ** 2;
+  }
+  return Math.sqrt(difference) / (Math.sqrt(norm) + Math.sqrt(want.length));
+}
+
 export interface StepSizes {
   readonly experts: number;
   readonly topK: number;
