@@ -19,6 +19,9 @@ export const BYTES_PER_ELEMENT: Readonly<Record<DType, number>> = {
 
 export type TensorData = Float32Array | Uint16Array | Int32Array;
 
+/** What the data of a tensor may come in. */
+const DATA_TYPES = [Float32Array, Float64Array, Uint16Array, Int32Array] as const;
+
 /** A tensor in host memory, row-major and contiguous. */
 export interface Tensor<D extends TensorData = TensorData> {
   readonly dtype: DType;
@@ -64,9 +67,20 @@ export function toTensor(like: TensorLike, name: string): Tensor {
     );
   }
   const { shape } = like;
-  if (!Array.isArray(shape) || shape.some((n) => !Number.isInteger(n) || n < 0)) {
+  if (!DATA_TYPES.some((type) => like.data instanceof type)) {
+    const given = (like.data as ArrayBufferView).constructor.name;
+    throw new InvalidArgumentError(
+      `${name} has its data in a ${given}; use one of ${DATA_TYPES.map((type) => type.name).join(", ")}.`,
+    );
+  }
+  if (!Array.isArray(shape)) {
     throw new ShapeError(
-      `${name} has shape [${String(shape)}]; every extent must be a whole number, 0 or more.`,
+      `${name} has no shape; it must be a list of its extents, such as [${like.data.length}].`,
+    );
+  }
+  if (shape.some((n) => !Number.isInteger(n) || n < 0)) {
+    throw new ShapeError(
+      `${name} has shape [${shape.map(String).join(", ")}]; every extent must be a whole number, 0 or more.`,
     );
   }
   if (sizeOf(shape) !== like.data.length) {

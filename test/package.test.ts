@@ -90,6 +90,49 @@ assert.equal(stats.counts.reduce((a, b) => a + b), 3 * 2);
 console.log("forward done");
 `;
 
+/** The same in TypeScript, with the parts by themselves, as strict as a consumer can be. */
+const TYPED_CONSUMER = `
+import { Experts, type ExpertsSpec, openDevice, Router, type Routing, SliceManager, schedule } from "nexus-moe";
+
+const tensor = (...shape: number[]) => ({ shape, data: new Float32Array(shape.reduce((a, b) => a * b)) });
+const spec: ExpertsSpec = {
+  form: "gated",
+  hiddenSize: 8,
+  intermediateSize: 16,
+  activation: { kind: "silu" },
+  bias: false,
+  dtype: "float32",
+};
+await using device = await openDevice({ threads: 1 });
+using router = new Router({ topK: 2, device });
+const weights = { gate: tensor(4, 16, 8), up: tensor(4, 16, 8), down: tensor(4, 8, 16) };
+using experts = await Experts.fromTensors(spec, 4, weights, { device });
+const buckets = await router.route(tensor(3, 8), tensor(3, 4));
+const plan = new SliceManager({ device: device.properties }).allocate(buckets);
+const { output } = await schedule(plan, experts).run();
+const data: Float32Array = output.data;
+const ids: Routing["ids"] = buckets.ids;
+console.log(data.length, ids.length, plan.explain(3).reason);
+`;
+
+const CONSUMER_CONFIG = {
+  compilerOptions: {
+    module: "NodeNext",
+    target: "ES2022",
+    lib: ["ES2023"],
+    types: ["node"],
+    strict: true,
+    skipLibCheck: false,
+    noEmit: true,
+  },
+  files: ["typed.ts"],
+};
+
+/** Development tools are not packed; the consumer's compiler and Node types are the ones here. */
+const compiler = path.join(root, "node_modules/typescript/bin/tsc");
+const nodeTypes = path.join(root, "node_modules/@types");
+const hasCompiler = existsSync(compiler) && existsSync(path.join(nodeTypes, "node"));
+
 describe("the package", { skip: whyNot() }, () => {
   let folder: string;
   let project: string;
@@ -135,6 +178,16 @@ describe("the package", { skip: whyNot() }, () => {
 
   it("runs a layer when imported by its name", () => {
     assert.match(succeed(process.execPath, ["forward.js"], project), /forward done/);
+  });
+
+  it("compiles in a strict project that checks declarations too", {
+    skip: hasCompiler ? false : "typescript and @types/node are not installed here",
+  }, () => {
+    const { compilerOptions, files } = CONSUMER_CONFIG;
+    const config = { compilerOptions: { ...compilerOptions, typeRoots: [nodeTypes] }, files };
+    writeFileSync(path.join(project, "tsconfig.json"), JSON.stringify(config));
+    writeFileSync(path.join(project, "typed.ts"), TYPED_CONSUMER);
+    succeed(process.execPath, [compiler, "-p", "."], project);
   });
 
   it("runs from the command line", () => {

@@ -14,6 +14,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
+import { requireObject } from "../execution/checks.ts";
 import type { EnergySource } from "../execution/device.ts";
 
 /** Energy measured over a stretch of work. */
@@ -89,8 +90,12 @@ export class EnergyMonitor {
   #busySeconds = 0;
   #finished = WINDOW_OPEN;
 
-  /** @param now a clock in milliseconds that never goes back */
+  /**
+   * @param now a clock in milliseconds that never goes back
+   * @throws InvalidArgumentError if there is no source
+   */
   constructor(source: EnergySource, now: () => number = () => performance.now()) {
+    requireObject(source, "source", "an energy source, such as device.energy");
     this.source = source;
     this.#now = now;
   }
@@ -104,7 +109,9 @@ export class EnergyMonitor {
     const source = this.source;
     const opening = source.available ? this.#look(source) : undefined;
     return {
-      end: async ({ tokens }) => {
+      end: async (work) => {
+        requireObject(work, "work", "what was done, such as { tokens: 512 }");
+        const { tokens } = work;
         checkTokens(tokens);
         if (!source.available) return source;
         return readingBetween(source, (await opening) as Point, await this.#look(source), tokens);

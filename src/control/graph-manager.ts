@@ -9,6 +9,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
+import { requireObject } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
@@ -79,6 +80,7 @@ export class GraphManager implements Disposable {
 
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: GraphManagerOptions) {
+    requireObject(options, "options", "an object such as { device }");
     const { device, warmup = DEFAULT_WARMUP, capacity = DEFAULT_CAPACITY } = options;
     if (!Number.isInteger(warmup) || warmup < 0) {
       throw new InvalidArgumentError(`warmup is ${warmup}; it must be a whole number, 0 or more.`);
@@ -88,6 +90,7 @@ export class GraphManager implements Disposable {
         `capacity is ${capacity}; it must be a whole number, 1 or more.`,
       );
     }
+    requireObject(device, "options.device", "a device from openDevice()");
     this.#device = device;
     this.#warmup = warmup;
     this.#capacity = capacity;

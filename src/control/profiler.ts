@@ -9,6 +9,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
+import { requireObject } from "../execution/checks.ts";
 import { ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -147,6 +148,7 @@ export class ExpertProfiler implements ProfileView {
 
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: ProfilerOptions) {
+    requireObject(options, "options", "an object such as { experts: 8 }");
     const { experts, window = DEFAULT_WINDOW, halfLife = DEFAULT_HALF_LIFE } = options;
     const { minimumDwell = DEFAULT_MINIMUM_DWELL, thresholds = HEAT_MULTIPLES } = options;
     checkWhole(experts, 1, MAX_EXPERTS, "experts");
@@ -311,6 +313,7 @@ export class ExpertProfiler implements ProfileView {
 
   /** @returns the sum of the counts */
   #check(step: StepObservation): number {
+    requireObject(step, "step", "what a step showed, such as { counts, seconds }");
     const { counts, busySeconds, seconds, tokens, joules } = step;
     if (!(counts instanceof Int32Array) || counts.length !== this.experts) {
       throw new InvalidArgumentError(

@@ -13,6 +13,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
+import { requireObject } from "../execution/checks.ts";
 import {
   EXPERT_SLICE_IDS,
   type ExpertLoad,
@@ -75,7 +76,9 @@ export class StreamScheduler {
   readonly #waits = { A: 0, B: 0, C: 0 };
 
   /** @throws InvalidArgumentError unless `streams` is a whole number from 1 to 64 */
-  constructor({ streams = DEFAULT_STREAMS }: StreamSchedulerOptions = {}) {
+  constructor(options: StreamSchedulerOptions = {}) {
+    requireObject(options, "options", "an object, or left out");
+    const { streams = DEFAULT_STREAMS } = options;
     if (!Number.isInteger(streams) || streams < 1 || streams > MAX_STREAMS) {
       throw new InvalidArgumentError(
         `streams is ${streams}; it must be a whole number from 1 to ${MAX_STREAMS}.`,
@@ -90,8 +93,11 @@ export class StreamScheduler {
    * @param expectedLoad tokens per expert that the lanes are balanced for; default: the plan's own load
    * @throws InvalidArgumentError if the load is of another number of experts
    */
-  assign(plan: Plan, expectedLoad: ExpertLoad = plan.load): StreamAssignment {
-    const { counts } = expectedLoad;
+  assign(plan: Plan, expectedLoad?: ExpertLoad): StreamAssignment {
+    requireObject(plan, "plan", "what SliceManager.allocate() gave");
+    const load = expectedLoad === undefined ? plan.load : expectedLoad;
+    requireObject(load, "expectedLoad", "an object with counts, or left out");
+    const { counts } = load;
     const holders = EXPERT_SLICE_IDS.filter((id) => plan.slices[id].experts.length > 0);
     const experts = holders.reduce((sum, id) => sum + plan.slices[id].experts.length, 0);
     if (!(counts instanceof Int32Array) || counts.length !== experts) {

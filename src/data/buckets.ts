@@ -6,6 +6,8 @@
  * T tokens, E experts, k = top_k, S = T * k slots; slot = token * k + choice.
  */
 
+import { InvalidArgumentError } from "../errors.ts";
+import { shown } from "../execution/checks.ts";
 import type { Tensor } from "../tensor.ts";
 
 /** A token that an expert had no room for. */
@@ -16,50 +18,31 @@ export interface DroppedSlot {
   readonly expert: number;
 }
 
-export interface BucketTables {
-  readonly hidden: Tensor;
-  readonly experts: number;
-  readonly topK: number;
-  readonly ids: Int32Array;
-  readonly weights: Float32Array;
-  readonly counts: Int32Array;
-  readonly offsets: Int32Array;
-  readonly order: Int32Array;
-  readonly inverse: Int32Array;
-  readonly capacityFactor?: number;
-}
+/** What buckets are made of: their fields, without what follows from these. */
+export type BucketTables = Omit<Buckets, "tokens" | "rows" | "dropped" | "tokensOf">;
 
 export class Buckets {
   /** [T, H]: the hidden states that were routed. */
-  readonly hidden: Tensor;
-  readonly experts: number;
-  readonly topK: number;
+  readonly hidden!: Tensor;
+  readonly experts!: number;
+  readonly topK!: number;
   /** int32 [T, k]: expert ids, best first. */
-  readonly ids: Int32Array;
+  readonly ids!: Int32Array;
   /** float32 [T, k]: routing weights. */
-  readonly weights: Float32Array;
+  readonly weights!: Float32Array;
   /** int32 [E]: tokens routed to each expert, dropped ones included. */
-  readonly counts: Int32Array;
+  readonly counts!: Int32Array;
   /** int32 [E + 1]: the rows of expert e are offsets[e] to offsets[e + 1] - 1. */
-  readonly offsets: Int32Array;
+  readonly offsets!: Int32Array;
   /** int32 [rows]: the slot of each row; ascending within an expert. */
-  readonly order: Int32Array;
+  readonly order!: Int32Array;
   /** int32 [S]: the row of each slot, or -1 where it was dropped. */
-  readonly inverse: Int32Array;
+  readonly inverse!: Int32Array;
   /** The capacity factor the batch was routed with, if there was one. */
-  readonly capacityFactor: number | undefined;
+  readonly capacityFactor?: number | undefined;
 
   constructor(tables: BucketTables) {
-    this.hidden = tables.hidden;
-    this.experts = tables.experts;
-    this.topK = tables.topK;
-    this.ids = tables.ids;
-    this.weights = tables.weights;
-    this.counts = tables.counts;
-    this.offsets = tables.offsets;
-    this.order = tables.order;
-    this.inverse = tables.inverse;
-    this.capacityFactor = tables.capacityFactor;
+    Object.assign(this, tables);
   }
 
   /** Number of tokens in the batch. */
@@ -72,8 +55,13 @@ export class Buckets {
     return this.offsets[this.experts] as number;
   }
 
-  /** The tokens an expert computes, ascending. */
+  /** The tokens an expert computes, ascending. @throws InvalidArgumentError if there is no such expert */
   tokensOf(expert: number): Int32Array {
+    if (!Number.isInteger(expert) || expert < 0 || expert >= this.experts) {
+      throw new InvalidArgumentError(
+        `There is no expert ${shown(expert)} in these buckets; they have experts 0 to ${this.experts - 1}.`,
+      );
+    }
     const from = this.offsets[expert] as number;
     const to = this.offsets[expert + 1] as number;
     return this.order.slice(from, to).map((slot) => Math.floor(slot / this.topK));

@@ -5,6 +5,7 @@
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { requireOptions } from "../execution/checks.ts";
 import type { Device, DeviceBuffer, Projection, Stream } from "../execution/device.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
@@ -51,6 +52,7 @@ export class Experts implements Disposable {
   ): Promise<Experts> {
     validateExpertsSpec(spec, "experts");
     validateExpertCount(count);
+    requireOptions(options);
     const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
     const device = options.device ?? (await defaultDevice());
     return Experts.load(device, spec, count, async (i) => weightsOf(i));

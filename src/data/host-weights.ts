@@ -6,6 +6,7 @@
  */
 
 import { ShapeError } from "../errors.ts";
+import { requireObject } from "../execution/checks.ts";
 import {
   type DType,
   type MatrixView,
@@ -15,6 +16,7 @@ import {
   toTensor,
 } from "../tensor.ts";
 import type { ExpertsSpec, LayerSpec } from "./spec.ts";
+import { productCount } from "./step-buffers.ts";
 import type { LayerWeights, ProductWeights } from "./weights.ts";
 
 /** One tensor per expert, each [outputs, inputs], or one packed tensor [experts, outputs, inputs]. */
@@ -58,10 +60,17 @@ export interface LayerTensors {
 /**
  * Wraps host tensors as a weight source.
  *
- * @throws ShapeError naming the tensor that is missing or has another shape than the spec asks for
+ * @throws ShapeError naming the tensor that is missing, has another shape than the spec asks for,
+ *   or is given though the spec does not ask for it
  */
 export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerWeights {
-  const { experts: count } = spec.router;
+  const { experts: count, bias, selectionBias } = spec.router;
+  refuseUnused("", tensors, {
+    gateBias: [bias || "the spec's router.bias is not true"],
+    selectionBias: [selectionBias || "the spec's router.selectionBias is not true"],
+    shared: [spec.shared !== undefined || "the spec has no shared"],
+    sharedGate: [spec.shared?.gate || "the spec's shared.gate is not true"],
+  });
   const gate = matrix(tensors.gate, "gate", count, spec.hiddenSize);
   const experts = hostExpertWeights(
     spec.experts,
@@ -73,13 +82,13 @@ export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerW
     gate: async () => gate,
     expert: async (i) => experts(i),
   };
-  if (spec.router.bias) {
-    const bias = vector(need(tensors.gateBias, "gateBias"), "gateBias", count);
-    weights.gateBias = async () => bias;
+  if (bias) {
+    const values = vector(need(tensors.gateBias, "gateBias"), "gateBias", count);
+    weights.gateBias = async () => values;
   }
-  if (spec.router.selectionBias) {
-    const bias = vector(need(tensors.selectionBias, "selectionBias"), "selectionBias", count);
-    weights.selectionBias = async () => bias;
+  if (selectionBias) {
+    const values = vector(need(tensors.selectionBias, "selectionBias"), "selectionBias", count);
+    weights.selectionBias = async () => values;
   }
   if (spec.shared !== undefined) {
     const shared = hostExpertWeights(
@@ -110,13 +119,15 @@ export function hostExpertWeights(
   name: string,
 ): (index: number) => readonly ProductWeights[] {
   const { hiddenSize: hidden, intermediateSize: inner, bias } = spec;
+  requireObject(tensors, name, "tensors by name, such as { gate, up, down }");
+  refuseUnusedExperts(spec, tensors, name);
   const at = (source: PerExpert | undefined, label: string, outputs: number, inputs: number) =>
     expertMatrix(need(source, label), label, count, outputs, inputs, tensors.transposed ?? false);
   const biasOf = (source: PerExpert | undefined, label: string, outputs: number) =>
     bias ? expertVector(need(source, label), label, count, outputs) : undefined;
 
   if (spec.form === "mlp") {
-    const depth = spec.depth ?? 2;
+    const depth = productCount(spec);
     const products = Array.from({ length: depth }, (_, layer) => {
       const outputs = layer === depth - 1 ? hidden : inner;
       const label = `${name}.layers[${layer}]`;
@@ -160,6 +171,45 @@ export function hostExpertWeights(
       return { value, gate, valueBias, gateBias };
     };
   }
+}
+
+/** Whether a tensor is used: true, or what in the spec or among the tensors is against it. */
+type Uses<T> = { readonly [Name in keyof T]?: readonly (true | string)[] };
+
+/** A tensor that is ignored would make results wrong without a word. */
+function refuseUnused<T extends object>(prefix: string, tensors: T, uses: Uses<T>): void {
+  for (const name of Object.keys(uses) as (keyof T & string)[]) {
+    const reasons = uses[name]?.filter((reason) => reason !== true) ?? [];
+    if (tensors[name] === undefined || reasons.length === 0) continue;
+    throw new ShapeError(
+      `${prefix}${name} is given but would not be used: ${reasons.join(", and ")}. Change that, or leave ${name} out.`,
+    );
+  }
+}
+
+function refuseUnusedExperts(spec: ExpertsSpec, tensors: ExpertTensors, name: string): void {
+  const field = name === "shared" ? "shared.experts" : "experts";
+  const form = (wanted: ExpertsSpec["form"]) =>
+    spec.form === wanted || `the spec's ${field}.form is "${spec.form}", not "${wanted}"`;
+  const bias = spec.bias || `the spec's ${field}.bias is false, not true`;
+  const apart = tensors.gateUp === undefined || "gateUp is given as well";
+  const joint = tensors.gateUp !== undefined || "gateUp is not given";
+  const depth = productCount(spec);
+  const fits = (list?: readonly unknown[]) =>
+    !(list && list.length > depth) || `the spec's ${field}.depth is ${depth}, not ${list.length}`;
+  refuseUnused(`${name}.`, tensors, {
+    gate: [form("gated"), apart],
+    up: [form("gated"), apart],
+    gateUp: [form("gated")],
+    gateUpLayout: [form("gated"), joint],
+    down: [form("gated")],
+    layers: [form("mlp"), fits(tensors.layers)],
+    gateBias: [form("gated"), bias, apart],
+    upBias: [form("gated"), bias, apart],
+    gateUpBias: [form("gated"), bias, joint],
+    downBias: [form("gated"), bias],
+    layerBiases: [form("mlp"), bias, fits(tensors.layerBiases)],
+  });
 }
 
 /** The gate and the up matrix inside one [2I, inputs] view. */

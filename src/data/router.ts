@@ -8,6 +8,7 @@
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { requireOptions } from "../execution/checks.ts";
 import type { Device, DeviceBuffer } from "../execution/device.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { RoutingRule } from "../execution/operators.ts";
@@ -57,6 +58,8 @@ export interface RouterOptions {
 export class Router implements Disposable {
   readonly #options: RouterOptions;
   readonly #gate: MatrixView | undefined;
+  readonly #gateBias: Float32Array | undefined;
+  readonly #selectionBias: Float32Array | undefined;
   #uploading: Promise<RouterWeights> | undefined;
   #weights: RouterWeights | undefined;
   /** Batches being routed; the weights are theirs until they are done. */
@@ -65,7 +68,10 @@ export class Router implements Disposable {
 
   /** @throws InvalidArgumentError, ShapeError naming the option that does not fit */
   constructor(options: RouterOptions) {
+    requireOptions(options);
     this.#options = { ...options };
+    this.#gateBias = floats(options.gateBias, "gateBias");
+    this.#selectionBias = floats(options.selectionBias, "selectionBias");
     if (options.gate !== undefined) {
       const gate = matrixOf(options.gate, "gate");
       this.#gate = matrixView(gate);
@@ -122,8 +128,8 @@ export class Router implements Disposable {
   #upload(device: Device, spec: RouterSpec): Promise<RouterWeights> {
     this.#uploading ??= uploadRouter(device, spec, {
       gate: this.#gate,
-      gateBias: floats(this.#options.gateBias, "gateBias"),
-      selectionBias: floats(this.#options.selectionBias, "selectionBias"),
+      gateBias: this.#gateBias,
+      selectionBias: this.#selectionBias,
     }).then(
       (weights) => {
         this.#weights = weights;
@@ -145,7 +151,8 @@ export class Router implements Disposable {
   }
 
   #spec(experts: number): RouterSpec {
-    const { topK, rule, gateBias, selectionBias, capacityFactor } = this.#options;
+    const { topK, rule, capacityFactor } = this.#options;
+    const [gateBias, selectionBias] = [this.#gateBias, this.#selectionBias];
     const spec: RouterSpec = {
       experts,
       topK,
@@ -156,8 +163,8 @@ export class Router implements Disposable {
     };
     validateRouterSpec(spec);
     for (const [name, bias] of Object.entries({ gateBias, selectionBias })) {
-      if (bias !== undefined && bias.data.length !== experts) {
-        throw new ShapeError(`${name} has ${bias.data.length} values for ${experts} experts.`);
+      if (bias !== undefined && bias.length !== experts) {
+        throw new ShapeError(`${name} has ${bias.length} values for ${experts} experts.`);
       }
     }
     return spec;

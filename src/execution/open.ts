@@ -1,12 +1,16 @@
 /** Which device a program runs on when it does not care, and how it asks for one when it does. */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
-import { type CpuDeviceOptions, openCpuDevice } from "./cpu/device.ts";
+import { requireObject } from "./checks.ts";
+import { openCpuDevice } from "./cpu/device.ts";
 import type { Device, DeviceKind } from "./device.ts";
 
-export interface OpenDeviceOptions extends CpuDeviceOptions {
+/** Spelled out, so that the package's declarations need no file of a device's own. */
+export interface OpenDeviceOptions {
   /** Default `"auto"`: the best device there is. */
   readonly kind?: DeviceKind | "auto";
+  /** Worker threads of the CPU device. Default: as many as the process can run at once. */
+  readonly threads?: number;
 }
 
 /**
@@ -16,6 +20,7 @@ export interface OpenDeviceOptions extends CpuDeviceOptions {
  * @throws InvalidArgumentError if an option makes no sense
  */
 export async function openDevice(options: OpenDeviceOptions = {}): Promise<Device> {
+  requireObject(options, "options", "an object, or left out");
   const { kind = "auto", ...cpuOptions } = options;
   switch (kind) {
     case "auto":

@@ -14,7 +14,8 @@ import { hostLayerWeights, type LayerTensors } from "../data/host-weights.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { validateLayerSpec } from "../data/validate.ts";
 import type { LayerWeights } from "../data/weights.ts";
-import { DisposedError, ShapeError } from "../errors.ts";
+import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { requireObject, requireOptions, shown } from "../execution/checks.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { type Tensor, type TensorLike, toTensor } from "../tensor.ts";
 import type { ControlLoop } from "./control-loop.ts";
@@ -39,6 +40,8 @@ export class MoELayer implements AsyncDisposable {
    */
   constructor(spec: LayerSpec, weights: LayerTensors | LayerWeights, options: LayerOptions = {}) {
     validateLayerSpec(spec);
+    requireObject(weights, "weights", "tensors by name, or a weight source");
+    requireOptions(options);
     this.spec = spec;
     this.#options = options;
     this.#source = isSource(weights) ? weights : hostLayerWeights(spec, weights);
@@ -50,14 +53,26 @@ export class MoELayer implements AsyncDisposable {
    * @param directory holds config.json and model.safetensors, or shards with their index
    * @param options.layer index of the decoder layer
    * @throws CheckpointError naming file and tensor; OutOfDeviceMemoryError
+   * @throws InvalidArgumentError if the directory or an option is of the wrong type
    */
   static async load(
     directory: string,
     options: LayerOptions & { readonly layer: number },
   ): Promise<MoELayer> {
-    const { spec, weights } = await readLayer(directory, {
-      layer: options.layer,
-    });
+    if (typeof directory !== "string") {
+      throw new InvalidArgumentError(
+        `directory is ${shown(directory)}; it must be the path of a checkpoint's folder.`,
+      );
+    }
+    requireObject(options, "options", "an object with the index of a layer, such as { layer: 0 }");
+    requireOptions(options);
+    const { layer } = options;
+    if (!Number.isInteger(layer) || layer < 0) {
+      throw new InvalidArgumentError(
+        `options.layer is ${shown(layer)}; it must be the index of a decoder layer, 0 or more.`,
+      );
+    }
+    const { spec, weights } = await readLayer(directory, { layer });
     try {
       return await new MoELayer(spec, weights, options).ready();
     } finally {
@@ -85,6 +100,7 @@ export class MoELayer implements AsyncDisposable {
     hidden: TensorLike | DeviceTensor,
     options: ForwardOptions = {},
   ): Promise<ForwardResult | ForwardResult<DeviceTensor>> {
+    requireObject(options, "options", "an object, or left out");
     const input = hidden instanceof DeviceTensor ? hidden : toTensor(hidden, "hidden");
     this.#checkInput(input);
     const engine = await this.#start();

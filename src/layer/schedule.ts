@@ -7,11 +7,12 @@
 import type { Plan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
-import type { Experts } from "../data/experts.ts";
+import { Experts } from "../data/experts.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import { StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { requireObject, shown } from "../execution/checks.ts";
 import { type Tensor, toFloat32 } from "../tensor.ts";
 import { GivenRouting, recordStep, StepStreams } from "./step.ts";
 
@@ -115,6 +116,13 @@ export class Schedule {
  * @throws ShapeError if experts and buckets do not fit together
  */
 export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions = {}): Schedule {
+  requireObject(plan, "plan", "what SliceManager.allocate() gave");
+  if (!(experts instanceof Experts)) {
+    throw new InvalidArgumentError(
+      `experts is ${shown(experts)}; it must be a set of experts, such as Experts.fromTensors() gives.`,
+    );
+  }
+  requireObject(options, "options", "an object, or left out");
   const buckets = plan.load;
   if (!(buckets instanceof Buckets)) {
     throw new InvalidArgumentError(

@@ -5,6 +5,7 @@ import { after, test } from "node:test";
 import fc from "fast-check";
 import { Buckets } from "../../src/data/buckets.ts";
 import { Router } from "../../src/data/router.ts";
+import { InvalidArgumentError } from "../../src/errors.ts";
 import { Random } from "../../src/workload/random.ts";
 import { openCpu } from "../support/device.ts";
 import { SEED } from "../support/seed.ts";
@@ -147,5 +148,9 @@ test("a batch by hand", () => {
   assert.equal(buckets.tokens, 2);
   assert.equal(buckets.rows, 3);
   assert.deepEqual(buckets.tokensOf(2), Int32Array.of(0));
+  for (const expert of [3, 99, -1, 1.5, Number.NaN, "1", undefined] as number[]) {
+    assert.throws(() => buckets.tokensOf(expert), InvalidArgumentError, String(expert));
+  }
+  assert.throws(() => buckets.tokensOf(99), /no expert 99.*0 to 2/);
   assert.deepEqual(buckets.dropped, [{ token: 1, choice: 0, expert: 2 }]);
 });

@@ -158,7 +158,7 @@ test("what is missing is named", () => {
   refuses({ ...good, shared: { gateUp: zeros(10, 4) } }, /^shared\.down is missing/);
   refuses({ ...good, shared: { down: zeros(4, 5) } }, /^shared\.gate is missing/);
   refuses(
-    { ...good, experts: { ...without(good.experts, "gate"), gateUp: zeros(2, 6, 4) } },
+    { ...good, experts: { gateUp: zeros(2, 6, 4), down: zeros(2, 4, 3), downBias: zeros(2, 4) } },
     /^experts\.gateUpBias is missing/,
   );
 });
@@ -210,4 +210,65 @@ test("a plain MLP's layers are named by index", () => {
     /^experts\.layers\[1\] has shape \[2, 3, 4\].*\[2, 3, 3\]/,
   );
   refusesMlp({ layerBiases: [] }, /^experts\.layerBiases\[0\] is missing/);
+});
+
+test("what the spec does not ask for is refused, not ignored", () => {
+  const both = { gate: zeros(2, 3, 4), up: zeros(2, 3, 4) };
+  const plain: ExpertTensors = { ...both, down: zeros(2, 4, 3) };
+  const spec = plainSpec(4, 3, 2, 1);
+  const tensors: LayerTensors = { gate: zeros(2, 4), experts: plain };
+  const refusesOf = (of: LayerSpec, more: Partial<LayerTensors>, message: RegExp) =>
+    assert.throws(
+      () => hostLayerWeights(of, { ...tensors, ...more }),
+      (error) => {
+        assert.ok(error instanceof ShapeError, String(error));
+        assert.match(error.message, message);
+        return true;
+      },
+    );
+  hostLayerWeights(spec, tensors);
+  const vector = zeros(2);
+  refusesOf(spec, { gateBias: vector }, /^gateBias is given .*router\.bias/);
+  refusesOf(spec, { selectionBias: vector }, /^selectionBias is given .*router\.selectionBias/);
+  refusesOf(spec, { shared: plain }, /^shared is given .*no shared/);
+  refusesOf(spec, { sharedGate: zeros(1, 4) }, /^sharedGate is given .*shared\.gate/);
+
+  const experts = (more: ExpertTensors, message: RegExp, of: Partial<ExpertsSpec> = {}) =>
+    refusesOf({ ...spec, experts: { ...spec.experts, ...of } }, { experts: more }, message);
+  for (const name of ["gateBias", "upBias", "downBias"] as const) {
+    const message = new RegExp(`^experts\\.${name} is given .*experts\\.bias is false`);
+    experts({ ...plain, [name]: zeros(2, 3) }, message);
+  }
+  const joint = { gateUp: zeros(2, 6, 4), down: zeros(2, 4, 3) };
+  experts({ ...joint, gateUpBias: zeros(2, 6) }, /^experts\.gateUpBias .*experts\.bias is false/);
+  experts({ ...joint, gate: both.gate }, /^experts\.gate is given .*gateUp is given as well/);
+  experts({ ...joint, up: both.up }, /^experts\.up is given .*gateUp is given as well/);
+  experts(
+    { ...plain, gateUpLayout: "interleaved" },
+    /^experts\.gateUpLayout .*gateUp is not given/,
+  );
+  experts({ ...plain, layers: [] }, /^experts\.layers .*form is "gated", not "mlp"/);
+  experts({ ...plain, layerBiases: [] }, /^experts\.layerBiases .*form is "gated"/);
+
+  const mlp: Partial<ExpertsSpec> = { form: "mlp", depth: 2 };
+  const layers = [zeros(2, 3, 4), zeros(2, 4, 3)];
+  for (const [name, tensor] of Object.entries({ ...plain, ...joint })) {
+    const message = new RegExp(`^experts\\.${name} .*form is "mlp", not "gated"`);
+    experts({ layers, [name]: tensor }, message, mlp);
+  }
+  experts({ layers, layerBiases: [vector, vector] }, /^experts\.layerBiases .*bias is false/, mlp);
+  experts({ layers: [...layers, ...layers] }, /^experts\.layers .*depth is 2, not 4/, mlp);
+
+  const shared = { experts: gatedExperts(4, 5), gate: false };
+  const sharedTensors = { gateUp: zeros(10, 4), down: zeros(4, 5) };
+  refusesOf(
+    { ...spec, shared },
+    { shared: { ...sharedTensors, downBias: zeros(4) } },
+    /^shared\.downBias .*shared\.experts\.bias is false/,
+  );
+  refusesOf(
+    { ...spec, shared },
+    { shared: sharedTensors, sharedGate: zeros(1, 4) },
+    /shared\.gate/,
+  );
 });

@@ -9,6 +9,7 @@
  */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
+import { requireObject } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
@@ -16,7 +17,12 @@ import type { ProfileView } from "../profiler.ts";
 import { Budgets } from "./budgets.ts";
 import { Demands, type Reservation } from "./demands.ts";
 import { makePlan } from "./plan-value.ts";
-import { type PlanningDevice, quantaOf, thisMachine } from "./planning-device.ts";
+import {
+  type PlanningDevice,
+  quantaOf,
+  requirePlanningDevice,
+  thisMachine,
+} from "./planning-device.ts";
 import { AdaptivePolicy } from "./policies/adaptive.ts";
 import { DynamicPolicy } from "./policies/dynamic.ts";
 import { ProportionalPolicy } from "./policies/proportional.ts";
@@ -79,8 +85,12 @@ export class SliceManager {
    * @throws DeviceUnavailableError if the device cannot realise budgets as asked
    */
   constructor(options: SliceManagerOptions = {}) {
+    requireObject(options, "options", "an object, or left out");
     const { device = thisMachine(), policy = "dynamic", realisation = "auto" } = options;
     const { priorities = {}, maxExperts = {}, expertBytes } = options;
+    requirePlanningDevice(device);
+    requireObject(priorities, "priorities", "numbers by slice, or left out");
+    requireObject(maxExperts, "maxExperts", "numbers by slice, or left out");
     this.#device = device;
     this.#quanta = quantaOf(device);
     this.#policy = typeof policy === "string" ? policyNamed(policy) : policy;
@@ -162,7 +172,9 @@ export class SliceManager {
    * @throws InvalidArgumentError for a plan of another manager or measurements that cannot be
    */
   observe(measurement: Measurement): void {
+    requireObject(measurement, "measurement", "what a step showed, { plan, seconds, tokens }");
     const { plan, seconds, tokens, joules } = measurement;
+    requireObject(plan, "measurement.plan", "the plan that the step ran under");
     const division = this.#divisions.get(plan);
     if (division === undefined) {
       throw new InvalidArgumentError(
@@ -186,6 +198,7 @@ export class SliceManager {
    * @throws InvalidArgumentError if it cannot be met; nothing changes then
    */
   reserve(slice: BudgetedSliceId, minimum: Reservation): void {
+    requireObject(minimum, "minimum", "an object such as { computeUnits: 1 }");
     this.#demands.reserve(slice, minimum);
   }
 
@@ -205,20 +218,33 @@ export class SliceManager {
    * @throws InvalidArgumentError if there is no such expert or no room; nothing changes then
    */
   migrate(expert: number, slice: ExpertSliceId): void {
+    this.#checkExpert(expert);
+    this.#demands.pin(expert, slice);
+  }
+
+  /**
+   * Undoes `migrate`: from the next plan on the policy places the expert again.
+   *
+   * @throws InvalidArgumentError if there is no such expert
+   */
+  release(expert: number): void {
+    this.#checkExpert(expert);
+    this.#demands.unpin(expert);
+  }
+
+  /** Before the first load nobody knows how many experts there are. */
+  #checkExpert(expert: number): void {
     if (this.#experts > 0 && expert >= this.#experts) {
       throw new InvalidArgumentError(
         `There is no expert ${expert}; the load has experts 0 to ${this.#experts - 1}.`,
       );
     }
-    this.#demands.pin(expert, slice);
   }
 
-  /** Undoes `migrate`: from the next plan on the policy places the expert again. */
-  release(expert: number): void {
-    this.#demands.unpin(expert);
-  }
-
-  #checkLoad({ counts }: ExpertLoad, profile: ProfileView | undefined): void {
+  #checkLoad(load: ExpertLoad, profile: ProfileView | undefined): void {
+    requireObject(load, "load", "what Router.route() gave, or an object with counts");
+    if (profile !== undefined) requireObject(profile, "profile", "an ExpertProfiler, or left out");
+    const { counts } = load;
     if (!(counts instanceof Int32Array) || counts.length === 0) {
       throw new InvalidArgumentError(
         "load.counts must be an Int32Array with one entry per expert, such as Buckets has.",

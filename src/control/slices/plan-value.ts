@@ -6,6 +6,7 @@
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
+import { shown } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import {
   BUDGETED_SLICE_IDS,
@@ -80,10 +81,10 @@ export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
       budget: slices[placement.slice].budget,
     });
     if (expert === undefined) return describeAll().map(withBudget);
-    const slice = sliceOf[expert];
+    const slice = Number.isInteger(expert) ? sliceOf[expert] : undefined;
     if (slice === undefined) {
       throw new InvalidArgumentError(
-        `There is no expert ${expert} in this plan; it has experts 0 to ${sliceOf.length - 1}.`,
+        `There is no expert ${shown(expert)} in this plan; it has experts 0 to ${sliceOf.length - 1}.`,
       );
     }
     return withBudget(describe(slice, expert));

@@ -6,6 +6,7 @@
 
 import os from "node:os";
 import { InvalidArgumentError } from "../../errors.ts";
+import { requireObject, shown } from "../../execution/checks.ts";
 import type { DeviceProperties } from "../../execution/device.ts";
 import { BUDGETED_SLICE_IDS } from "../plan.ts";
 
@@ -44,6 +45,21 @@ export function thisMachine(): PlanningDevice {
       cache: without("processors do not limit cache use"),
     },
   };
+}
+
+/** @throws InvalidArgumentError unless a device's properties are all there; a device itself is not its properties */
+export function requirePlanningDevice(device: PlanningDevice): void {
+  const rule = "the properties of a device (device.properties), or left out for this machine";
+  requireObject(device, "options.device", rule);
+  const needed: readonly (keyof PlanningDevice)[] = [
+    ...(["name", "computeUnits", "computeUnitGranularity", "cacheBytes"] as const),
+    ...(["realisations", "enforces"] as const),
+  ];
+  const missing = needed.filter((field) => device[field] === undefined);
+  if (missing.length === 0) return;
+  throw new InvalidArgumentError(
+    `options.device is ${shown(device)}, without ${missing.join(", ")}; it must be ${rule}.`,
+  );
 }
 
 /**

@@ -1,0 +1,178 @@
+/**
+ * Arguments that a type checker would have refused: every public entry point
+ * answers them with a typed error that names the argument and what it must be.
+ */
+
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+import { EnergyMonitor } from "../../src/control/energy-monitor.ts";
+import { GraphManager } from "../../src/control/graph-manager.ts";
+import { ExpertProfiler } from "../../src/control/profiler.ts";
+import { SliceManager } from "../../src/control/slices/manager.ts";
+import { StreamScheduler } from "../../src/control/stream-scheduler.ts";
+import { Experts } from "../../src/data/experts.ts";
+import { Router } from "../../src/data/router.ts";
+import { NexusError } from "../../src/errors.ts";
+import { openDevice } from "../../src/execution/open.ts";
+import { MoELayer } from "../../src/layer/moe-layer.ts";
+import { schedule } from "../../src/layer/schedule.ts";
+import { toTensor } from "../../src/tensor.ts";
+import { openCpu } from "../support/device.ts";
+import { plainSpec, randomLayer } from "../support/layers.ts";
+import { randomFor } from "../support/seed.ts";
+
+const device = await openCpu(1);
+after(() => device.close());
+
+/** Whatever a caller without types may pass. */
+// biome-ignore lint/suspicious/noExplicitAny: the point of these tests
+const as = (value: unknown): any => value;
+
+const { spec, tensors } = randomLayer(randomFor("arguments"), plainSpec(4, 3, 4, 2));
+const load = { counts: Int32Array.of(4, 3, 2, 1) };
+const experts = await Experts.fromTensors(spec.experts, 4, tensors.experts, { device });
+
+/** What is called with each of the values, and the name the message must begin with. */
+const ENTRIES: Readonly<Record<string, readonly [name: string, call: (value: never) => unknown]>> =
+  {
+    "MoELayer weights": ["weights", (value) => new MoELayer(spec, value)],
+    "MoELayer options": ["options", (value) => new MoELayer(spec, tensors, value)],
+    "MoELayer device": [
+      "options.device",
+      (value) => new MoELayer(spec, tensors, { device: value }),
+    ],
+    "load directory": ["directory", (value) => MoELayer.load(value, { layer: 0, device })],
+    "load options": ["options", (value) => MoELayer.load("no/such/directory", value)],
+    "load layer": [
+      "options.layer",
+      (value) => MoELayer.load("no/such/directory", { layer: value }),
+    ],
+    "forward options": [
+      "options",
+      (value) =>
+        new MoELayer(spec, tensors, { device }).forward(as({ data: [], shape: [] }), value),
+    ],
+    "Router options": ["options", (value) => new Router(value)],
+    "Router device": ["options.device", (value) => new Router({ topK: 1, device: value })],
+    "Router gate": ["gate", (value) => new Router({ topK: 1, gate: value })],
+    "Router gateBias": [
+      "gateBias",
+      (value) => new Router({ topK: 1, gate: tensors.gate, gateBias: value }),
+    ],
+    "Router selectionBias": [
+      "selectionBias",
+      (value) => new Router({ topK: 1, selectionBias: value }),
+    ],
+    "Experts tensors": [
+      "experts",
+      (value) => Experts.fromTensors(spec.experts, 4, value, { device }),
+    ],
+    "Experts options": [
+      "options",
+      (value) => Experts.fromTensors(spec.experts, 4, tensors.experts, value),
+    ],
+    "SliceManager options": ["options", (value) => new SliceManager(value)],
+    "SliceManager device": ["options.device", (value) => new SliceManager({ device: value })],
+    "SliceManager priorities": ["priorities", (value) => new SliceManager({ priorities: value })],
+    "SliceManager maxExperts": ["maxExperts", (value) => new SliceManager({ maxExperts: value })],
+    "allocate load": ["load", (value) => new SliceManager().allocate(value)],
+    "allocate profile": ["profile", (value) => new SliceManager().allocate(load, value)],
+    "observe measurement": ["measurement", (value) => new SliceManager().observe(value)],
+    "observe plan": [
+      "measurement.plan",
+      (value) => new SliceManager().observe(as({ plan: value })),
+    ],
+    reserve: ["minimum", (value) => new SliceManager().reserve("A", value)],
+    "StreamScheduler options": ["options", (value) => new StreamScheduler(value)],
+    "assign plan": ["plan", (value) => new StreamScheduler().assign(value)],
+    "assign load": [
+      "expectedLoad",
+      (value) => new StreamScheduler().assign(new SliceManager().allocate(load), value),
+    ],
+    "ExpertProfiler options": ["options", (value) => new ExpertProfiler(value)],
+    "ExpertProfiler step": ["step", (value) => new ExpertProfiler({ experts: 4 }).observe(value)],
+    "schedule plan": ["plan", (value) => schedule(value, experts)],
+    "schedule experts": ["experts", (value) => schedule(new SliceManager().allocate(load), value)],
+    "schedule options": [
+      "options",
+      (value) => schedule(new SliceManager().allocate(load), experts, value),
+    ],
+    setComputeBudgets: ["budgets", (value) => device.setComputeBudgets(value)],
+    "GraphManager options": ["options", (value) => new GraphManager(value)],
+    "GraphManager device": ["options.device", (value) => new GraphManager({ device: value })],
+    "EnergyMonitor source": ["source", (value) => new EnergyMonitor(value)],
+    "EnergyMonitor end": ["work", (value) => new EnergyMonitor(device.energy).begin().end(value)],
+    openDevice: ["options", (value) => openDevice(value)],
+  };
+
+for (const [title, [name, call]] of Object.entries(ENTRIES)) {
+  test(`${title}: what is not an object is refused by name`, async () => {
+    for (const value of title === "load directory" ? [null, 5, {}] : [null, "abc"]) {
+      await assert.rejects(
+        async () => await call(value as never),
+        (error) => {
+          assert.ok(error instanceof NexusError, String(error));
+          assert.ok(error.message.startsWith(`${name} `), error.message);
+          return true;
+        },
+      );
+    }
+  });
+}
+
+const refuses = (call: () => unknown, message: RegExp) =>
+  assert.rejects(
+    async () => await call(),
+    (error) => {
+      assert.ok(error instanceof NexusError, String(error));
+      assert.match(error.message, message);
+      return true;
+    },
+  );
+
+test("what has no default is refused when it is left out", async () => {
+  await refuses(() => MoELayer.load(as(undefined), { layer: 0 }), /^directory is undefined/);
+  await refuses(() => MoELayer.load("no/such/directory", as(undefined)), /^options is undefined/);
+  await refuses(() => new MoELayer(spec, as(undefined)), /^weights is undefined/);
+  await refuses(() => new EnergyMonitor(as(undefined)), /^source is undefined.*device\.energy/);
+  await refuses(() => new Router(as(undefined)), /^options is undefined/);
+});
+
+test("what is an object but no device is shown", async () => {
+  await refuses(
+    () => new MoELayer(spec, tensors, as({ device: {} })),
+    /^options\.device is \{\}.*openDevice/,
+  );
+  await refuses(() => new Router(as({ topK: 1, device: {} })), /^options\.device is \{\}/);
+  await refuses(
+    () => new SliceManager(as({ device: {} })),
+    /^options\.device is \{\}.*device\.properties/,
+  );
+  await refuses(() => new SliceManager(as({ device })), /without name.*device\.properties/);
+});
+
+test("a tensor without a usable shape or data says what it has", async () => {
+  const data = new Float32Array(4);
+  await refuses(() => toTensor(as({ data }), "gate"), /^gate has no shape.*\[4\]/);
+  await refuses(() => toTensor({ data, shape: [2, -2] }, "gate"), /^gate has shape \[2, -2\]/);
+  const view = new DataView(data.buffer);
+  await refuses(
+    () => toTensor(as({ data: view, shape: [4] }), "gate"),
+    /^gate has its data in a DataView.*Float32Array/,
+  );
+  const bytes = new Uint8Array(4);
+  await refuses(() => toTensor(as({ data: bytes, shape: [4] }), "gate"), /in a Uint8Array/);
+});
+
+test("experts are asked for by their index", async () => {
+  const manager = new SliceManager();
+  manager.release(99);
+  const plan = manager.allocate(load);
+  for (const expert of ["1", 99, -1, 1.5, null]) {
+    await refuses(() => plan.explain(as(expert)), /There is no expert .*0 to 3/);
+  }
+  assert.equal(plan.explain(1).expert, 1);
+  await refuses(() => manager.release(99), /There is no expert 99.*0 to 3/);
+  await refuses(() => manager.release(1.5), /1\.5/);
+  manager.release(3);
+});
