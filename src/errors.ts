@@ -5,6 +5,8 @@
  * `code` is stable and meant for programs, `message` for people.
  */
 
+import { printablePath, quote } from "./errors/wording.ts";
+
 /** Base class of every error that Nexus throws on purpose. */
 export class NexusError extends Error {
   /** Stable identifier, e.g. `"ERR_INVALID_ARGUMENT"`. */
@@ -109,20 +111,11 @@ export class CheckpointError extends NexusError {
   ) {
     super(
       `ERR_CHECKPOINT_${fault.toUpperCase().replaceAll("-", "_")}`,
-      `${file}: ${tensor === undefined ? "" : `tensor ${quoteName(tensor)}: `}${message}`,
+      `${printablePath(file)}: ${tensor === undefined ? "" : `tensor ${quote(tensor)}: `}${message}`,
       options,
     );
     this.fault = fault;
     this.file = file;
     this.tensor = tensor;
   }
-}
-
-/** Longest tensor name that a message repeats in full; real ones are half as long. */
-const MAX_NAME_IN_MESSAGE = 120;
-
-/** Names come from files and may be forged: quoted, so that a message stays one readable line. */
-function quoteName(name: string): string {
-  const cut = name.length > MAX_NAME_IN_MESSAGE ? `${name.slice(0, MAX_NAME_IN_MESSAGE)}...` : name;
-  return JSON.stringify(cut);
 }

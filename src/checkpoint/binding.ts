@@ -6,6 +6,7 @@
 
 import type { ExpertsSpec, LayerSpec } from "../data/spec.ts";
 import type { LayerWeights, ProductWeights } from "../data/weights.ts";
+import { shapeText } from "../errors/wording.ts";
 import { CheckpointError } from "../errors.ts";
 import { type DType, type MatrixView, type Tensor, toFloat32 } from "../tensor.ts";
 import type { Checkpoint } from "./checkpoint.ts";
@@ -70,7 +71,7 @@ class PartChecker {
       throw new CheckpointError(
         "wrong-shape",
         found.file,
-        `has shape [${found.shape.join(", ")}], but config.json calls for [${shape.join(", ")}]. Check that the two belong together.`,
+        `has shape ${shapeText(found.shape)}, but config.json calls for [${shape.join(", ")}]. Check that the two belong together.`,
         tensor,
       );
     }

@@ -9,10 +9,11 @@
 
 import { access, readdir } from "node:fs/promises";
 import { isAbsolute, join, normalize, sep } from "node:path";
+import { quote } from "../errors/wording.ts";
 import { CheckpointError, DisposedError } from "../errors.ts";
 import type { Tensor } from "../tensor.ts";
 import { ModelConfig } from "./config.ts";
-import { isRecord, quote, readJsonObject } from "./json.ts";
+import { isRecord, readJsonObject } from "./json.ts";
 import type { TensorInfo } from "./safetensors/header.ts";
 import { SafetensorsFile } from "./safetensors/reader.ts";
 import { type OpenSource, openFile, unreadable } from "./safetensors/source.ts";
@@ -168,6 +169,6 @@ async function noWeights(directory: string): Promise<CheckpointError> {
     join(directory, SINGLE_FILE),
     pickled === undefined
       ? `does not exist, and neither does ${INDEX_FILE}. Download the checkpoint's weights beside its config.json.`
-      : `does not exist, only ${pickled}. Save the model with safe_serialization=True; pickled weights are not read.`,
+      : `does not exist, only ${quote(pickled)}. Save the model with safe_serialization=True; pickled weights are not read.`,
   );
 }

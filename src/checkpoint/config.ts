@@ -5,8 +5,9 @@
  */
 
 import type { z } from "zod";
+import { quote } from "../errors/wording.ts";
 import { CheckpointError } from "../errors.ts";
-import { isRecord, quote, readJsonObject } from "./json.ts";
+import { isRecord, readJsonObject } from "./json.ts";
 
 /** What the families and the years have called the number of routed experts. Schemas call it `num_experts`. */
 const EXPERT_COUNT_KEYS = ["num_experts", "num_local_experts", "n_routed_experts"] as const;
@@ -49,7 +50,9 @@ export class ModelConfig {
     const value = this.#values[key];
     const shown = key === "num_experts" ? this.#expertCountKey : key;
     const what = value === undefined ? "is missing" : `is ${quote(value)}`;
-    throw this.error(`"${shown}" ${what}: ${issue?.message}.`);
+    // zod says "Invalid input: expected string, received number"; what was received is quoted already.
+    const expected = issue?.message.replace(/^[^:]*: /, "").replace(/, received .*$/, "");
+    throw this.error(`"${shown}" ${what}; ${expected}.`);
   }
 
   error(message: string): CheckpointError {

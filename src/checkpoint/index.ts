@@ -7,7 +7,7 @@ import { Checkpoint } from "./checkpoint.ts";
 import { familyOf } from "./families/index.ts";
 
 export { SafetensorsFile } from "./safetensors/reader.ts";
-export { writeSafetensors } from "./safetensors/writer.ts";
+export { writableTarget, writeSafetensors } from "./safetensors/writer.ts";
 
 /** One layer of a checkpoint, checked, its weights still on disk. */
 export interface CheckpointLayer {

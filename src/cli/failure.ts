@@ -8,6 +8,7 @@
  */
 
 import { CommanderError } from "commander";
+import { UNPRINTABLE } from "../errors/wording.ts";
 import { DeviceFailedError, DisposedError, NexusError } from "../errors.ts";
 
 export const EXIT_OK = 0;
@@ -15,6 +16,12 @@ export const EXIT_FAILED = 1;
 export const EXIT_BAD_INPUT = 2;
 /** 128 and the number of SIGINT, as shells report it. */
 export const EXIT_INTERRUPTED = 130;
+
+/** Commander's code for a command that is not there. */
+export const UNKNOWN_COMMAND = "commander.unknownCommand";
+
+/** Longest line that standard error gets; whatever is longer is some forged value, not an explanation. */
+const MOST_CHARACTERS = 500;
 
 export interface Failure {
   readonly exitCode: number;
@@ -36,7 +43,9 @@ export function failureOf(error: unknown, command: string | undefined): Failure 
     if (error.exitCode === 0) return { exitCode: EXIT_OK, line: "" };
     if (error.code === "commander.help") return { exitCode: EXIT_BAD_INPUT, line: "" };
     const usage = error.message.replace(/^error: /, "").replace(/\.$/, "");
-    return bad(`${usage}. See "nexus ${command === undefined ? "" : `${command} `}--help".`);
+    // `nexus help x` has no help of its own to point to for an x that is no command.
+    const topic = command === undefined || error.code === UNKNOWN_COMMAND ? "" : `${command} `;
+    return bad(`${usage}. See "nexus ${topic}--help".`);
   }
   if (error instanceof DeviceFailedError || error instanceof IncorrectResultError) {
     return { exitCode: EXIT_FAILED, line: lineOf(error.message) };
@@ -53,6 +62,12 @@ function bad(message: string): Failure {
   return { exitCode: EXIT_BAD_INPUT, line: lineOf(message) };
 }
 
+/** Messages quote what is foreign; should one not, it still cannot command the terminal or flood it. */
 function lineOf(message: string): string {
-  return `nexus: ${message.replace(/\s*\n\s*/g, " ").trim()}`;
+  const line = message
+    .replace(/\s*[\r\n]\s*/g, " ")
+    .replace(UNPRINTABLE, "")
+    .trim();
+  const cut = line.length > MOST_CHARACTERS ? `${line.slice(0, MOST_CHARACTERS)}...` : line;
+  return `nexus: ${cut}`;
 }

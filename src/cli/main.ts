@@ -6,6 +6,7 @@
 
 import { EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, failureOf } from "./failure.ts";
 import { buildProgram } from "./program.ts";
+import { takesEscapes } from "./terminal/style.ts";
 
 const ERASE_LINE = "\r\u001b[2K";
 
@@ -21,11 +22,15 @@ function end(error: unknown, command: string | undefined): number {
 // `nexus ... | head` closes the pipe early; that is no failure of ours.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error: NodeJS.ErrnoException) => {
-    process.exit(error.code === "EPIPE" ? EXIT_OK : EXIT_FAILED);
+    if (error.code === "EPIPE") process.exit(EXIT_OK);
+    if (stream === process.stdout) {
+      process.stderr.write(`nexus: cannot write to standard output (${error.code}).\n`);
+    }
+    process.exit(EXIT_FAILED);
   });
 }
 process.on("SIGINT", () => {
-  if (process.stderr.isTTY) process.stderr.write(ERASE_LINE);
+  if (takesEscapes(process.stderr)) process.stderr.write(ERASE_LINE);
   process.exit(EXIT_INTERRUPTED);
 });
 for (const event of ["uncaughtException", "unhandledRejection"]) {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { readFile, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
@@ -81,6 +82,20 @@ test("an index that is no index is refused", async (t) => {
   for (const index of ["{", "[]", {}, { weight_map: [] }, { weight_map: null }]) {
     const directory = await directoryOf(t, { ...sharded, [INDEX]: index });
     await assertFault(Checkpoint.open(directory), "bad-config", { file: /index\.json$/ });
+  }
+});
+
+test("a config or an index that is a pipe or beyond all size is refused at once", async (t) => {
+  for (const name of ["config.json", INDEX]) {
+    const { [name]: _, ...others } = sharded as Record<string, unknown>;
+    const piped = await directoryOf(t, others);
+    execFileSync("mkfifo", [join(piped, name)]);
+    const expected = { message: /not a regular file/ };
+    await assertFault(Checkpoint.open(piped), "missing-file", expected);
+
+    const swollen = await directoryOf(t, sharded);
+    await truncate(join(swollen, name), 2 ** 33); // a hole: takes no room on disk
+    await assertFault(Checkpoint.open(swollen), "bad-config", { message: /8589934592 bytes/ });
   }
 });
 

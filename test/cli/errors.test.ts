@@ -1,7 +1,8 @@
 /** Everything a user can get wrong: one clear line, exit code 2, no stack. */
 
 import assert from "node:assert/strict";
-import { chmod, mkdir } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { chmod, cp, lstat, mkdir, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { test } from "node:test";
 import { FIXTURES, inTemporaryFolder, nexus, type Outcome } from "./nexus.ts";
@@ -33,6 +34,7 @@ function assertOneLine({ code, stdout, stderr }: Outcome, expected: RegExp, exit
 
 const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
   ["an unknown command", ["dance"], /unknown command 'dance'/],
+  ["help for an unknown command", ["help", "dance"], /unknown command 'dance'/],
   ["an unknown flag", ["demo", "--colour"], /unknown option '--colour'/],
   ["a misspelt flag", ["demo", "--jsn"], /--json/],
   ["a stray argument", ["doctor", "now"], /too many arguments/],
@@ -106,6 +108,45 @@ test("a folder that may not be written to is refused before any work", async (t)
     await mkdir(closed);
     await chmod(closed, 0o555);
     assertOneLine(await nexus(run({ "--output": path.join(closed, "out") })), /EACCES/);
+  });
+});
+
+test("an output that is a pipe is refused before any work, and stays one", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const pipe = path.join(folder, "pipe");
+    execFileSync("mkfifo", [pipe]);
+    assertOneLine(await nexus(run({ "--output": pipe })), /Name a regular file/);
+    assert.ok((await lstat(pipe)).isFIFO());
+  });
+});
+
+test("an output name too long for a folder is refused before any work", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const output = path.join(folder, "x".repeat(256));
+    // The device is not there: whoever gets as far as opening it says so.
+    const args = [...run({ "--output": output }), "--device", "cuda"];
+    assertOneLine(await nexus(args), /ENAMETOOLONG/);
+    assert.deepEqual(await readdir(folder), []);
+  });
+});
+
+test("a config that commands the terminal or floods it makes one printable line", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const checkpoint = path.join(folder, "mixtral");
+    await cp(MIXTRAL, checkpoint, { recursive: true });
+    const hostile = `\u001b]0;x\u0007\u202e${"y".repeat(1e6)}`;
+    for (const config of [
+      { model_type: hostile },
+      { model_type: "mixtral", hidden_act: hostile },
+    ]) {
+      await writeFile(path.join(checkpoint, "config.json"), JSON.stringify(config));
+      const outcome = await nexus(run({ "--checkpoint": checkpoint }));
+      assertOneLine(outcome, /"(model_type|hidden_act)" is "\\u001b\]0;x\\u0007\\u202ey+\.\.\."/);
+      assert.ok(outcome.stderr.length < 600);
+    }
+    await writeFile(path.join(checkpoint, "config.json"), "{}");
+    const missing = await nexus(run({ "--checkpoint": checkpoint }));
+    assertOneLine(missing, /"model_type" is missing; expected string\.\n$/);
   });
 });
 

@@ -31,6 +31,15 @@ test("every failure is one line that begins with the command's name", () => {
   assert.equal(line, "nexus: first second");
 });
 
+test("a line holds nothing that commands a terminal, and ends somewhere", () => {
+  const { line } = failureOf(
+    new TypeError(`a\u001b[31m\u202e\u009b\r\nb${"x".repeat(1e6)}`),
+    "run",
+  );
+  assert.match(line, /^nexus: unexpected error: a\[31m bx+\.\.\.$/);
+  assert.ok(line.length < 520, `${line.length} characters`);
+});
+
 test("an unexpected error says how to see more", () => {
   const { line } = failureOf(new TypeError("undefined is not a function"), "demo");
   assert.match(line, /^nexus: unexpected error: undefined is not a function .*NEXUS_DEBUG=1/);
@@ -43,6 +52,8 @@ test("usage errors point to the help of their command", () => {
     exitCode: 2,
     line: `nexus: unknown option '--x'. See "nexus demo --help".`,
   });
+  const unknown = new CommanderError(1, "commander.unknownCommand", "error: unknown command 'x'");
+  assert.match(failureOf(unknown, "help").line, /'x'\. See "nexus --help"\.$/);
   assert.match(failureOf(error, undefined).line, /See "nexus --help"\.$/);
 });
 

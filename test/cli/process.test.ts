@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MAIN, nexus } from "./nexus.ts";
@@ -14,7 +14,7 @@ test("the version is the package's", async () => {
   assert.deepEqual(await nexus(["--version"]), { code: 0, stdout: `${version}\n`, stderr: "" });
 });
 
-for (const args of [["--help"], ["help"], ["help", "bench"], ["run", "--help"]]) {
+for (const args of [["--help"], ["help"], ["help", "bench"], ["help", "help"], ["run", "--help"]]) {
   test(`nexus ${args.join(" ")} prints help in 80 columns`, async () => {
     const { code, stdout, stderr } = await nexus(args);
     assert.equal(stderr, "");
@@ -43,6 +43,25 @@ test("a closed pipe is silent", async () => {
   const [code] = await once(child, "close");
   assert.equal(stderr, "");
   assert.equal(code, 0);
+});
+
+test("standard output that takes nothing is one line and code 1", async () => {
+  // Open for reading only, so that every write fails, as on a full disk.
+  const unwritable = openSync(MAIN, "r");
+  try {
+    const child = spawn(process.execPath, [MAIN, "doctor", "--json"], {
+      stdio: ["ignore", unwritable, "pipe"],
+    });
+    let stderr = "";
+    child.stderr?.on("data", (text) => {
+      stderr += text;
+    });
+    const [code] = await once(child, "close");
+    assert.equal(stderr, "nexus: cannot write to standard output (EBADF).\n");
+    assert.equal(code, 1);
+  } finally {
+    closeSync(unwritable);
+  }
 });
 
 test("an interrupt ends a run at once, with code 130 and no noise", async () => {

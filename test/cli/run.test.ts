@@ -1,7 +1,7 @@
 /** `nexus run` from the outside, on checkpoints of every family, against transformers. */
 
 import assert from "node:assert/strict";
-import { copyFile, cp, readdir, stat, truncate, writeFile } from "node:fs/promises";
+import { copyFile, cp, open, readdir, stat, truncate, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { test } from "node:test";
 import { SafetensorsFile, writeSafetensors } from "../../src/checkpoint/index.ts";
@@ -103,6 +103,7 @@ for (const family of FAMILIES) {
       assert.ok(summary.seconds > 0 && summary.tokensPerSecond > 0);
       assert.ok(summary.weightBytes > 0);
       assert.deepEqual(summary.steps, { eager: 1 });
+      assert.equal(summary.nonFiniteRows, 0);
       assert.ok(summary.energy.available || summary.energy.reason.length > 0);
     });
   });
@@ -115,6 +116,7 @@ test("the summary for people names model, layer, device, load, time, energy and 
     assert.equal(stderr, "");
     assert.equal(code, 0);
     assert.ok(!stdout.includes("\u001b"));
+    assert.doesNotMatch(stdout, /Warning/);
     for (const line of stdout.split("\n")) assert.ok([...line].length <= 80, line);
     for (const expected of [
       /^Model +Qwen3-MoE, layer 1 of/m,
@@ -200,6 +202,43 @@ test("a token whose logits are not finite is named by its place in the input", a
     assert.match(stderr, /^nexus: .*row 2070.*\n$/);
     assert.equal(code, 2);
     await assert.rejects(stat(output), "nothing may be written");
+  });
+});
+
+test("output that is not finite is written, counted and warned of", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const checkpoint = path.join(folder, "mixtral");
+    await cp(path.join(FIXTURES, "mixtral"), checkpoint, { recursive: true });
+    const model = path.join(checkpoint, "model.safetensors");
+    const tensor = `model.layers.${LAYER}.block_sparse_moe.experts.0.w2.weight`;
+    await using weights = await SafetensorsFile.open(model);
+    const handle = await open(model, "r+");
+    // All bits set are NaN in every float type.
+    await handle.write(new Uint8Array(4).fill(255), 0, 4, weights.info(tensor).start);
+    await handle.close();
+    const output = path.join(folder, "out.safetensors");
+    const args = [...runArgs("mixtral", output), "--checkpoint", checkpoint];
+
+    const { code, stdout } = await nexus([...args, "--json"]);
+    assert.equal(code, 0);
+    const { nonFiniteRows, tokens, counts } = JSON.parse(stdout);
+    const { data } = (await readAll(output))["output"] as Tensor;
+    const width = data.length / tokens;
+    const rows = Array.from({ length: tokens }, (_, row) =>
+      data.subarray(row * width, (row + 1) * width).some((value) => !Number.isFinite(value)),
+    );
+    assert.equal(nonFiniteRows, rows.filter(Boolean).length);
+    assert.equal(nonFiniteRows, counts[0]);
+    assert.ok(nonFiniteRows > 0);
+
+    const summary = await nexus(args);
+    assert.equal(summary.code, 0);
+    assert.equal(summary.stderr, "");
+    const wanted = new RegExp(
+      `^Warning +NaN or infinity in ${nonFiniteRows} of ${tokens} output rows`,
+      "m",
+    );
+    assert.match(summary.stdout, wanted);
   });
 });
 

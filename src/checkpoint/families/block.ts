@@ -124,6 +124,9 @@ function sparseLayers(search: BlockSearch, prefix: string): string {
     : `Layers with experts: ${ranges(sparse)}.`;
 }
 
+/** Runs of layers that a message lists; models have one or two. */
+const RANGES_IN_ERROR = 16;
+
 /** [1, 3, 4, 5] as "1, 3-5". */
 function ranges(numbers: readonly number[]): string {
   const parts: string[] = [];
@@ -133,6 +136,7 @@ function ranges(numbers: readonly number[]): string {
     parts.push(i === j ? `${numbers[i]}` : `${numbers[i]}-${numbers[j]}`);
     i = j + 1;
   }
+  if (parts.length > RANGES_IN_ERROR) parts.splice(RANGES_IN_ERROR, parts.length, "...");
   return parts.join(", ");
 }
 

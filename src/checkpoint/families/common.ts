@@ -6,6 +6,7 @@
 
 import { z } from "zod";
 import type { AggregationSpec } from "../../data/spec.ts";
+import { quote } from "../../errors/wording.ts";
 import { CheckpointError } from "../../errors.ts";
 import type { Activation, GroupLimit } from "../../execution/operators.ts";
 import type { ModelConfig } from "../config.ts";
@@ -53,7 +54,7 @@ export function activationOf(config: ModelConfig, name: string): Activation {
     throw new CheckpointError(
       "unsupported",
       config.file,
-      `"hidden_act" is "${name}", which Nexus does not compute. It has ${known}.`,
+      `"hidden_act" is ${quote(name)}, which Nexus does not compute. It has ${known}.`,
     );
   }
   return ACTIVATIONS[name] as Activation;

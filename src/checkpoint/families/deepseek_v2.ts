@@ -9,6 +9,7 @@
  */
 
 import { z } from "zod";
+import { quote } from "../../errors/wording.ts";
 import { CheckpointError } from "../../errors.ts";
 import { matrix } from "../layout.ts";
 import { findBlock } from "./block.ts";
@@ -55,7 +56,7 @@ export const deepseekV2: ModelFamily = {
       throw new CheckpointError(
         "unsupported",
         config.file,
-        `"topk_method" is ${JSON.stringify(c.topk_method)}; DeepSeek-V2 has "greedy" and "group_limited_greedy".`,
+        `"topk_method" is ${quote(c.topk_method)}; DeepSeek-V2 has "greedy" and "group_limited_greedy".`,
       );
     }
     const block = findBlock({

@@ -1,6 +1,7 @@
 /** The model families, by the `model_type` in config.json. A new family is a file beside this one and a line here. */
 
 import { z } from "zod";
+import { quote } from "../../errors/wording.ts";
 import { CheckpointError } from "../../errors.ts";
 import type { ModelConfig } from "../config.ts";
 import { rejectQuantisedConfig } from "./block.ts";
@@ -42,7 +43,7 @@ export function familyOf(config: ModelConfig): ModelFamily {
     throw new CheckpointError(
       "unsupported",
       config.file,
-      `"model_type" is "${type}", a family Nexus does not know. It knows ${known}.`,
+      `"model_type" is ${quote(type)}, a family Nexus does not know. It knows ${known}.`,
     );
   }
   rejectQuantisedConfig(config);

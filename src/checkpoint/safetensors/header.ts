@@ -12,8 +12,9 @@
  * Nothing here reads a file, and nothing here looks at a tensor's bytes.
  */
 
+import { bytesText, quote } from "../../errors/wording.ts";
 import { CheckpointError, type CheckpointFault } from "../../errors.ts";
-import { isRecord, quote } from "../json.ts";
+import { isRecord } from "../json.ts";
 
 /** Longest header the format allows, in bytes; it keeps a forged length from claiming the memory. */
 export const MAX_HEADER_BYTES = 100_000_000;
@@ -150,7 +151,7 @@ function parseMetadata(file: string, value: unknown): ReadonlyMap<string, string
     if (typeof text !== "string") {
       throw badHeader(
         file,
-        `__metadata__ has a ${typeof text} under ${quote(key)}; only strings are allowed`,
+        `__metadata__ has ${quote(text)} under ${quote(key)}; only strings are allowed`,
       );
     }
     metadata.set(key, text);
@@ -187,7 +188,7 @@ function parseEntry(file: string, name: string, value: unknown, dataStart: numbe
   if (end - begin !== byteLength) {
     throw badOffsets(
       file,
-      `its data_offsets [${begin}, ${end}] span ${end - begin} bytes, but ${dtype} of shape ${quote(shape)} takes ${byteLength}`,
+      `its data_offsets [${begin}, ${end}] span ${bytesText(end - begin)}, but ${dtype} of shape ${quote(shape)} takes ${byteLength}`,
       name,
     );
   }
@@ -220,7 +221,7 @@ function checkTiling(
       throw new CheckpointError(
         "overlap",
         file,
-        `its bytes from ${start - dataStart} overlap those of "${previous}", which end at ${end - dataStart}`,
+        `its bytes from ${start - dataStart} overlap those of ${quote(previous)}, which end at ${end - dataStart}`,
         name,
       );
     }
@@ -239,13 +240,13 @@ function checkTiling(
     throw new CheckpointError(
       "truncated",
       file,
-      `${end - fileSize} of ${end - dataStart} data bytes are missing at the end. Download or copy the file again.`,
+      `its tensors take ${bytesText(end - dataStart)}, and it ends ${bytesText(end - fileSize)} early. Download or copy the file again.`,
     );
   }
   if (end < fileSize) {
     throw badOffsets(
       file,
-      `${fileSize - end} bytes after the last tensor belong to none; the format allows no holes`,
+      `after the last tensor there is no end but ${bytesText(fileSize - end)} more; the format allows no holes`,
     );
   }
 }

@@ -8,6 +8,7 @@
  * right on little-endian machines, the only ones Node ships WebAssembly SIMD for.
  */
 
+import { bytesText, quote, shapeText } from "../../errors/wording.ts";
 import { CheckpointError, DisposedError, InvalidArgumentError } from "../../errors.ts";
 import type { DType, Tensor, TensorData } from "../../tensor.ts";
 import { MAX_HEADER_BYTES, parseHeader, type StoredDType, type TensorInfo } from "./header.ts";
@@ -75,7 +76,7 @@ export class SafetensorsFile implements AsyncDisposable {
     const info = this.tensors.get(name);
     if (info !== undefined) return info;
     const names = [...this.tensors.keys()];
-    const listed = names.slice(0, NAMES_IN_ERROR).join(", ");
+    const listed = names.slice(0, NAMES_IN_ERROR).map(quote).join(", ");
     const more = names.length > NAMES_IN_ERROR ? ` and ${names.length - NAMES_IN_ERROR} more` : "";
     throw new CheckpointError(
       "missing-tensor",
@@ -88,7 +89,8 @@ export class SafetensorsFile implements AsyncDisposable {
   /**
    * Reads a whole tensor.
    *
-   * @throws CheckpointError `missing-tensor`, `wrong-dtype` (a type Nexus does not read) or `truncated`
+   * @throws CheckpointError `missing-tensor`, `wrong-dtype` (a type Nexus does not read), `truncated`,
+   *   or `unsupported` for a tensor larger than the process can hold
    */
   async read(name: string): Promise<Tensor> {
     const { shape, start, byteLength } = this.info(name);
@@ -106,7 +108,7 @@ export class SafetensorsFile implements AsyncDisposable {
     const [count = 0, ...rest] = shape;
     if (!Number.isInteger(index) || index < 0 || index >= count) {
       throw new InvalidArgumentError(
-        `Tensor "${name}" of shape [${shape.join(", ")}] has no slice ${index}; slices go from 0 to ${count - 1}.`,
+        `Tensor ${quote(name)} of shape ${shapeText(shape)} has no slice ${index}; slices go from 0 to ${count - 1}.`,
       );
     }
     const sliceBytes = byteLength / count;
@@ -130,15 +132,18 @@ export class SafetensorsFile implements AsyncDisposable {
         name,
       );
     }
-    const buffer = this.#allocate(name, byteLength);
-    await this.#source.read(new Uint8Array(buffer), start);
-    return { dtype, shape, data: this.#decode(name, buffer, stored) };
+    const bytes = this.#allocating(name, byteLength, () => new Uint8Array(byteLength));
+    await this.#source.read(bytes, start);
+    const decode = () => this.#decode(name, bytes.buffer, stored);
+    return { dtype, shape, data: this.#allocating(name, byteLength, decode) };
   }
 
-  #allocate(name: string, byteLength: number): ArrayBuffer {
+  /** Does what makes room for a tensor; memory and typed arrays both have an end, which Node reports as a RangeError. */
+  #allocating<T>(name: string, byteLength: number, work: () => T): T {
     try {
-      return new ArrayBuffer(byteLength);
+      return work();
     } catch (cause) {
+      if (!(cause instanceof RangeError)) throw cause;
       throw new CheckpointError(
         "unsupported",
         this.path,
@@ -192,7 +197,7 @@ async function readHeader(source: ByteSource) {
     throw new CheckpointError(
       "truncated",
       path,
-      `is ${size} bytes long; a safetensors file has at least ${LENGTH_BYTES}. Download or copy it again.`,
+      `is ${bytesText(size)} long; a safetensors file has at least ${LENGTH_BYTES}. Download or copy it again.`,
     );
   }
   const prefix = new Uint8Array(LENGTH_BYTES);
@@ -210,7 +215,7 @@ async function readHeader(source: ByteSource) {
     throw new CheckpointError(
       "truncated",
       path,
-      `ends inside its header, ${dataStart - size} bytes early. Download or copy it again.`,
+      `ends inside its header, ${bytesText(dataStart - size)} early. Download or copy it again.`,
     );
   }
   const json = new Uint8Array(Number(length));

@@ -5,6 +5,7 @@
  */
 
 import { type FileHandle, open, stat } from "node:fs/promises";
+import { bytesText } from "../../errors/wording.ts";
 import { CheckpointError } from "../../errors.ts";
 
 /** Closing it twice is fine. */
@@ -62,7 +63,7 @@ export class FileSource implements ByteSource {
         throw new CheckpointError(
           "truncated",
           this.path,
-          `ends at byte ${position + done}, ${target.byteLength - done} bytes early. It was cut short after it was opened.`,
+          `ends at byte ${position + done}, ${bytesText(target.byteLength - done)} early. It was cut short after it was opened.`,
         );
       }
       done += bytesRead;

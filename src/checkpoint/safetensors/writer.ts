@@ -1,13 +1,16 @@
 /**
  * Writes a safetensors file in one go: under a temporary name in the same folder,
  * then renamed, so that a reader sees the old file or the whole new one, and a
- * failure leaves nothing behind.
+ * failure leaves nothing behind. Renaming would put a file in the place of anything,
+ * a device included, so only files are replaced, and links are followed first.
  */
 
 import { randomUUID } from "node:crypto";
-import { type FileHandle, open, rename, rm } from "node:fs/promises";
-import { InvalidArgumentError, ShapeError } from "../../errors.ts";
-import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
+import { type FileHandle, open, readlink, realpath, rename, rm, stat } from "node:fs/promises";
+import path from "node:path";
+import { printablePath, quote } from "../../errors/wording.ts";
+import { InvalidArgumentError } from "../../errors.ts";
+import { BYTES_PER_ELEMENT, type DType, type Tensor, toTensor } from "../../tensor.ts";
 import type { StoredDType } from "./header.ts";
 import { MAX_IO_BYTES } from "./source.ts";
 
@@ -22,11 +25,12 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
 };
 
 /**
- * Writes tensors to `file`, replacing what is there.
+ * Writes tensors to `file`, replacing the file that is there; a symbolic link stays and its target is written.
  *
  * @param tensors by name, in any order
  * @param metadata strings kept in the header under `__metadata__`
- * @throws InvalidArgumentError for a name the format reserves, and if the file cannot be written
+ * @throws InvalidArgumentError for a name the format reserves, if an element type does not fit its
+ *   array, and if the file cannot be written
  * @throws ShapeError if a shape does not hold exactly the tensor's elements
  */
 export async function writeSafetensors(
@@ -35,11 +39,13 @@ export async function writeSafetensors(
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   // Widest elements first, so that every tensor starts at a multiple of its element size.
-  const entries = Object.entries(tensors).sort(
-    ([, a], [, b]) => BYTES_PER_ELEMENT[b.dtype] - BYTES_PER_ELEMENT[a.dtype],
-  );
+  const entries = Object.entries(tensors)
+    .map(([name, tensor]) => [name, toTensor(tensor, `Tensor ${quote(name)}`)] as const)
+    .sort(([, a], [, b]) => BYTES_PER_ELEMENT[b.dtype] - BYTES_PER_ELEMENT[a.dtype]);
   const header = makeHeader(entries, metadata);
-  const temporary = `${file}.${randomUUID()}.tmp`;
+  const target = await writableTarget(file);
+  // Not the target's own name with an ending: that may leave no room for one.
+  const temporary = path.join(path.dirname(target), `.nexus-${randomUUID()}.tmp`);
   try {
     const handle = await open(temporary, "wx");
     try {
@@ -52,15 +58,48 @@ export async function writeSafetensors(
     } finally {
       await handle.close();
     }
-    await rename(temporary, file);
+    await rename(temporary, target);
   } catch (cause) {
     await rm(temporary, { force: true });
-    const { code, message } = cause as NodeJS.ErrnoException;
-    throw new InvalidArgumentError(
-      `Cannot write ${file} (${code ?? message}). Choose a file name in a folder that exists, has room and may be written to.`,
-      { cause },
-    );
+    throw unwritable(file, cause);
   }
+}
+
+/**
+ * The file that writing to `file` makes or replaces: itself, or what it links to, there or not.
+ *
+ * @throws InvalidArgumentError if something is there that is no regular file, or a name is too long or cannot be followed
+ */
+export async function writableTarget(file: string): Promise<string> {
+  try {
+    const found = await stat(file).catch(ifAbsent);
+    if (found !== undefined) {
+      if (found.isFile()) return await realpath(file);
+      throw new InvalidArgumentError(
+        `Cannot write ${printablePath(file)}: it is a folder, device, pipe or socket. Name a regular file, or one that is not there yet.`,
+      );
+    }
+    const link = await readlink(file).catch(ifAbsent);
+    if (link === undefined) return file;
+    // Joined as text: tidying `..` away would go wrong where the folder before it is a link.
+    const folder = await realpath(path.dirname(file));
+    return await writableTarget(path.isAbsolute(link) ? link : `${folder}${path.sep}${link}`);
+  } catch (cause) {
+    throw unwritable(file, cause);
+  }
+}
+
+function ifAbsent(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== "ENOENT") throw error;
+}
+
+function unwritable(file: string, cause: unknown): InvalidArgumentError {
+  if (cause instanceof InvalidArgumentError) return cause;
+  const { code, message } = cause as NodeJS.ErrnoException;
+  return new InvalidArgumentError(
+    `Cannot write ${printablePath(file)} (${code ?? message}). Choose a file name in a folder that exists, has room and may be written to.`,
+    { cause },
+  );
 }
 
 function makeHeader(
@@ -74,11 +113,6 @@ function makeHeader(
     if (name === "__metadata__") {
       throw new InvalidArgumentError(
         `A tensor cannot be called "__metadata__": the safetensors format keeps that name for itself.`,
-      );
-    }
-    if (sizeOf(shape) !== data.length) {
-      throw new ShapeError(
-        `Tensor "${name}" has shape [${shape.join(", ")}], which is ${sizeOf(shape)} elements, but its data has ${data.length}.`,
       );
     }
     const end = begin + data.byteLength;

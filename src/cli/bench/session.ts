@@ -1,7 +1,7 @@
 /** What `nexus bench` does: every preset's weights once, every cell of it in turn. */
 
 import { cpus } from "node:os";
-import { POLICY_NAMES, type PolicyName } from "../../control/index.ts";
+import type { PolicyName } from "../../control/index.ts";
 import { OutOfDeviceMemoryError } from "../../errors.ts";
 import type { Device } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
@@ -18,8 +18,6 @@ import { type CellResult, type CellSpec, measureCell } from "./cell.ts";
 import { type MachineLimits, measureLimits } from "./machine-limits.ts";
 import { SequentialLayer } from "./sequential.ts";
 import type { Effort } from "./timing.ts";
-
-export const BENCH_POLICIES: readonly string[] = POLICY_NAMES;
 
 export interface BenchOptions extends DeviceFlags {
   readonly presets: readonly Preset[];

@@ -1,12 +1,10 @@
 /** `nexus bench`: how fast the layer is on this machine, beside the plainest way to run it. */
 
 import { Command, Option } from "commander";
-import type { PolicyName } from "../../control/index.ts";
+import { POLICY_NAMES, type PolicyName } from "../../control/slices/manager.ts";
 import type { DType } from "../../tensor.ts";
 import { parseSkew, type RoutingSkew } from "../../workload/popularity.ts";
 import { PRESETS, type Preset, presetOf } from "../../workload/presets.ts";
-import { benchHead, benchPreset } from "../bench/report.ts";
-import { BENCH_POLICIES, runBench } from "../bench/session.ts";
 import type { DeviceFlags } from "../device.ts";
 import { jsonOption, listOf, positiveNumber, wholeNumber, withDeviceOptions } from "../options.ts";
 import { printJson, printLines } from "../terminal/print.ts";
@@ -72,7 +70,7 @@ export function benchCommand(): Command {
       ]),
     )
     .option("--streams <n>", "streams of the layer", wholeNumber(1, MOST_STREAMS))
-    .addOption(new Option("--policy <name>", "slice policy of the layer").choices(BENCH_POLICIES))
+    .addOption(new Option("--policy <name>", "slice policy of the layer").choices(POLICY_NAMES))
     .addOption(new Option("--repeat <n>", "timed calls of each").argParser(wholeNumber(1, 1000)))
     .option("--min-time <s>", "seconds of timed calls of each", positiveNumber, DEFAULT_SECONDS)
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
@@ -80,6 +78,9 @@ export function benchCommand(): Command {
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)
     .action(async (flags: BenchFlags) => {
+      // Imported when run: help and version need none of it.
+      const { runBench } = await import("../bench/session.ts");
+      const { benchHead, benchPreset } = await import("../bench/report.ts");
       const style = styleFor();
       const show = flags.json ? () => {} : printLines;
       const report = await runBench(

@@ -1,8 +1,7 @@
 /** `nexus demo`: the whole system on a synthetic workload, in a few seconds. */
 
 import { Command } from "commander";
-import { printDemo } from "../demo/report.ts";
-import { type DemoOptions, runDemo } from "../demo/session.ts";
+import type { DemoOptions } from "../demo/session.ts";
 import { IncorrectResultError } from "../failure.ts";
 import { jsonOption, wholeNumber, withDeviceOptions } from "../options.ts";
 import { printJson } from "../terminal/print.ts";
@@ -13,6 +12,9 @@ export function demoCommand(): Command {
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
     .addOption(jsonOption());
   return withDeviceOptions(command).action(async (options: DemoOptions & { json?: boolean }) => {
+    // Imported when run: help and version need none of it.
+    const { runDemo } = await import("../demo/session.ts");
+    const { printDemo } = await import("../demo/report.ts");
     const report = await runDemo(options);
     if (options.json) printJson(report);
     else printDemo(report);

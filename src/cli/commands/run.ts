@@ -2,8 +2,7 @@
 
 import { Command } from "commander";
 import { jsonOption, wholeNumber, withDeviceOptions } from "../options.ts";
-import { printRun } from "../run/report.ts";
-import { type RunOptions, runLayer } from "../run/run-layer.ts";
+import type { RunOptions } from "../run/run-layer.ts";
 import { printJson } from "../terminal/print.ts";
 
 const DETAILS = `
@@ -29,6 +28,9 @@ export function runCommand(): Command {
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)
     .action(async (options: RunOptions & { json?: boolean }) => {
+      // Imported when run: help and version need none of it.
+      const { runLayer } = await import("../run/run-layer.ts");
+      const { printRun } = await import("../run/report.ts");
       const report = await runLayer(options);
       if (options.json) printJson(report);
       else printRun(report);

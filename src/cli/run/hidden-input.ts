@@ -1,6 +1,7 @@
 /** The hidden states `nexus run` works on: one float tensor of a safetensors file. */
 
 import { SafetensorsFile } from "../../checkpoint/index.ts";
+import { shapeText } from "../../errors/wording.ts";
 import { CheckpointError } from "../../errors.ts";
 import { sizeOf, type Tensor } from "../../tensor.ts";
 
@@ -33,7 +34,7 @@ export class HiddenInput implements AsyncDisposable {
       if (!["F32", "BF16", "F16", "F64"].includes(dtype)) {
         refuse("wrong-dtype", `is ${dtype}; hidden states must be F32, BF16, F16 or F64.`);
       }
-      const shown = `[${shape.join(", ")}]`;
+      const shown = shapeText(shape);
       if (shape.length !== 2 && shape.length !== 3) {
         const wanted = "[tokens, hidden] or [batch, sequence, hidden]";
         refuse("wrong-shape", `has shape ${shown}; hidden states are ${wanted}.`);

@@ -2,6 +2,7 @@
 
 import { access, constants, readdir, realpath, stat } from "node:fs/promises";
 import path from "node:path";
+import { writableTarget } from "../../checkpoint/index.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 
 /**
@@ -9,7 +10,6 @@ import { InvalidArgumentError } from "../../errors.ts";
  * @throws InvalidArgumentError if `output` cannot be written, or is one of the inputs
  */
 export async function checkOutputFile(output: string, inputs: readonly string[]): Promise<void> {
-  const folder = path.dirname(output);
   const found = await stat(output).catch(() => undefined);
   if (found?.isDirectory()) {
     throw new InvalidArgumentError(`--output ${output} is a folder. Name a file.`);
@@ -17,6 +17,8 @@ export async function checkOutputFile(output: string, inputs: readonly string[])
   if (output === "" || output.endsWith(path.sep)) {
     throw new InvalidArgumentError(`--output "${output}" names no file.`);
   }
+  const target = await writableTarget(output);
+  const folder = path.dirname(target);
   try {
     if (!(await stat(folder)).isDirectory()) {
       throw Object.assign(new Error("not a folder"), { code: "ENOTDIR" });
@@ -30,7 +32,6 @@ export async function checkOutputFile(output: string, inputs: readonly string[])
     );
   }
   if (found === undefined) return;
-  const target = await realpath(output);
   for (const input of inputs) {
     if (target !== (await realpath(input).catch(() => undefined))) continue;
     throw new InvalidArgumentError(

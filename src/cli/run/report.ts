@@ -4,7 +4,7 @@ import { describeDevice, describeEnergy, describeSpec, fact } from "../describe.
 import { formatNumber, formatSeconds, plural } from "../terminal/format.ts";
 import { type ExpertLoadLine, loadChart } from "../terminal/load-chart.ts";
 import { printLines } from "../terminal/print.ts";
-import { styleFor } from "../terminal/style.ts";
+import { type Style, styleFor } from "../terminal/style.ts";
 import type { RunReport } from "./run-layer.ts";
 
 /** Experts the chart shows one by one. */
@@ -44,5 +44,14 @@ export function printRun(report: RunReport): void {
     ...fact(style, "Steps", steps.join(", ")),
     ...fact(style, "Energy", describeEnergy(report.energy)),
     ...fact(style, "Output", report.output.file),
+    ...warningOf(style, report),
   ]);
+}
+
+/** Numbers that are none are a result all the same, but nobody should have to find them out later. */
+function warningOf(style: Style, { nonFiniteRows, tokens }: RunReport): string[] {
+  if (nonFiniteRows === 0) return [];
+  const rows = `${formatNumber(nonFiniteRows)} of ${plural(tokens, "output row")}`;
+  const cause = "Check the checkpoint's weights and the input for such values.";
+  return ["", ...fact(style, "Warning", `NaN or infinity in ${rows}. ${cause}`)];
 }

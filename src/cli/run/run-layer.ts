@@ -53,6 +53,8 @@ export interface RunReport {
   /** Tokens per expert. */
   readonly counts: readonly number[];
   readonly heat: readonly string[];
+  /** Rows of the output that hold NaN or an infinity. */
+  readonly nonFiniteRows: number;
   readonly weightBytes: number;
   readonly energy: EnergyReading;
 }
@@ -110,9 +112,19 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     tokensPerSecond: input.tokens / outcome.seconds,
     counts: Array.from(outcome.counts),
     heat: plan.placements.map((placement) => placement.heat),
+    nonFiniteRows: countNonFiniteRows(outcome.output, input.tokens),
     weightBytes: (await layer.statistics()).weightBytes,
     energy: outcome.energy,
   };
+}
+
+function countNonFiniteRows(values: Float32Array, rows: number): number {
+  const width = values.length / rows;
+  let count = 0;
+  for (let row = 0; row < rows; row++) {
+    if (!values.subarray(row * width, (row + 1) * width).every(Number.isFinite)) count++;
+  }
+  return count;
 }
 
 async function forwardAll(layer: MoELayer, device: Device, hidden: Tensor): Promise<Outcome> {

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { readdirSync } from "node:fs";
+import { lstat, mkdir, readdir, readFile, realpath, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
@@ -99,16 +101,84 @@ test("a file that cannot be written leaves nothing behind and the old one alone"
 
 test("a failure half way removes the temporary file", async (t) => {
   const directory = await temporaryDirectory(t);
-  // A tensor whose bytes cannot be had once the header is out.
-  let looks = 0;
-  const fickle = {
-    ...one,
-    get data() {
-      if (++looks > 1) throw new Error("gone");
-      return one.data;
+  // An array whose bytes cannot be had once the header is out.
+  let during: string[] = [];
+  const data = Object.defineProperty(Float32Array.of(1), "byteOffset", {
+    get() {
+      during = readdirSync(directory);
+      throw new Error("gone");
     },
-  };
+  });
+  const fickle: Tensor = { dtype: "float32", shape: [1], data };
   await assert.rejects(writeSafetensors(join(directory, "out"), { fickle }), /gone/);
-  assert.ok(looks > 1);
+  assert.match(during.join(), /^\.nexus-.*\.tmp$/);
   assert.deepEqual(await readdir(directory), []);
+});
+
+test("data that is not of the element type it says is refused before anything is written", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const file = join(directory, "out");
+  const wrong = [
+    { dtype: "bfloat16", shape: [1], data: Float32Array.of(1) },
+    { dtype: "float32", shape: [1], data: Uint16Array.of(1) },
+    { dtype: "int32", shape: [1], data: Float32Array.of(1) },
+    { dtype: "float8", shape: [1], data: Float32Array.of(1) },
+  ] as Tensor[];
+  for (const tensor of wrong) {
+    await assert.rejects(writeSafetensors(file, { "a\u001b": tensor }), (error: Error) => {
+      assert.ok(error instanceof InvalidArgumentError);
+      assert.match(error.message, /"a\\u001b"/);
+      return true;
+    });
+  }
+  assert.deepEqual(await readdir(directory), []);
+});
+
+test("a link stays, and what it leads to is written, there or not", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const inside = join(directory, "inside");
+  await mkdir(inside);
+  await writeFile(join(inside, "old"), "older");
+  await symlink("inside/old", join(directory, "link"));
+  await symlink("new", join(inside, "dangling"));
+  await symlink("inside/dangling", join(directory, "twice"));
+  for (const [link, target] of [
+    ["link", "old"],
+    ["twice", "new"],
+  ] as const) {
+    await writeSafetensors(join(directory, link), { one });
+    assert.ok((await lstat(join(directory, link))).isSymbolicLink());
+    assert.equal(await realpath(join(directory, link)), await realpath(join(inside, target)));
+    await using back = await SafetensorsFile.open(join(inside, target));
+    assert.deepEqual((await back.read("one")).data, one.data);
+  }
+  assert.deepEqual((await readdir(directory)).sort(), ["inside", "link", "twice"]);
+  assert.deepEqual((await readdir(inside)).sort(), ["dangling", "new", "old"]);
+
+  await symlink("loop", join(directory, "loop"));
+  await assert.rejects(writeSafetensors(join(directory, "loop"), { one }), /Cannot write .*ELOOP/);
+});
+
+test("what is not a regular file is left as it is, behind a link too", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const pipe = join(directory, "pipe");
+  execFileSync("mkfifo", [pipe]);
+  await symlink("pipe", join(directory, "link"));
+  for (const file of [pipe, join(directory, "link")]) {
+    await assert.rejects(writeSafetensors(file, { one }), (error: Error) => {
+      assert.ok(error instanceof InvalidArgumentError);
+      assert.match(error.message, /Name a regular file/);
+      return true;
+    });
+  }
+  assert.ok((await lstat(pipe)).isFIFO());
+  assert.deepEqual((await readdir(directory)).sort(), ["link", "pipe"]);
+});
+
+test("the longest name a folder takes can be written", async (t) => {
+  const directory = await temporaryDirectory(t);
+  await writeSafetensors(join(directory, "x".repeat(255)), { one });
+  assert.deepEqual(await readdir(directory), ["x".repeat(255)]);
+  const tooLong = writeSafetensors(join(directory, "x".repeat(256)), { one });
+  await assert.rejects(tooLong, /Cannot write .*ENAMETOOLONG/);
 });

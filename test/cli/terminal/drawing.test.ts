@@ -20,6 +20,7 @@ test("colour needs a terminal and no NO_COLOR", () => {
   assert.equal(styleFor({ isTTY: true }, { NO_COLOR: "1" })("red", "x"), "x");
   assert.equal(styleFor({ isTTY: false }, {})("red", "x"), "x");
   assert.equal(styleFor({}, {})("red", "x"), "x");
+  assert.equal(styleFor({ isTTY: true }, { TERM: "dumb" })("red", "x"), "x");
 });
 
 test("a bar is as long as its share, and never invisible", () => {
@@ -83,9 +84,16 @@ test("a progress bar is drawn on a terminal only, and taken away again", () => {
   }
   assert.equal(pipe.written, "");
 
+  const dumb = new Screen(true);
+  {
+    using progress = new Progress(dumb as unknown as NodeJS.WriteStream, { TERM: "dumb" });
+    progress.show(0.5, "half");
+  }
+  assert.equal(dumb.written, "");
+
   const screen = new Screen(true);
   {
-    using progress = new Progress(screen as unknown as NodeJS.WriteStream);
+    using progress = new Progress(screen as unknown as NodeJS.WriteStream, {});
     progress.show(0.5, `half ${"x".repeat(200)}`);
     assert.match(screen.written, /█{15} +50 % {2}half x+$/);
     assert.ok(screen.written.replace("\r\u001b[2K", "").length < 80);
