@@ -36,7 +36,7 @@ describe("compileKernels", () => {
       const target = path.join(folder, "execution/cpu");
       mkdirSync(target, { recursive: true });
       writeFileSync(path.join(folder, "package.json"), '{"type":"module"}');
-      for (const file of ["errors.js", "execution/cpu/kernels.js"]) {
+      for (const file of ["errors.js", "errors/wording.js", "execution/cpu/kernels.js"]) {
         cpSync(path.join(here, file), path.join(folder, file));
       }
       const copy: typeof import("../../../src/execution/cpu/kernels.ts") = await import(
