@@ -1,0 +1,99 @@
+"""Expert rows back to tokens.
+
+`combine` adds a token's rows, times their weights, in the order of its choices; then the shared
+output; then the residual. One program holds one stretch of one token's columns, so the order of the
+sum is the order of the loop: no atomics, and the same bits for every grid. `concat` puts the weighted rows
+side by side instead. Both are bound by memory: all rows are read once.
+"""
+
+import triton
+import triton.language as tl
+
+# Bits of `options`, part of the ABI.
+OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8}
+WEIGHTS = tl.constexpr(OPTIONS["weights"])
+SHARED = tl.constexpr(OPTIONS["shared"])
+SHARED_SCALE = tl.constexpr(OPTIONS["shared_scale"])
+RESIDUAL = tl.constexpr(OPTIONS["residual"])
+
+
+@triton.jit
+def add_shared_and_residual(
+    total, token, columns, inside, width, shared, shared_scale, residual, shared_pitch, options
+):
+    """total + scale * shared[token] + residual[token], each if asked for."""
+    if (options & SHARED) != 0:
+        scale = tl.load(shared_scale + token, mask=(options & SHARED_SCALE) != 0, other=1.0)
+        total += scale * tl.load(shared + token.to(tl.int64) * shared_pitch + columns, mask=inside, other=0.0).to(
+            tl.float32
+        )
+    if (options & RESIDUAL) != 0:
+        total += tl.load(residual + token.to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def combine(
+    rows,  # [slots, row_pitch], sorted by expert
+    inverse,  # int32 [slots]: row of each slot, negative where the slot was dropped
+    weights,  # float32 [slots], if WEIGHTS
+    shared,  # [tokens, row_pitch], if SHARED
+    shared_scale,  # float32 [tokens], if SHARED_SCALE
+    residual,  # [tokens, width], if RESIDUAL
+    out,  # [tokens, width]
+    tokens,  # int32 [1]
+    width,
+    row_pitch,
+    top_k,
+    options,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Persistent over (token, stretch of BLOCK columns)."""
+    stretches = tl.cdiv(width, BLOCK)
+    for work in range(tl.program_id(0), tl.load(tokens) * stretches, tl.num_programs(0)):
+        token = work // stretches
+        columns = (work % stretches) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < width
+        total = tl.zeros((BLOCK,), dtype=tl.float32)
+        for first in range(0, top_k, UNROLL):
+            # Unrolled so that UNROLL rows are on their way at once; the sum stays in order.
+            for ahead in tl.static_range(UNROLL):
+                choice = first + ahead
+                slot = token * top_k + choice
+                row = tl.load(inverse + slot, mask=choice < top_k, other=-1)
+                taken = row >= 0
+                weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
+                value = tl.load(rows + row.to(tl.int64) * row_pitch + columns, mask=inside & taken, other=0.0)
+                total += weight * value.to(tl.float32)
+        total = add_shared_and_residual(
+            total, token, columns, inside, width, shared, shared_scale, residual, row_pitch, options
+        )
+        tl.store(out + token.to(tl.int64) * width + columns, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def concat(
+    rows,  # [slots, row_pitch], sorted by expert
+    inverse,  # int32 [slots]: row of each slot, negative where the slot was dropped
+    weights,  # float32 [slots], if WEIGHTS
+    out,  # [slots, width], in slot order: [tokens, top_k * width]
+    tokens,  # int32 [1]
+    width,
+    row_pitch,
+    top_k,
+    options,
+    BLOCK: tl.constexpr,
+):
+    """Persistent over (slot, stretch of BLOCK columns); a dropped slot gives zeros."""
+    stretches = tl.cdiv(width, BLOCK)
+    for work in range(tl.program_id(0), tl.load(tokens) * top_k * stretches, tl.num_programs(0)):
+        slot = work // stretches
+        columns = (work % stretches) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < width
+        row = tl.load(inverse + slot)
+        taken = row >= 0
+        weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
+        value = tl.load(rows + row.to(tl.int64) * row_pitch + columns, mask=inside & taken, other=0.0)
+        result = weight * value.to(tl.float32)
+        tl.store(out + slot.to(tl.int64) * width + columns, result.to(out.dtype.element_ty), mask=inside)

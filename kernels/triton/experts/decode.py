@@ -1,0 +1,148 @@
+"""Experts of very few tokens (1 to 4): two matrix-vector products that stream weights at memory speed.
+
+No tensor cores, no buckets: with so few tokens hardly an expert has two of them, so each slot
+(token, choice) reads its expert's weights for itself, and an expert met twice is found in L2.
+Ids straight from the router are all these kernels need. The second one goes over a token's
+choices in order and so does the aggregation as well: an expert's row never goes to memory, and
+the weighted sum is in float32 from the products on.
+
+A program owns a few weight rows and the whole of k. Partial sums stay in the lanes until the end:
+one reduction across the block per output, not one per expert.
+
+Each kernel is one software-pipelined loop that copies weights to shared memory several steps ahead: with so little
+arithmetic, time is bytes in flight. (Starting the second kernel early by programmatic dependent launch, with and
+without prefetching its weights to L2, was tried on an H200 and gained nothing over this.)
+
+Layout and numbers as in grouped.py and activation.py.
+"""
+
+import triton
+import triton.language as tl
+
+from .activation import activate, join_gate
+from .combine import OPTIONS as COMBINE_OPTIONS, WEIGHTS, add_shared_and_residual
+from .grouped import BIAS, INPUT_SCALE
+
+# Bits of decode_second's `options`: those of combine, and one for the bias.
+SECOND_OPTIONS = {**COMBINE_OPTIONS, "bias": 16}
+SECOND_BIAS = tl.constexpr(SECOND_OPTIONS["bias"])
+
+
+@triton.jit
+def decode_first(
+    x,  # [tokens, x_pitch]
+    w,  # [matrices, n, k]
+    bias,  # float32 [matrices, n], if BIAS
+    out,  # [slots, out_pitch], rows in slot order
+    ids,  # int32 [slots]: negative for a dropped slot, whose row is not written
+    input_scale,  # float32 [slots], if INPUT_SCALE
+    tokens,  # int32 [1]
+    n,
+    k,
+    x_pitch,
+    out_pitch,
+    top_k,
+    options,
+    code,
+    linear,
+    cubic,
+    limit,
+    shift,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Program (i, slot): ROWS weight rows from ROWS * i on, against the slot's token."""
+    slot = tl.program_id(1)
+    token = slot // top_k
+    # Both loads before either is needed.
+    matrix = tl.load(ids + slot)
+    if (token >= tl.load(tokens)) | (matrix < 0):
+        return
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    w_rows = w + (matrix.to(tl.int64) * n + rows)[:, None] * k
+    x_row = x + token.to(tl.int64) * x_pitch
+    partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
+    for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
+        column = start + ks
+        inside = column < k
+        a = tl.load(x_row + column, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(w_rows + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        partial += b.to(tl.float32) * a[None, :]
+    product = tl.sum(partial, axis=1)
+    if (options & INPUT_SCALE) != 0:
+        product = product * tl.load(input_scale + slot)
+    if (options & BIAS) != 0:
+        product = product + tl.load(bias + matrix * n + rows)
+    out_row = out + slot.to(tl.int64) * out_pitch
+    if GATED:
+        gate, value = product.reshape(ROWS // 2, 2).split()
+        result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
+        columns = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        tl.store(out_row + columns, result.to(out.dtype.element_ty))
+    else:
+        result = activate(product, code, linear, cubic, ACTIVATION)
+        tl.store(out_row + rows, result.to(out.dtype.element_ty))
+
+
+@triton.jit
+def decode_second(
+    x,  # [slots, x_pitch]: what decode_first wrote
+    w,  # [matrices, n, k]
+    bias,  # float32 [matrices, n], if SECOND_BIAS
+    ids,  # int32 [slots]: negative for a dropped slot
+    weights,  # float32 [slots], if WEIGHTS
+    shared,  # [tokens, shared_pitch], if SHARED
+    shared_scale,  # float32 [tokens], if SHARED_SCALE
+    residual,  # [tokens, width], if RESIDUAL
+    out,  # [tokens, width]
+    tokens,  # int32 [1]
+    width,
+    n,
+    k,
+    x_pitch,
+    shared_pitch,
+    top_k,
+    options,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Program (i, token): ROWS outputs from ROWS * i on, summed over the token's choices in order."""
+    token = tl.program_id(1)
+    if token >= tl.load(tokens):
+        return
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    steps = tl.cdiv(k, BLOCK_K)
+    partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
+    # One loop over choices and columns, so that the pipeline runs on from one expert to the next.
+    for step in tl.range(0, top_k * steps, num_stages=STAGES):
+        choice = step // steps
+        slot = token * top_k + choice
+        matrix = tl.load(ids + slot)
+        weight = tl.load(weights + slot, mask=(options & WEIGHTS) != 0, other=1.0)
+        # A dropped slot's weight may be anything.
+        weight = tl.where(matrix >= 0, weight, 0.0)
+        column = (step - choice * steps) * BLOCK_K + ks
+        inside = (column < k) & (matrix >= 0)
+        a = tl.load(x + slot.to(tl.int64) * x_pitch + column, mask=inside, other=0.0)
+        w_rows = w + (matrix.to(tl.int64) * n + rows)[:, None] * k
+        b = tl.load(w_rows + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        partial += b.to(tl.float32) * (a.to(tl.float32) * weight)[None, :]
+    total = tl.sum(partial, axis=1)
+    if (options & SECOND_BIAS) != 0:
+        for choice in range(top_k):
+            slot = token * top_k + choice
+            matrix = tl.load(ids + slot)
+            taken = matrix >= 0
+            weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
+            total += weight * tl.load(bias + matrix * n + rows, mask=taken, other=0.0)
+    inside = rows < width
+    total = add_shared_and_residual(
+        total, token, rows, inside, width, shared, shared_scale, residual, shared_pitch, options
+    )
+    tl.store(out + token.to(tl.int64) * width + rows, total.to(out.dtype.element_ty), mask=inside)

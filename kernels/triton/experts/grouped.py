@@ -1,0 +1,173 @@
+"""One product of every expert on a work list: out[row] = f(x[source(row)] . w[expert]^T + bias).
+
+Both products of an expert, and the dense product of a shared expert, are this kernel; tile
+sizes make it the hot, the warm or the cold one. It is no router: which rows belong to which
+expert is read from device memory, so one launch shape, and one captured graph, serves every
+routing.
+
+Layout. Weights are [matrices, n, k], k contiguous; n and k are multiples of 64 and the
+padding is zero, so that no load of weights needs a mask and pads of the output come out as
+f(0). A gated product interleaves its two matrices row by row (gate 0, value 0, gate 1, ...):
+the two numbers that an activation joins then sit beside each other in one thread's registers.
+Rows of x and out have a pitch, their width rounded up in the same way.
+
+Persistent. The grid is the budget of multiprocessors, whatever the routing; program p takes
+tiles p, p + programs, ... Tiles are numbered so that GROUP row tiles times all columns are
+worked on together: an expert's rows are listed next to each other, so its weights come from
+memory once and are then found in L2. `flatten` makes one software pipeline of all the tiles of
+a program: the next tile's loads are in flight while this tile's epilogue runs.
+
+Bits. An output element is a sum over k in steps of BLOCK_K, in order, whatever the tile it is
+in, its neighbours there, or the grid. So bits depend on the tile class and on nothing else.
+"""
+
+import triton
+import triton.language as tl
+
+from .activation import activate, join_gate
+
+# Bits of `options`, part of the ABI.
+OPTIONS = {"gather": 1, "bias": 2, "input_scale": 4, "dense": 8}
+GATHER = tl.constexpr(OPTIONS["gather"])
+BIAS = tl.constexpr(OPTIONS["bias"])
+INPUT_SCALE = tl.constexpr(OPTIONS["input_scale"])
+DENSE = tl.constexpr(OPTIONS["dense"])
+
+
+@triton.jit
+def _tile(work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N):
+    """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
+
+    Pieces are numbered column after column through groups of `group` row tiles.
+    """
+    there = work < total
+    block = work // (group * columns)
+    height = tl.minimum(row_tiles - block * group, group)
+    within = work - block * group * columns
+    tile = block * group + within % height
+    column = (within // height) * BLOCK_N
+    listed = there & (dense == 0)
+    first_dense = tile * BLOCK_M
+    matrix = tl.load(tiles + 4 * tile, mask=listed, other=dense_matrix)
+    first = tl.load(tiles + 4 * tile + 1, mask=listed, other=first_dense)
+    rows = tl.load(tiles + 4 * tile + 2, mask=listed, other=tl.minimum(dense_rows - first_dense, BLOCK_M))
+    return matrix, first, tl.where(there, rows, 0), column
+
+
+@triton.jit
+def _sources(first, rows, order, top_k, gather, BLOCK_M: tl.constexpr):
+    """Rows of x for the rows of a tile."""
+    row = first + tl.arange(0, BLOCK_M)
+    slot = tl.load(order + row, mask=(tl.arange(0, BLOCK_M) < rows) & (gather != 0), other=0)
+    return tl.where(gather != 0, slot // top_k, row)
+
+
+@triton.jit
+def project(
+    x,  # [*, x_pitch]
+    w,  # [matrices * n, k]: pointer, or tensor-map descriptor with blocks [BLOCK_N, BLOCK_K]
+    bias,  # float32 [matrices, n], if BIAS (kernels with EXTRAS)
+    out,  # [*, out_pitch]
+    tiles,  # int32 [*, 4]: matrix, first row, rows, unused; unless DENSE
+    tile_count,  # int32 [1]: tiles on the list; if DENSE the number of rows
+    order,  # int32 [*]: slot of each row, if GATHER or INPUT_SCALE
+    input_scale,  # float32 [slots]: multiplies a row's product before bias and activation, if INPUT_SCALE (EXTRAS)
+    n,
+    k,
+    x_pitch,
+    out_pitch,
+    top_k,  # if GATHER, a row's source is order[row] // top_k; otherwise the row itself
+    dense_matrix,
+    group,  # row tiles that go through the columns together
+    options,
+    code,  # of the activation, if ACTIVATION is CODED; the four numbers after it: activation.py
+    linear,
+    cubic,
+    limit,
+    shift,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EXTRAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    PARTS: tl.constexpr = 2 if GATED else 1
+    programs = tl.num_programs(0)
+    columns = tl.cdiv(n, BLOCK_N)
+    dense = options & DENSE
+    gather = options & GATHER
+    dense_rows = tl.load(tile_count)
+    row_tiles = tl.where(dense != 0, tl.cdiv(dense_rows, BLOCK_M), dense_rows)
+    total = row_tiles * columns
+    tile_rows = tl.arange(0, BLOCK_M)
+    ks = tl.arange(0, BLOCK_K)
+    steps = tl.cdiv(k, BLOCK_K)
+
+    work = tl.program_id(0)
+    matrix, first, rows, column = _tile(
+        work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+    )
+    source = _sources(first, rows, order, top_k, gather, BLOCK_M)
+    for work in tl.range(tl.program_id(0), total, programs, flatten=FLATTEN):
+        if not FLATTEN:
+            # What the next tile is, is asked for now and used after this tile's product: two dependent
+            # loads of a microsecond that would otherwise stand between any two tiles.
+            next_matrix, next_first, next_rows, next_column = _tile(
+                work + programs, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+            )
+        else:
+            matrix, first, rows, column = _tile(
+                work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+            )
+            source = _sources(first, rows, order, top_k, gather, BLOCK_M)
+        valid = tile_rows < rows
+        x_rows = x + source.to(tl.int64)[:, None] * x_pitch + ks[None, :]
+        weight_row = matrix * n + column
+        if not DESCRIPTOR:
+            # Past the last column: any rows will do, their products are never stored.
+            n_rows = tl.minimum(column + tl.arange(0, BLOCK_N), n - 1)
+            w_rows = w + (matrix.to(tl.int64) * n + n_rows)[:, None] * k + ks[None, :]
+
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for step in range(steps):
+            if BLOCK_K > 64:
+                # k is a multiple of 64 only.
+                inside = step * BLOCK_K + ks < k
+                a = tl.load(x_rows + step * BLOCK_K, mask=valid[:, None] & inside[None, :], other=0.0)
+            else:
+                a = tl.load(x_rows + step * BLOCK_K, mask=valid[:, None], other=0.0)
+            if DESCRIPTOR:
+                b = w.load([weight_row, step * BLOCK_K])
+            elif BLOCK_K > 64:
+                b = tl.load(w_rows + step * BLOCK_K, mask=inside[None, :], other=0.0)
+            else:
+                b = tl.load(w_rows + step * BLOCK_K)
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+
+        if not FLATTEN:
+            next_source = _sources(next_first, next_rows, order, top_k, gather, BLOCK_M)
+        row = first + tile_rows
+        if EXTRAS:
+            # Masked loads, not branches: a branch over the accumulators makes ptxas wait for every single wgmma.
+            scaled = valid & ((options & INPUT_SCALE) != 0)
+            slot = tl.load(order + row, mask=scaled, other=0)
+            acc = acc * tl.load(input_scale + slot, mask=scaled, other=1.0)[:, None]
+            ns = column + tl.arange(0, BLOCK_N)
+            acc = acc + tl.load(bias + matrix * n + ns, mask=(ns < n) & ((options & BIAS) != 0), other=0.0)[None, :]
+        if GATED:
+            gate, value = acc.reshape(BLOCK_M, BLOCK_N // 2, 2).split()
+            result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
+        else:
+            result = activate(acc, code, linear, cubic, ACTIVATION)
+        result = result.to(out.dtype.element_ty)
+        out_column = column // PARTS
+        out_columns = out_column + tl.arange(0, BLOCK_N // PARTS)
+        out_tile = out + row.to(tl.int64)[:, None] * out_pitch + out_columns[None, :]
+        inside = valid[:, None] & (out_columns < n // PARTS)[None, :]
+        tl.store(out_tile, result, mask=inside)
+        if not FLATTEN:
+            matrix, first, rows, column, source = next_matrix, next_first, next_rows, next_column, next_source

@@ -1,0 +1,36 @@
+"""A matrix into the kernels' layout: rows at a pitch, converted, padding set to zero.
+
+Serves weights (one call per matrix and part, off the hot path) and activations whose width is no multiple of 64
+or whose type is not that of the weights. The padded layout is what spares all other kernels their masks.
+
+A weight matrix with `rows` outputs and `columns` inputs goes to
+destination + (matrix * n + part) * k elements with row_step = parts * k: parts is 2 and part 0 for a gate, 1 for its
+value; parts is 1 otherwise. n = parts * round_up(outputs, 64), k = round_up(inputs, 64). Padding rows are left alone:
+they hold the zeros that the memory was given when it was allocated.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pack_rows(
+    source,  # any strides, in elements
+    destination,
+    rows,
+    columns,
+    row_stride,
+    column_stride,
+    row_step,  # elements from one destination row to the next
+    pitch,  # elements written of each destination row: columns, then zeros
+    BLOCK: tl.constexpr,
+):
+    """Persistent over (row, stretch of BLOCK columns)."""
+    stretches = tl.cdiv(pitch, BLOCK)
+    for work in range(tl.program_id(0), rows * stretches, tl.num_programs(0)):
+        row = (work // stretches).to(tl.int64)
+        column = (work % stretches) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(
+            source + row * row_stride + column.to(tl.int64) * column_stride, mask=column < columns, other=0.0
+        )
+        tl.store(destination + row * row_step + column, value.to(destination.dtype.element_ty), mask=column < pitch)

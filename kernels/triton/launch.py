@@ -1,0 +1,261 @@
+"""Launches the bundle's kernels through the driver, as a program without Triton does.
+
+For test_experts.py and bench_experts.py: it follows the manifest and nothing else, so what they prove holds for the
+TypeScript loader as well. PyTorch allocates memory and owns the context; kernels go to its current stream.
+"""
+
+import ctypes
+import json
+from pathlib import Path
+
+import torch
+
+TENSOR_MAP_BYTES = 128
+# Attributes of cuda.h, by name.
+FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED = 8
+# Above this much dynamic shared memory a kernel must ask for it.
+SHARED_WITHOUT_ASKING = 49152
+
+cuda = ctypes.CDLL("libcuda.so.1")
+
+
+class LaunchConfig(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    ]
+
+
+def check(code, call):
+    if code != 0:
+        name = ctypes.c_char_p()
+        cuda.cuGetErrorName(code, ctypes.byref(name))
+        raise RuntimeError(f"{call}: {name.value.decode() if name.value else code}")
+
+
+SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double}
+# Element type and size as cuTensorMapEncodeTiled names them.
+TENSOR_MAP_TYPES = {torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
+
+
+class TensorMap:
+    """A CUtensorMap over a contiguous 2-D tensor, in memory aligned as the driver asks."""
+
+    def __init__(self, tensor, meta):
+        self.storage = ctypes.create_string_buffer(2 * TENSOR_MAP_BYTES)
+        address = ctypes.addressof(self.storage)
+        self.address = address + (-address) % TENSOR_MAP_BYTES
+        rows, columns = tensor.shape
+        block = meta["block_size"]
+        code = cuda.cuTensorMapEncodeTiled(
+            ctypes.c_void_p(self.address),
+            TENSOR_MAP_TYPES[tensor.dtype],
+            2,
+            ctypes.c_void_p(tensor.data_ptr()),
+            (ctypes.c_uint64 * 2)(columns, rows),
+            (ctypes.c_uint64 * 1)(columns * tensor.element_size()),
+            (ctypes.c_uint32 * 2)(block[1], block[0]),
+            (ctypes.c_uint32 * 2)(1, 1),
+            0,
+            meta["swizzle"],
+            2,
+            0,
+        )
+        check(code, "cuTensorMapEncodeTiled")
+
+
+class Kernel:
+    def __init__(self, entry, directory):
+        self.entry = entry
+        self.name = entry["name"]
+        self.grid = entry["grid"]
+        self.constants = entry["constants"]
+        image = (directory / entry["cubin"]).read_bytes()
+        module = ctypes.c_void_p()
+        check(cuda.cuModuleLoadData(ctypes.byref(module), image), f"cuModuleLoadData({self.name})")
+        self.function = ctypes.c_void_p()
+        check(cuda.cuModuleGetFunction(ctypes.byref(self.function), module, entry["entry"].encode()), "cuModuleGetFunction")
+        if entry["shared"] > SHARED_WITHOUT_ASKING:
+            code = cuda.cuFuncSetAttribute(self.function, FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED, entry["shared"])
+            check(code, "cuFuncSetAttribute")
+        self.check_parameters()
+        self.maps = {}
+
+    def check_parameters(self):
+        """Holds the manifest against what the cubin itself says of its parameters."""
+        sizes = {"i32": 4, "fp32": 4, "i64": 8, "tensormap": TENSOR_MAP_BYTES}
+        offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+        for i, argument in enumerate(self.entry["args"]):
+            code = cuda.cuFuncGetParamInfo(self.function, ctypes.c_size_t(i), ctypes.byref(offset), ctypes.byref(size))
+            check(code, f"cuFuncGetParamInfo({self.name}, {argument['name']})")
+            assert size.value == sizes.get(argument["type"], 8), (self.name, argument, size.value)
+        beyond = ctypes.c_size_t(len(self.entry["args"]))
+        assert cuda.cuFuncGetParamInfo(self.function, beyond, ctypes.byref(offset), ctypes.byref(size)) != 0, self.name
+
+    def _parameter(self, argument, values):
+        name, kind = argument["name"], argument["type"]
+        if kind == "tensormap":
+            tensor = values[name].view(-1, values[name].shape[-1])
+            key = (tensor.data_ptr(), tensor.shape)
+            if key not in self.maps:
+                self.maps[key] = TensorMap(tensor, self.entry["tensordesc_meta"][0])
+            return None, self.maps[key].address
+        if name.endswith("_scratch"):
+            value = ctypes.c_void_p(0)
+        elif kind.startswith("*"):
+            tensor = values[name]
+            value = ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+        elif name not in values:
+            # Triton passes a descriptor's shape and strides a second time; these kernels do not read them.
+            value = SCALARS[kind](0)
+        else:
+            number = values[name]
+            assert argument["divisible_by"] is None or number % argument["divisible_by"] == 0, (self.name, name, number)
+            value = SCALARS[kind](number)
+        return value, ctypes.addressof(value)
+
+    def launch(self, grid, values):
+        kept = [self._parameter(argument, values) for argument in self.entry["args"]]
+        parameters = (ctypes.c_void_p * len(kept))(*[address for _, address in kept])
+        config = LaunchConfig(
+            (ctypes.c_uint * 3)(*grid),
+            (ctypes.c_uint * 3)(32 * self.entry["num_warps"], 1, 1),
+            self.entry["shared"],
+            torch.cuda.current_stream().cuda_stream,
+            None,
+            0,
+        )
+        check(cuda.cuLaunchKernelEx(ctypes.byref(config), self.function, parameters, None), f"launch of {self.name}")
+
+
+class Bundle:
+    """Kernels of one architecture, loaded when first asked for."""
+
+    def __init__(self, directory, architecture="sm_90a"):
+        self.directory = Path(directory)
+        self.manifest = json.loads((self.directory / "manifest.json").read_text())
+        self.entries = {k["name"]: k for k in self.manifest["kernels"] if k["arch"] == architecture}
+        self.loaded = {}
+
+    def __getitem__(self, name):
+        if name not in self.loaded:
+            self.loaded[name] = Kernel(self.entries[name], self.directory)
+        return self.loaded[name]
+
+
+def decode_second_name(short, out_short, k):
+    """The kernel for a second product that reads k columns."""
+    return f"decode_second_{short}_{out_short}_{'short' if k <= 1024 else 'long'}"
+
+
+def padded(size, padding=64):
+    return -(-size // padding) * padding
+
+
+def activation_values(manifest, kind, alpha=1.702, limit=7.0):
+    """The activation's arguments: the manifest's numbers with its own parameters put in."""
+    values = dict(manifest["activations"][kind])
+    own = {"alpha": alpha, "limit": limit, None: float("inf")}
+    return {k: own[v] if v is None or isinstance(v, str) else v for k, v in values.items()}
+
+
+def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
+            order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8,
+            alpha=1.702, limit=7.0):
+    """w is [matrices, n, k]; most_tiles is what the list has room for."""
+    options = bundle.manifest["options"]["project"]
+    n, k = w.shape[1:]
+    columns = -(-n // kernel.grid["columns_per_block"])
+    grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most_tiles * columns)
+    kernel.launch((grid, 1, 1), {
+        "x": x, "w": w, "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count, "order": order,
+        "input_scale": input_scale, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
+        "dense_matrix": matrix, "group": group,
+        "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
+                    | options["input_scale"] * (input_scale is not None)),
+        **activation_values(bundle.manifest, activation, alpha, limit),
+    })
+
+
+def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
+                 alpha=1.702, limit=7.0):
+    options = bundle.manifest["options"]["decode_first"]
+    n, k = w.shape[1:]
+    kernel.launch((n // kernel.grid["x"]["by"], slots, 1), {
+        "x": x, "w": w, "bias": bias, "out": out, "ids": ids, "input_scale": input_scale, "tokens": tokens, "n": n,
+        "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
+        "options": options["bias"] * (bias is not None) | options["input_scale"] * (input_scale is not None),
+        **activation_values(bundle.manifest, activation, alpha, limit),
+    })
+
+
+def aggregation_options(options, weights, shared, shared_scale, residual, bias=None):
+    given = {"weights": weights, "shared": shared, "shared_scale": shared_scale, "residual": residual, "bias": bias}
+    return sum(options.get(name, 0) for name, tensor in given.items() if tensor is not None)
+
+
+def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
+                  shared_scale=None, residual=None):
+    n, k = w.shape[1:]
+    kernel.launch((n // kernel.grid["x"]["by"], most_tokens, 1), {
+        "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
+        "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
+        "x_pitch": x.shape[1], "shared_pitch": n, "top_k": top_k,
+        "options": aggregation_options(bundle.manifest["options"]["decode_second"], weights, shared, shared_scale,
+                                       residual, bias),
+    })
+
+
+def combine(bundle, kernel, rows, inverse, out, tokens, *, most_tokens, top_k, multiprocessors, weights=None,
+            shared=None, shared_scale=None, residual=None):
+    """Sum or concat, by the kernel."""
+    concat = kernel.entry["selects"]["mode"] == "concat"
+    width = out.shape[1] // top_k if concat else out.shape[1]
+    stretches = -(-width // kernel.grid["columns_per_block"])
+    most = most_tokens * (top_k if concat else 1) * stretches
+    grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most)
+    kernel.launch((grid, 1, 1), {
+        "rows": rows, "inverse": inverse, "weights": weights, "shared": shared, "shared_scale": shared_scale,
+        "residual": residual, "out": out, "tokens": tokens, "width": width, "row_pitch": rows.shape[1],
+        "top_k": top_k,
+        "options": aggregation_options(bundle.manifest["options"]["combine"], weights, shared, shared_scale, residual),
+    })
+
+
+def pack(kernel, source, destination, row_step, pitch, multiprocessors):
+    """A 2-D tensor of any strides to the address of `destination`."""
+    rows, columns = source.shape
+    stretches = -(-pitch // kernel.grid["columns_per_block"])
+    grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], rows * stretches)
+    kernel.launch((grid, 1, 1), {
+        "source": source, "destination": destination, "rows": rows, "columns": columns,
+        "row_stride": source.stride(0), "column_stride": source.stride(1), "row_step": row_step, "pitch": pitch,
+    })
+
+
+class Buckets:
+    """What the routing kernels will leave in device memory, made with PyTorch: rows sorted by expert, tiles by class."""
+
+    def __init__(self, ids, experts, class_of_count):
+        """ids is int [tokens, k], on the device; class_of_count maps a count to the rows of a tile."""
+        flat = ids.flatten().to(torch.int64)
+        order = torch.sort(flat, stable=True).indices
+        self.order = order.to(torch.int32)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        self.inverse = inverse.to(torch.int32)
+        self.counts = torch.bincount(flat, minlength=experts).tolist()
+        lists = {}
+        first = 0
+        for expert, count in enumerate(self.counts):
+            if count:
+                height = class_of_count(count)
+                for start in range(0, count, height):
+                    lists.setdefault(height, []).append([expert, first + start, min(height, count - start), 0])
+            first += count
+        self.tiles = {h: torch.tensor(t, dtype=torch.int32, device=ids.device) for h, t in lists.items()}
+        self.tile_counts = {h: torch.tensor([len(t)], dtype=torch.int32, device=ids.device) for h, t in lists.items()}

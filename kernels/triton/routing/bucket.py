@@ -1,0 +1,149 @@
+"""Who chose whom to rows sorted by expert, and to the work lists of tiles: one launch, nothing on the host.
+
+Every program counts the sets of tokens that route.py left, all of them: so much for offsets, without waiting for
+another program. Then `fill_programs` programs each give the slots of some tokens their rows: an expert's first row, the
+tokens before that chose it, and the bits below the token's own in its word. The others each write a share of one work
+list. Ranks are counted and not handed out, so the order is that of the slots, whatever runs when.
+
+A work list is what grouped.py reads: for every tile its expert, first row and rows. Which list an expert is on is its
+lane and, within the lane, the class of its row count. An expert is in one class, and its tiles are neighbours, so that
+its weights are read once.
+
+A token's experts are distinct, as a router's are. With so little to do time is latency: what does not depend on the
+counts is asked for before them.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+# Words of a work list's entry in `lists`, part of the ABI: rows of a tile; most rows of an expert of this class (not read
+# in a lane's last class); the list's first tile in `tiles`; one unused.
+LIST_WORDS = 4
+# Words of a tile: matrix, first row, rows, 0.
+TILE_WORDS = 4
+MOST_SLOTS = 32 * 32
+
+
+@triton.jit
+def _bits_below(n):
+    """A word with the lowest n bits set; none below 0, all from 32 on."""
+    return tl.where(n >= 32, -1, (1 << tl.minimum(tl.maximum(n, 0), 31)) - 1)
+
+
+@triton.jit
+def _slots(ids, sets, word, most_slots, top_k, experts, EXPERTS: tl.constexpr, SLOTS: tl.constexpr):
+    """Of a word's slots the experts, and how many of the word's earlier tokens chose the same; expert -1 if none."""
+    in_word = tl.arange(0, SLOTS)
+    token = in_word // top_k
+    slot = word * 32 * top_k + in_word
+    expert = tl.load(ids + slot, mask=(token < 32) & (slot < most_slots), other=-1)
+    # Past the last token a buffer may hold anything.
+    known = (expert >= 0) & (expert < experts)
+    chosen_by = tl.load(sets + word * EXPERTS + expert, mask=known, other=0)
+    return tl.where(known, expert, -1), libdevice.popc(chosen_by & _bits_below(token))
+
+
+@triton.jit
+def _list_tiles(
+    lists, tiles, tile_counts, offset, kept, lane, column, inside, program, programs, lanes, classes
+):
+    """This program's share of one list's tiles: program i has list i % lists, of every expert tiles i // lists and on."""
+    number = lanes * classes
+    this = program % number
+    on = inside & (lane == this // classes)
+    for c in range(classes - 1):
+        # The class is the first with room for so many rows.
+        fits = kept <= tl.load(lists + 4 * (this - this % classes + c) + 1)
+        on = on & tl.where(c < this % classes, ~fits, (c > this % classes) | fits)
+    height = tl.load(lists + 4 * this)
+    pieces = tl.where(on, tl.cdiv(kept, height), 0)
+    at = tl.load(lists + 4 * this + 2) + tl.cumsum(pieces, axis=0) - pieces
+    if program < number:
+        tl.store(tile_counts + this, tl.sum(pieces, axis=0))
+    part = tl.arange(0, 4)[None, :]
+    for tile in range(program // number, tl.max(pieces, axis=0), tl.cdiv(programs - this, number)):
+        done = tile * height
+        words = tl.where(part == 0, column[:, None], (offset + done)[:, None])
+        words = tl.where(part == 2, tl.minimum(kept - done, height)[:, None], words)
+        words = tl.where(part == 3, 0, words)
+        tl.store(tiles + (at + tile)[:, None] * 4 + part, words, mask=(tile < pieces)[:, None])
+
+
+@triton.jit
+def bucket(
+    ids,  # int32 [most_tokens, top_k]; -1 belongs to no expert
+    sets,  # int32 [ceil(most_tokens / 32), EXPERTS]: see route.py
+    tokens,  # int32 [1]
+    lane_of,  # int32 [experts]
+    lists,  # int32 [lanes, classes, LIST_WORDS]
+    counts,  # out: int32 [experts], before any limit
+    offsets,  # out: int32 [experts + 1]
+    order,  # out: int32 [slots]: slot of each row
+    inverse,  # out: int32 [slots]: row of each slot, -1 if dropped
+    tiles,  # out: int32 [*, TILE_WORDS]
+    tile_counts,  # out: int32 [lanes, classes]
+    capacity_factor,  # float64: an expert has at most ceil(capacity_factor * slots / experts) rows; infinity: no limit
+    experts,
+    top_k,
+    most_tokens,
+    lanes,
+    classes,
+    fill_programs,
+    EXPERTS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WORDS_A_STEP: tl.constexpr,
+):
+    """The first fill_programs programs fill; of the rest, at least one for each list, program i writes of list i % lists."""
+    program = tl.program_id(0)
+    fills = program < fill_programs
+    live_tokens = tl.load(tokens)
+    words = tl.cdiv(most_tokens, 32)
+    words_a_program = tl.cdiv(words, fill_programs)
+    first_word = program * words_a_program
+    expert, rank = _slots(ids, sets, first_word, most_tokens * top_k, top_k, experts, EXPERTS, SLOTS)
+    column = tl.arange(0, EXPERTS)
+    inside = column < experts
+    lane = tl.load(lane_of + column, mask=inside & (program >= fill_programs), other=0)
+
+    # Over the buffer's words, not over those in use: the loads do not wait for the number of tokens.
+    count = tl.zeros((WORDS_A_STEP, EXPERTS), dtype=tl.int32)
+    before = tl.zeros((WORDS_A_STEP, EXPERTS), dtype=tl.int32)
+    for start in range(0, words, WORDS_A_STEP):
+        word = start + tl.arange(0, WORDS_A_STEP)
+        chosen_by = tl.load(sets + word[:, None] * EXPERTS + column[None, :], mask=(word < words)[:, None], other=0)
+        here = libdevice.popc(chosen_by & _bits_below(live_tokens - 32 * word)[:, None])
+        count += here
+        before += tl.where((word < first_word)[:, None], here, 0)
+    count = tl.sum(count, axis=0)
+
+    # As the host computes it, operation by operation.
+    most = tl.ceil(capacity_factor * live_tokens.to(tl.float64) * top_k.to(tl.float64) / experts.to(tl.float64))
+    limit = tl.minimum(most, 2147483647.0).to(tl.int32)
+    kept = tl.minimum(count, limit)
+    offset = tl.cumsum(kept, axis=0) - kept
+    if fills:
+        earlier = tl.sum(before, axis=0)
+        in_word = tl.arange(0, SLOTS)
+        for word in range(first_word, tl.minimum(first_word + words_a_program, tl.cdiv(live_tokens, 32))):
+            slot = word * 32 * top_k + in_word
+            there = (in_word < 32 * top_k) & (slot < live_tokens * top_k)
+            chosen = tl.maximum(expert, 0)
+            rank += tl.gather(earlier, chosen, 0)
+            row = tl.gather(offset, chosen, 0) + rank
+            fits = there & (expert >= 0) & (rank < limit)
+            tl.store(inverse + slot, tl.where(fits, row, -1), mask=there)
+            tl.store(order + row, slot, mask=fits)
+            # Should this word not be full, it is the last.
+            earlier += libdevice.popc(tl.load(sets + word * EXPERTS + column))
+            expert, rank = _slots(ids, sets, word + 1, most_tokens * top_k, top_k, experts, EXPERTS, SLOTS)
+    else:
+        program -= fill_programs
+        if program == 0:
+            tl.store(counts + column, count, mask=inside)
+            tl.store(offsets + column, offset, mask=inside)
+            tl.store(offsets + experts, tl.sum(kept, axis=0))
+        _list_tiles(
+            lists, tiles, tile_counts, offset, kept, lane, column, inside, program,
+            tl.num_programs(0) - fill_programs, lanes, classes,
+        )  # fmt: skip

@@ -1,0 +1,358 @@
+"""Checks the bundle's kernels on a GPU against PyTorch in float64, from the same rounded inputs.
+
+    python test_experts.py [--bundle DIR]
+
+Inputs are fresh and random, outputs poisoned with NaN before every run. The seed is printed. Exit code 1 on any failure.
+"""
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import launch
+from launch import Buckets, Bundle, padded
+
+DEVICE = "cuda"
+TYPES = {"bfloat16": (torch.bfloat16, "bf16"), "float16": (torch.float16, "fp16"), "float32": (torch.float32, "fp32")}
+# ||out - reference|| / ||reference||. Inputs are rounded before both, so what is left is the rounding of the
+# intermediate, of the rows and of the output, and the order of sums.
+TOLERANCE = {"bfloat16": 4e-3, "float16": 8e-4, "float32": 2e-5, "tf32": 2e-3}
+ALPHA, LIMIT = 1.702, 1.5
+
+
+def reference_activation(kind, gate, value):
+    if kind == "swiglu-clamped":
+        gate = gate.clamp(max=LIMIT)
+        value = value.clamp(-LIMIT, LIMIT)
+        return (value + 1) * gate * torch.sigmoid(ALPHA * gate)
+    functions = {
+        "none": lambda v: v,
+        "relu": torch.relu,
+        "silu": torch.nn.functional.silu,
+        "gelu": torch.nn.functional.gelu,
+        "gelu-tanh": lambda v: torch.nn.functional.gelu(v, approximate="tanh"),
+        "sigmoid": torch.sigmoid,
+    }
+    return functions[kind](gate) if value is None else functions[kind](gate) * value
+
+
+def relative(out, reference):
+    error = (out.double() - reference).norm() / reference.norm().clamp(min=1e-30)
+    return error.item() if torch.isfinite(out).all() else float("inf")
+
+
+class Case:
+    """One layer with random weights, its packed form, and its output in float64."""
+
+    def __init__(self, element, experts, top_k, hidden, intermediate, tokens, activation="silu", gated=True,
+                 bias=False, input_scale=False, concentrated=False):
+        self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
+        self.dtype = TYPES[element][0]
+        self.short = TYPES[element][1]
+        self.parts = 2 if gated else 1
+
+        def draw(*shape, scale=1.0):
+            return (torch.randn(*shape, device=DEVICE) * scale).to(self.dtype)
+
+        self.x = draw(tokens, hidden)
+        self.first = draw(experts, self.parts, intermediate, hidden, scale=hidden**-0.5)
+        self.second = draw(experts, hidden, intermediate, scale=intermediate**-0.5)
+        self.first_bias = torch.randn(experts, self.parts, intermediate, device=DEVICE) if bias else None
+        self.second_bias = torch.randn(experts, hidden, device=DEVICE) if bias else None
+        scores = torch.rand(tokens, experts, device=DEVICE)
+        if concentrated:
+            scores[:, :top_k] += 1
+        self.ids = scores.topk(top_k, dim=1).indices.to(torch.int32)
+        self.weights = torch.rand(tokens, top_k, device=DEVICE)
+        self.scale = torch.rand(tokens * top_k, device=DEVICE) + 0.5 if input_scale else None
+        self.residual = draw(tokens, hidden)
+        self.shared = draw(tokens, hidden)
+        self.shared_scale = torch.rand(tokens, device=DEVICE)
+        self.tokens_device = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
+
+    def pack(self, bundle, multiprocessors):
+        """Through the packing kernel, into memory that holds zeros, as an allocation does."""
+        kernel = bundle[f"pack_{self.short}_{self.short}"]
+        n, k = self.parts * padded(self.intermediate), padded(self.hidden)
+        self.w1 = torch.zeros(self.experts, n, k, device=DEVICE, dtype=self.dtype)
+        self.w2 = torch.zeros(self.experts, k, n // self.parts, device=DEVICE, dtype=self.dtype)
+        for e in range(self.experts):
+            for part in range(self.parts):
+                launch.pack(kernel, self.first[e, part], self.w1[e, part], self.parts * k, k, multiprocessors)
+            # From a transposed copy: strides are the kernel's business.
+            self.turned = self.second[e].t().contiguous()
+            launch.pack(kernel, self.turned.t(), self.w2[e], n // self.parts, n // self.parts, multiprocessors)
+            torch.cuda.synchronize()
+        self.x_packed = torch.full((self.tokens, k), float("nan"), device=DEVICE, dtype=self.dtype)
+        launch.pack(kernel, self.x, self.x_packed, k, k, multiprocessors)
+        self.b1 = self.b2 = None
+        if self.bias:
+            b1 = torch.zeros(self.experts, padded(self.intermediate), self.parts, device=DEVICE)
+            b1[:, : self.intermediate] = self.first_bias.transpose(1, 2)
+            self.b1 = b1.reshape(self.experts, -1).contiguous()
+            self.b2 = torch.zeros(self.experts, k, device=DEVICE)
+            self.b2[:, : self.hidden] = self.second_bias
+
+    def reference_rows(self):
+        """[tokens, k, hidden] in float64: each choice's row, unweighted."""
+        rows = torch.empty(self.tokens, self.top_k, self.hidden, dtype=torch.float64, device=DEVICE)
+        for e in range(self.experts):
+            token, choice = (self.ids == e).nonzero(as_tuple=True)
+            if token.numel() == 0:
+                continue
+            x = self.x[token].double()
+            parts = [x @ self.first[e, p].double().t() for p in range(self.parts)]
+            if self.scale is not None:
+                parts = [p * self.scale[token * self.top_k + choice].double()[:, None] for p in parts]
+            if self.bias:
+                parts = [p + self.first_bias[e, i].double() for i, p in enumerate(parts)]
+            inner = reference_activation(self.activation, parts[0], parts[1] if self.gated else None)
+            row = inner @ self.second[e].double().t()
+            if self.bias:
+                row = row + self.second_bias[e].double()
+            rows[token, choice] = row
+        return rows
+
+    def reference(self, rows, weighted=True, extras=True):
+        weights = self.weights.double() if weighted else torch.ones_like(self.weights).double()
+        out = (rows * weights[:, :, None]).sum(1)
+        if extras:
+            out = out + self.shared.double() * self.shared_scale.double()[:, None] + self.residual.double()
+        return out
+
+
+def nan(*shape, dtype):
+    return torch.full(shape, float("nan"), device=DEVICE, dtype=dtype)
+
+
+def names(case, block_m, precision="ieee"):
+    """Kernel names of a case's two products in the class of tiles of block_m rows."""
+    short = "tf32" if precision == "tf32" else case.short
+    kind = "gated" if case.gated else "plain"
+    logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
+    if case.element == "float32":
+        return f"project_{kind}_coded_extras_{short}_rows{block_m}", f"project_plain_coded_extras_{short}_rows{block_m}"
+    second = f"project_plain_identity{'_extras' if case.bias else ''}_{short}_rows{block_m}"
+    if logistic:
+        extras = "_extras" if case.bias or case.scale is not None else ""
+        return f"project_{kind}_logistic{extras}_{short}_rows{block_m}", second
+    return f"project_{kind}_coded_extras_{short}_rows64", second
+
+
+def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_type=None, shuffle=False, split=False):
+    """Through the grouped kernels; returns (summed output, expert rows by slot)."""
+    first, second = names(case, block_m, precision)
+    rows_first = bundle[first].constants["BLOCK_M"]
+    slots = case.tokens * case.top_k
+    inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
+    rows = nan(slots, case.w1.shape[2], dtype=case.dtype)
+    for kernel, x, w, bias, out, height, gather in (
+        (first, case.x_packed, case.w1, case.b1, inner, rows_first, True),
+        (second, inner, case.w2, case.b2, rows, block_m, False),
+    ):
+        # `split` makes every tile a row shorter than it could be: tiles and neighbours change, bits must not.
+        used = max(1, height - 1) if split else height
+        buckets = Buckets(case.ids, case.experts, lambda count: used)
+        tiles = buckets.tiles[used]
+        if shuffle:
+            tiles = tiles[torch.randperm(len(tiles), device=DEVICE)].contiguous()
+        launch.project(
+            bundle, bundle[kernel], x, w, out, tiles, buckets.tile_counts[used], most_tiles=len(tiles) + 5,
+            multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,
+            gather=gather, top_k=case.top_k, bias=bias, input_scale=case.scale if gather else None,
+            alpha=ALPHA, limit=LIMIT,
+        )
+    out_type = out_type or case.element
+    out_dtype, out_short = TYPES[out_type]
+    out = nan(case.tokens, case.hidden, dtype=out_dtype)
+    shared = torch.zeros(case.tokens, rows.shape[1], device=DEVICE, dtype=case.dtype)
+    shared[:, : case.hidden] = case.shared
+    aligned = "" if case.hidden % 16 == 0 else "_any"
+    launch.combine(
+        bundle, bundle[f"combine_{case.short}_{out_short}{aligned}"], rows, buckets.inverse, out, case.tokens_device,
+        most_tokens=case.tokens, top_k=case.top_k, multiprocessors=multiprocessors, weights=case.weights,
+        shared=shared, shared_scale=case.shared_scale, residual=case.residual.to(out_dtype),
+    )
+    side = nan(case.tokens, case.top_k * case.hidden, dtype=out_dtype)
+    launch.combine(
+        bundle, bundle[f"concat_{case.short}_{out_short}{aligned}"], rows, buckets.inverse, side, case.tokens_device,
+        most_tokens=case.tokens, top_k=case.top_k, multiprocessors=multiprocessors, weights=case.weights,
+    )
+    return out, side, rows, buckets.inverse
+
+
+def run_decode(bundle, case, out_type=None, extras=True):
+    slots = case.tokens * case.top_k
+    kind = "gated" if case.gated else "plain"
+    logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
+    inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
+    out_dtype, out_short = TYPES[out_type or case.element]
+    out = nan(case.tokens, case.hidden, dtype=out_dtype)
+    launch.decode_first(
+        bundle, bundle[f"decode_first_{kind}_{'logistic' if logistic else 'coded'}_{case.short}"], case.x_packed,
+        case.w1, inner, case.ids, case.tokens_device, slots=slots, top_k=case.top_k, activation=case.activation,
+        bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
+    )
+    shared = torch.zeros(case.tokens, case.w1.shape[2], device=DEVICE, dtype=case.dtype)
+    shared[:, : case.hidden] = case.shared
+    launch.decode_second(
+        bundle, bundle[launch.decode_second_name(case.short, out_short, case.w2.shape[2])], inner, case.w2, case.ids, out, case.tokens_device,
+        most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
+        shared=shared if extras else None, shared_scale=case.shared_scale if extras else None,
+        residual=case.residual.to(out_dtype) if extras else None,
+    )
+    return out
+
+
+class Checks:
+    def __init__(self):
+        self.failures = []
+        self.worst = {}
+        self.count = 0
+
+    def error(self, what, group, value, limit):
+        self.count += 1
+        self.worst[group] = max(self.worst.get(group, 0.0), value)
+        if not value <= limit:
+            self.failures.append(f"{what}: relative error {value:.2e} > {limit:.0e}")
+
+    def same(self, what, a, b):
+        self.count += 1
+        if not torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
+            self.failures.append(f"{what}: bits differ")
+
+
+def check_case(checks, bundle, case, multiprocessors, classes, precision="ieee"):
+    case.pack(bundle, multiprocessors)
+    tolerance = TOLERANCE["tf32" if precision == "tf32" else case.element]
+    label = (
+        f"{case.element}/{precision} E{case.experts} k{case.top_k} H{case.hidden} I{case.intermediate} T{case.tokens}"
+        f" {case.activation}{' gated' if case.gated else ''}{' bias' if case.bias else ''}"
+    )
+    rows = case.reference_rows()
+    wanted = case.reference(rows)
+    weighted = (rows * case.weights.double()[:, :, None]).reshape(case.tokens, -1)
+    for block_m in classes:
+        out_type = random.choice([case.element, "float32"])
+        out, side, raw, inverse = run_grouped(bundle, case, block_m, multiprocessors, precision, out_type)
+        # By slot: each choice's row on its own, so that no sum hides a wrong one.
+        by_slot = raw[inverse.long(), : case.hidden].reshape(case.tokens, case.top_k, case.hidden)
+        checks.error(f"{label} rows{block_m} expert rows", f"rows{block_m} {precision}", relative(by_slot, rows), tolerance)
+        checks.error(f"{label} rows{block_m} sum", f"combine {precision}", relative(out, wanted), tolerance)
+        checks.error(f"{label} rows{block_m} concat", f"concat {precision}", relative(side, weighted), tolerance)
+        few = random.randrange(1, 9)
+        again = run_grouped(bundle, case, block_m, few, precision, out_type, shuffle=True, split=True)
+        checks.same(f"{label} rows{block_m} on {few} multiprocessors, other tiles", out, again[0])
+    if case.tokens <= 4 and precision == "ieee":
+        for out_type in dict.fromkeys((case.element, "float32")):
+            out = run_decode(bundle, case, out_type)
+            checks.error(f"{label} decode", "decode", relative(out, wanted), tolerance)
+            checks.same(f"{label} decode again", out, run_decode(bundle, case, out_type))
+
+
+def check_dense(checks, bundle, multiprocessors):
+    """A shared expert: all rows through one matrix, the count of rows read from the device."""
+    case = Case("bfloat16", 3, 1, 256, 192, 200)
+    case.pack(bundle, multiprocessors)
+    kernel = bundle["project_gated_logistic_bf16_rows64"]
+    out = nan(case.tokens, case.w2.shape[2], dtype=case.dtype)
+    launch.project(
+        bundle, kernel, case.x_packed, case.w1, out, None, case.tokens_device, most_tiles=4,
+        multiprocessors=multiprocessors, activation="silu", dense=True, matrix=2,
+    )
+    gate, value = (case.x.double() @ case.first[2, p].double().t() for p in range(2))
+    checks.error("dense", "dense", relative(out[:, :192], reference_activation("silu", gate, value)), TOLERANCE["bfloat16"])
+
+
+def check_dropped(checks, bundle, multiprocessors):
+    """Slots dropped for want of capacity add nothing, whatever their rows and weights hold."""
+    case = Case("bfloat16", 8, 4, 256, 128, 3)
+    case.pack(bundle, multiprocessors)
+    rows = case.reference_rows()
+    kept = torch.rand(3, 4, device=DEVICE) < 0.5
+    wanted = (rows * (case.weights.double() * kept)[:, :, None]).sum(1)
+    case.ids = torch.where(kept, case.ids, -1)
+    out = run_decode(bundle, case, extras=False)
+    if wanted.norm() > 0:
+        checks.error("dropped, decode", "dropped", relative(out, wanted), TOLERANCE["bfloat16"])
+    raw = rows.reshape(12, 256).to(torch.bfloat16)
+    inverse = torch.where(kept.flatten(), torch.arange(12, device=DEVICE), -1).to(torch.int32)
+    summed = nan(3, 256, dtype=torch.float32)
+    launch.combine(bundle, bundle["combine_bf16_fp32"], raw, inverse, summed, case.tokens_device, most_tokens=3, top_k=4,
+                   multiprocessors=multiprocessors, weights=case.weights)
+    if wanted.norm() > 0:
+        checks.error("dropped, combine", "dropped", relative(summed, wanted), TOLERANCE["bfloat16"])
+
+
+def check_fewer_tokens(checks, bundle, multiprocessors):
+    """Rows past the token count are not touched."""
+    case = Case("float16", 8, 2, 128, 128, 4)
+    case.pack(bundle, multiprocessors)
+    case.tokens_device.fill_(2)
+    out = run_decode(bundle, case, extras=False)
+    checks.error("two of four tokens", "fewer", relative(out[:2], case.reference(case.reference_rows(), extras=False)[:2]),
+                 TOLERANCE["float16"])
+    checks.count += 1
+    if not out[2:].isnan().all():
+        checks.failures.append("two of four tokens: rows past the count were written")
+
+
+def run_all(bundle, seed):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    checks = Checks()
+    for element in ("bfloat16", "float16"):
+        all_classes = sorted(
+            {k["selects"]["rows_per_tile"] for k in bundle.entries.values()
+             if k["selects"]["operator"] == "project" and k["selects"]["element"] == element
+             and k["selects"]["activations"] == "logistic"}
+        )
+        check_case(checks, bundle, Case(element, 16, 4, 512, 384, 300), multiprocessors, all_classes)
+        check_case(checks, bundle, Case(element, 128, 8, 2048, 768, 64), multiprocessors, all_classes)
+        check_case(checks, bundle, Case(element, 4, 2, 576, 704, 700, "swiglu-clamped", bias=True), multiprocessors, all_classes)
+        check_case(checks, bundle, Case(element, 6, 3, 100, 72, 90, "gelu-tanh", input_scale=True), multiprocessors, all_classes)
+        check_case(checks, bundle, Case(element, 8, 2, 320, 192, 500, concentrated=True), multiprocessors, all_classes)
+        for activation in ("none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid"):
+            case = Case(element, 5, 2, random.randrange(33, 300), random.randrange(33, 300), random.randrange(1, 5), activation,
+                        gated=False, bias=activation != "none")
+            check_case(checks, bundle, case, multiprocessors, all_classes[:1])
+            if activation in ("none", "relu", "gelu", "sigmoid"):
+                case = Case(element, 5, 2, 130, 200, random.randrange(1, 5), activation, bias=activation == "gelu")
+                check_case(checks, bundle, case, multiprocessors, all_classes[:1])
+        for tokens in (1, 2, 3, 4):
+            check_case(checks, bundle, Case(element, 64, 6, 2048, 1408, tokens, bias=tokens == 3, input_scale=tokens == 4),
+                       multiprocessors, all_classes[:1])
+    for precision in ("ieee", "tf32"):
+        for activation, gated in (("silu", True), ("gelu", True), ("relu", False), ("swiglu-clamped", True)):
+            case = Case("float32", 7, 2, random.randrange(40, 400), random.randrange(40, 400), random.choice([3, 77]), activation,
+                        gated, bias=True)
+            check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
+    check_dense(checks, bundle, multiprocessors)
+    check_dropped(checks, bundle, multiprocessors)
+    check_fewer_tokens(checks, bundle, multiprocessors)
+    return checks
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", default=Path(__file__).resolve().parent / "bundle")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31))
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    torch.zeros(1, device=DEVICE)
+    started = time.time()
+    checks = run_all(Bundle(options.bundle), options.seed)
+    for group, value in sorted(checks.worst.items()):
+        print(f"worst relative error, {group}: {value:.2e}")
+    print("\n".join(checks.failures))
+    print(f"{checks.count} checks, {len(checks.failures)} failed, {time.time() - started:.1f} s")
+    sys.exit(1 if checks.failures else 0)
+
+
+if __name__ == "__main__":
+    main()
