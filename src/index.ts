@@ -1,7 +1,6 @@
 /** The public API of Nexus. Re-exports only; internal files do not import from here. */
 
-export { writeSafetensors } from "./checkpoint/index.ts";
-export { EnergyMonitor, type EnergyReading } from "./control/energy-monitor.ts";
+export { SafetensorsFile, writeSafetensors } from "./checkpoint/index.ts";
 export * from "./control/index.ts";
 export type * from "./control/plan.ts";
 export { Buckets, type DroppedSlot } from "./data/buckets.ts";
@@ -23,6 +22,7 @@ export type {
   GroupLimit,
   RoutingRule,
 } from "./execution/operators.ts";
+export type { ControlLoop, ControlOptions } from "./layer/control-loop.ts";
 export type {
   ForwardOptions,
   ForwardResult,

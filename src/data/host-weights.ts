@@ -213,7 +213,7 @@ function refuseUnusedExperts(spec: ExpertsSpec, tensors: ExpertTensors, name: st
 }
 
 /** The gate and the up matrix inside one [2I, inputs] view. */
-export function splitGateUp(both: MatrixView, interleaved: boolean): [MatrixView, MatrixView] {
+function splitGateUp(both: MatrixView, interleaved: boolean): [MatrixView, MatrixView] {
   const rows = both.rows / 2;
   const rowStride = interleaved ? 2 * both.rowStride : both.rowStride;
   const second = both.offset + (interleaved ? both.rowStride : rows * both.rowStride);
@@ -224,10 +224,7 @@ export function splitGateUp(both: MatrixView, interleaved: boolean): [MatrixView
 }
 
 /** The gate and the up bias inside one [2I] vector. */
-export function splitGateUpBias(
-  both: Float32Array,
-  interleaved: boolean,
-): [Float32Array, Float32Array] {
+function splitGateUpBias(both: Float32Array, interleaved: boolean): [Float32Array, Float32Array] {
   const half = both.length / 2;
   if (!interleaved) return [both.slice(0, half), both.slice(half)];
   return [both.filter((_, i) => i % 2 === 0), both.filter((_, i) => i % 2 === 1)];
