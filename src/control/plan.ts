@@ -4,7 +4,7 @@
  * tells the data plane.
  */
 
-import type { Realisation } from "../execution/device.ts";
+import type { ComputeBudgets, Realisation } from "../execution/device.ts";
 
 /** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
 export type SliceId = "A" | "B" | "C" | "D" | "E" | "F";
@@ -96,4 +96,11 @@ export interface Plan {
   /** For every expert (or the one asked for): which slice, which budget and why. */
   explain(): readonly PlacementExplanation[];
   explain(expert: number): PlacementExplanation;
+}
+
+/** A plan's compute budgets as a device takes them, by group. */
+export function computeBudgetsOf({ realisation, slices }: Plan): ComputeBudgets {
+  const units: number[] = [];
+  for (const id of SLICE_IDS) units[GROUP_OF_SLICE[id]] = slices[id].budget.computeUnits;
+  return { realisation, units };
 }

@@ -89,7 +89,7 @@ export class StepBuffers implements Disposable {
           ...(shared.gate && { scale: make(capacity, "shared expert gate") }),
         };
       }
-      const width = shape.aggregation === "concat" ? topK * hiddenSize : hiddenSize;
+      const width = outputWidth(shape.aggregation, hiddenSize, topK);
       this.output = make(capacity * width, "layer output");
     } catch (error) {
       this[Symbol.dispose]();
@@ -107,4 +107,13 @@ export class StepBuffers implements Disposable {
 /** Number of matrix products an expert of this form consists of. */
 export function productCount(spec: ExpertsSpec): number {
   return spec.form === "gated" ? 2 : (spec.depth ?? 2);
+}
+
+/** Values the layer puts out for each token. */
+export function outputWidth(
+  aggregation: AggregationSpec["mode"],
+  hiddenSize: number,
+  topK: number,
+): number {
+  return aggregation === "concat" ? topK * hiddenSize : hiddenSize;
 }

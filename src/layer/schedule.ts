@@ -4,12 +4,12 @@
  * buffers, replays graphs and learns from what it measures.
  */
 
-import type { Plan } from "../control/plan.ts";
+import { computeBudgetsOf, type Plan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
 import type { AggregationSpec } from "../data/spec.ts";
-import { StepBuffers } from "../data/step-buffers.ts";
+import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { requireObject, shown } from "../execution/checks.ts";
@@ -80,8 +80,7 @@ export class Schedule {
     device.write(buffers.ids, buckets.ids);
     device.write(buffers.weights, buckets.weights);
     device.write(buffers.buckets.laneOf, assignment.laneOf);
-    const { realisation } = this.#plan;
-    device.setComputeBudgets({ realisation, units: unitsOf(this.#plan) });
+    device.setComputeBudgets(computeBudgetsOf(this.#plan));
 
     const { capacityFactor } = buckets;
     const routing = new GivenRouting({
@@ -94,7 +93,7 @@ export class Schedule {
     await device.synchronize();
     const seconds = (performance.now() - started) / 1000;
 
-    const width = aggregation.mode === "concat" ? topK * spec.hiddenSize : spec.hiddenSize;
+    const width = outputWidth(aggregation.mode, spec.hiddenSize, topK);
     const data = new Float32Array(tokens * width);
     await device.read(buffers.output, data);
     const expertsPerStream = new Array<number>(assignment.streams).fill(0);
@@ -141,7 +140,7 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
     );
   }
   const { computeUnits } = experts.device.properties;
-  const planned = unitsOf(plan).reduce((sum, units) => sum + units, 0);
+  const planned = computeBudgetsOf(plan).units.reduce((sum, units) => sum + units, 0);
   if (planned > computeUnits) {
     throw new InvalidArgumentError(
       `The plan divides ${planned} compute units; the experts' device has ${computeUnits}. Plan for that device: new SliceManager({ device: experts.device.properties }).`,
@@ -149,9 +148,4 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
   }
   if (options.aggregation !== undefined) validateAggregation(options.aggregation);
   return new Schedule(plan, buckets, experts, options);
-}
-
-/** Compute units of each slice, in the order of the device's groups. */
-function unitsOf(plan: Plan): number[] {
-  return Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
 }

@@ -7,6 +7,7 @@ import { readLayer, writeSafetensors } from "../../checkpoint/index.ts";
 import { EnergyMonitor, type EnergyReading } from "../../control/energy-monitor.ts";
 import type { Plan } from "../../control/plan.ts";
 import type { LayerSpec } from "../../data/spec.ts";
+import { outputWidth } from "../../data/step-buffers.ts";
 import { InvalidLogitsError } from "../../errors.ts";
 import type { Device } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
@@ -131,7 +132,7 @@ async function forwardAll(layer: MoELayer, device: Device, hidden: Tensor): Prom
   const { router, hiddenSize, aggregation } = layer.spec;
   const { topK, experts } = router;
   const tokens = hidden.shape[0] as number;
-  const width = aggregation.mode === "concat" ? topK * hiddenSize : hiddenSize;
+  const width = outputWidth(aggregation.mode, hiddenSize, topK);
   const values = toFloat32(hidden);
   const output = new Float32Array(tokens * width);
   const ids = new Int32Array(tokens * topK);
