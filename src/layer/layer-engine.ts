@@ -4,12 +4,13 @@
  * must not overlap, since they share the buffers; MoELayer sees to that.
  */
 
+import { createHash } from "node:crypto";
 import { EnergyMonitor, type EnergyReading } from "../control/energy-monitor.ts";
 import { GraphManager, graphKey, type RunMode, tokenBucket } from "../control/graph-manager.ts";
-import type { Plan } from "../control/plan.ts";
+import { computeBudgetsOf, type Plan } from "../control/plan.ts";
 import { type DroppedSlot, droppedSlots } from "../data/buckets.ts";
 import type { LayerSpec } from "../data/spec.ts";
-import { StepBuffers } from "../data/step-buffers.ts";
+import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
 import type { Device } from "../execution/device.ts";
@@ -54,7 +55,8 @@ export class LayerEngine implements Disposable {
   ) {
     this.#device = device;
     this.#spec = spec;
-    this.#specKey = JSON.stringify(spec);
+    // A digest, because every step's graph is looked up by it: the whole spec took 1.6 us longer.
+    this.#specKey = createHash("sha256").update(JSON.stringify(spec)).digest("base64");
     this.modules = modules;
     const { experts } = spec.router;
     const expertBytes = modules.parts.experts.byteLength / experts;
@@ -95,8 +97,7 @@ export class LayerEngine implements Disposable {
       device.write(buffers.buckets.laneOf, assignment.laneOf);
       this.#laneOf = assignment.laneOf;
     }
-    const units = Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
-    device.setComputeBudgets({ realisation: plan.realisation, units });
+    device.setComputeBudgets(computeBudgetsOf(plan));
 
     const streams = this.#streams.get(assignment);
     const key = graphKey({
@@ -189,7 +190,7 @@ export class LayerEngine implements Disposable {
     const { router, hiddenSize, aggregation } = this.#spec;
     const { tokens } = run;
     const slots = tokens * router.topK;
-    const width = aggregation.mode === "concat" ? router.topK * hiddenSize : hiddenSize;
+    const width = outputWidth(aggregation.mode, hiddenSize, router.topK);
     const shape = [...input.shape.slice(0, -1), width];
     const counts = new Int32Array(router.experts);
     await device.read(buffers.counts, counts);
