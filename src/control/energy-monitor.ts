@@ -149,6 +149,12 @@ export class EnergyMonitor {
     return finished;
   }
 
+  /** Power drawn at this moment in watts, or null where the source counts energy alone. Never a measure of energy. */
+  async watts(): Promise<number | null> {
+    const { source } = this;
+    return (source.available && (await source.watts?.())) || null;
+  }
+
   /** Ends the sampled window at `point` and begins the next one there. */
   #close(source: AvailableSource, point: Point): void {
     if (this.#opening !== undefined || "failure" in point) {

@@ -2,10 +2,11 @@
  * The cache of captured graphs: which step runs eagerly, which is captured and
  * which is replayed, and what is forgotten when there are too many.
  *
- * A graph holds for one key: what the layer is, how many tokens its buffers have
- * room for, how the device is divided and how lanes are laid out. What the key
- * does not say (routing, contents, the lane of each expert) a graph reads anew
- * with every launch. The manager knows nothing of what is recorded.
+ * A graph holds for one key: what the layer is, how many tokens the step is for at
+ * most, what goes in and comes out, how the device is partitioned and how lanes are
+ * laid out. What the key does not say (routing, contents, the lane of each expert,
+ * budgets that are shared) a graph reads anew with every launch. The manager knows
+ * nothing of what is recorded.
  */
 
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
@@ -229,13 +230,15 @@ export interface GraphKeyParts {
   readonly spec: string;
   /** From `tokenBucket`. */
   readonly bucket: number;
-  /** A plan's `budgetKey`. */
+  /** In what else steps of the layer differ: where its logits come from, what its output is made of. */
+  readonly variant: string;
+  /** A plan's `budgetKey`, or what stands for all of them where graphs follow the budgets in force. */
   readonly budgets: string;
   /** A stream assignment's `laneKey`. */
   readonly lanes: string;
 }
 
 /** One string for all of it; different parts give different strings. */
-export function graphKey({ spec, bucket, budgets, lanes }: GraphKeyParts): string {
-  return JSON.stringify([spec, bucket, budgets, lanes]);
+export function graphKey({ spec, bucket, variant, budgets, lanes }: GraphKeyParts): string {
+  return JSON.stringify([spec, bucket, variant, budgets, lanes]);
 }

@@ -4,7 +4,7 @@
  * tells the data plane.
  */
 
-import type { ComputeBudgets, Realisation } from "../execution/device.ts";
+import { type ComputeBudgets, MAX_GROUPS, type Realisation } from "../execution/device.ts";
 
 /** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
 export type SliceId = "A" | "B" | "C" | "D" | "E" | "F";
@@ -30,6 +30,12 @@ export const GROUP_OF_SLICE: Readonly<Record<SliceId, number>> = {
   E: 4,
   F: 5,
 };
+
+/**
+ * Device compute group of work that is charged to no slice, and so has the whole device:
+ * the last one, which slices would need two more of to reach.
+ */
+export const UNBUDGETED_GROUP = MAX_GROUPS - 1;
 
 /** How busy an expert has been lately. */
 export type Heat = "hot" | "warm" | "cold";
@@ -91,16 +97,26 @@ export interface Plan {
   readonly placements: readonly Placement[];
   /** The load the plan was made for: the very object, so that buckets find their way to `schedule`. */
   readonly load: ExpertLoad;
-  /** Same string, same compute budgets and realisation: the part of a graph's key that the plan decides. */
+  /** Same string, same compute budgets and realisation: the part of a graph's key that the plan decides, unless budgets are shared. */
   readonly budgetKey: string;
+  /** Bytes of cache that were reserved by hand, by slice; absent: none. */
+  readonly reservedCacheBytes?: Readonly<Record<BudgetedSliceId, number>>;
   /** For every expert (or the one asked for): which slice, which budget and why. */
   explain(): readonly PlacementExplanation[];
   explain(expert: number): PlacementExplanation;
 }
 
-/** A plan's compute budgets as a device takes them, by group. */
-export function computeBudgetsOf({ realisation, slices }: Plan): ComputeBudgets {
+/**
+ * A plan's budgets as a device takes them, by group. Cache is asked for only where it was
+ * reserved by hand: what is set aside for one slice's weights is lost to everything else,
+ * and how the plan divides the rest of it is an estimate of what will be used.
+ */
+export function computeBudgetsOf(plan: Plan): ComputeBudgets {
+  const { realisation, slices, reservedCacheBytes } = plan;
   const units: number[] = [];
   for (const id of SLICE_IDS) units[GROUP_OF_SLICE[id]] = slices[id].budget.computeUnits;
-  return { realisation, units };
+  if (reservedCacheBytes === undefined) return { realisation, units };
+  const cacheBytes = new Array<number>(units.length).fill(0);
+  for (const id of BUDGETED_SLICE_IDS) cacheBytes[GROUP_OF_SLICE[id]] = reservedCacheBytes[id];
+  return { realisation, units, cacheBytes };
 }

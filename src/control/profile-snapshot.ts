@@ -8,8 +8,8 @@ import { z } from "zod";
 import { InvalidArgumentError } from "../errors.ts";
 
 export const SNAPSHOT_FORMAT = "nexus-expert-profile";
-/** Raised whenever a field changes its meaning. */
-export const SNAPSHOT_VERSION = 1;
+/** Raised whenever a field comes, goes or changes its meaning. */
+export const SNAPSHOT_VERSION = 2;
 
 /** zod's `int()` stops where whole numbers in float64 do. */
 const whole = z.number().int().nonnegative();
@@ -42,8 +42,11 @@ const schema = z.strictObject({
   totals: z.array(z.array(whole).length(4)),
   energy: z.strictObject({
     microjoules: z.array(z.array(whole)),
+    microjoulesByReads: z.array(z.array(whole)),
     tokens: z.array(z.array(whole)),
+    timed: z.array(z.array(whole.max(1))),
     pendingTokens: z.array(whole),
+    pendingReads: z.array(whole),
     pendingTicks: z.array(whole),
   }),
 });
@@ -65,6 +68,7 @@ export function checkSnapshot(value: unknown): ProfileSnapshot {
     heats: snapshot.heats,
     stepsInHeat: snapshot.stepsInHeat,
     "energy.pendingTokens": snapshot.energy.pendingTokens,
+    "energy.pendingReads": snapshot.energy.pendingReads,
     "energy.pendingTicks": snapshot.energy.pendingTicks,
   };
   for (const [name, values] of Object.entries(perExpert)) {
@@ -79,7 +83,9 @@ export function checkSnapshot(value: unknown): ProfileSnapshot {
   const readings = snapshot.energy.microjoules.length;
   if (readings > window) throw refuse(`energy has ${readings} readings in a window of ${window}`);
   checkRows("energy.microjoules", snapshot.energy.microjoules, readings, experts);
+  checkRows("energy.microjoulesByReads", snapshot.energy.microjoulesByReads, readings, experts);
   checkRows("energy.tokens", snapshot.energy.tokens, readings, experts);
+  checkRows("energy.timed", snapshot.energy.timed, readings, 1);
   if (snapshot.stepsWithTokens > snapshot.steps) {
     throw refuse(
       `stepsWithTokens is ${snapshot.stepsWithTokens}, more than ${snapshot.steps} steps`,

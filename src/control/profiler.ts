@@ -10,7 +10,7 @@
 
 import { InvalidArgumentError } from "../errors.ts";
 import { requireObject } from "../execution/checks.ts";
-import { ExpertEnergy } from "./expert-energy.ts";
+import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
 import {
@@ -100,8 +100,10 @@ export interface ExpertProfile {
   readonly averageShare: number;
   /** Compute-unit time; null where it was never measured. */
   readonly seconds: number | null;
-  /** Its part of the joules of the readings in the window; null without one. */
+  /** The part of the measured joules attributed to it, over the readings in the window; null without one. */
   readonly joules: number | null;
+  /** The part that it would have if all energy went into reading weights. */
+  readonly joulesByReads: number | null;
   /** Its tokens per joule over these readings; null without one, and where it used nothing. */
   readonly tokensPerJoule: number | null;
 }
@@ -113,6 +115,8 @@ export interface ProfileReport {
   /** Over the window. */
   readonly tokens: number;
   readonly seconds: number;
+  /** What the experts' `joules` go by: an attribution, not a measurement. Null without a reading. */
+  readonly energyBasis: EnergyBasis | null;
   readonly experts: readonly ExpertProfile[];
 }
 
@@ -232,6 +236,7 @@ export class ExpertProfiler implements ProfileView {
         averageShare: this.#averageShares[expert] as number,
         seconds: timed > 0 ? (this.#ticks.sums[expert] as number) / TICKS_PER_SECOND : null,
         joules: this.#energy.joulesOf(expert),
+        joulesByReads: this.#energy.joulesByReadsOf(expert),
         tokensPerJoule: this.#energy.tokensPerJouleOf(expert),
       };
     };
@@ -240,6 +245,7 @@ export class ExpertProfiler implements ProfileView {
       windowSteps: this.#totals.filled,
       tokens,
       seconds: ticks / TICKS_PER_SECOND,
+      energyBasis: this.#energy.basis,
       experts: this.#heats.map(profileOf),
     };
   }

@@ -5,8 +5,18 @@
  */
 
 import type { Stream } from "../execution/device.ts";
+import type { DecodeOperator } from "../execution/operators.ts";
+import type { DType } from "../tensor.ts";
 import type { AggregationSpec } from "./spec.ts";
 import type { StepBuffers } from "./step-buffers.ts";
+
+/** What differs from step to step. */
+export interface OutputScope {
+  /** Most tokens the step is for. */
+  readonly mostTokens: number;
+  /** Element type of the output: float32, or that of the rows. */
+  readonly outputType: DType;
+}
 
 /** Enqueues the aggregation of one step: `buffers.rows` (and `buffers.shared`) to `buffers.output`. */
 export function recordAggregation(
@@ -14,20 +24,45 @@ export function recordAggregation(
   spec: AggregationSpec,
   sizes: { readonly hiddenSize: number; readonly topK: number },
   buffers: StepBuffers,
+  scope: OutputScope,
 ): void {
-  const { shared } = buffers;
   stream.enqueue({
     kind: "combine",
     mode: spec.mode,
     topK: sizes.topK,
     width: sizes.hiddenSize,
-    tokens: buffers.tokens,
+    rowType: buffers.rowType,
     rows: buffers.rows,
     inverse: buffers.buckets.inverse,
+    ...summands(spec, buffers, scope),
+  });
+}
+
+/** What `combine` and `decode` have in common: everything but the experts' rows. */
+export function summands(
+  spec: AggregationSpec,
+  buffers: StepBuffers,
+  { mostTokens, outputType }: OutputScope,
+): Pick<
+  DecodeOperator,
+  | "mostTokens"
+  | "tokens"
+  | "weights"
+  | "shared"
+  | "sharedScale"
+  | "residual"
+  | "outputType"
+  | "output"
+> {
+  const { tokens, shared, output } = buffers;
+  return {
+    mostTokens,
+    tokens,
     ...(spec.weightsApplyTo === "output" && { weights: buffers.weights }),
     ...(shared && { shared: shared.rows }),
     ...(shared?.scale && { sharedScale: shared.scale }),
     ...(spec.residual && { residual: buffers.hidden }),
-    output: buffers.output,
-  });
+    outputType,
+    output,
+  };
 }

@@ -6,9 +6,16 @@
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { requireOptions } from "../execution/checks.ts";
-import type { Device, DeviceBuffer, Projection, Stream } from "../execution/device.ts";
+import type {
+  Device,
+  DeviceBuffer,
+  Projection,
+  ProjectionSpec,
+  Stream,
+} from "../execution/device.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
+import type { DType } from "../tensor.ts";
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
 import type { ExpertsSpec } from "./spec.ts";
 import { productCount } from "./step-buffers.ts";
@@ -22,6 +29,8 @@ export class Experts implements Disposable {
   readonly spec: ExpertsSpec;
   /** Number of experts. */
   readonly count: number;
+  /** Element type of weights that the rows they work on are laid out for. */
+  readonly rowWeights: DType;
   readonly #products: readonly Projection[];
   #closed = false;
 
@@ -29,11 +38,13 @@ export class Experts implements Disposable {
     device: Device,
     spec: ExpertsSpec,
     count: number,
+    rowWeights: DType,
     products: readonly Projection[],
   ) {
     this.device = device;
     this.spec = spec;
     this.count = count;
+    this.rowWeights = rowWeights;
     this.#products = products;
   }
 
@@ -58,12 +69,19 @@ export class Experts implements Disposable {
     return Experts.load(device, spec, count, async (i) => weightsOf(i));
   }
 
-  /** Loads experts one after the other from a source; on failure nothing stays allocated. */
+  /**
+   * Loads experts one after the other from a source; on failure nothing stays allocated.
+   *
+   * @param rowWeights see `rowWeightsOf`; default: the experts' own element type
+   * @param fill writes all of the weights, instead of the source
+   */
   static async load(
     device: Device,
     spec: ExpertsSpec,
     count: number,
     source: (index: number) => Promise<readonly ProductWeights[]>,
+    rowWeights: DType = spec.dtype,
+    fill?: (products: readonly Projection[]) => Promise<void>,
   ): Promise<Experts> {
     if (!device.properties.weightDTypes.includes(spec.dtype)) {
       throw new InvalidArgumentError(
@@ -73,10 +91,18 @@ export class Experts implements Disposable {
     const products: Projection[] = [];
     try {
       for (const [i, shape] of productShapes(spec).entries()) {
-        const full = { count, dtype: spec.dtype, bias: spec.bias, ...shape };
+        const full: ProjectionSpec = {
+          count,
+          dtype: spec.dtype,
+          input: device.rowLayout(shape.inputs, rowWeights).dtype,
+          output: "rows",
+          bias: spec.bias,
+          ...shape,
+        };
         products.push(device.createProjection(full, `expert weights, product ${i + 1}`));
       }
-      for (let expert = 0; expert < count; expert++) {
+      await fill?.(products);
+      for (let expert = 0; fill === undefined && expert < count; expert++) {
         const weights = await source(expert);
         for (const [i, projection] of products.entries()) {
           await writeProduct(projection, expert, weights[i], i);
@@ -86,7 +112,7 @@ export class Experts implements Disposable {
       for (const projection of products) projection[Symbol.dispose]();
       throw error;
     }
-    return new Experts(device, spec, count, products);
+    return new Experts(device, spec, count, rowWeights, products);
   }
 
   /** Bytes of device memory the weights take. */
@@ -107,9 +133,9 @@ export class Experts implements Disposable {
   /**
    * Enqueues the experts' products.
    *
-   * @param input float32 [*, H], by token if `rows` are bucketed
-   * @param inner float32 [rows, I] for each product but the last
-   * @param output float32 [rows, H]
+   * @param input rows of width H, by token if `rows` are bucketed
+   * @param inner rows of width I for each product but the last
+   * @param output rows of width H
    * @param rows all rows through one expert, or the buckets of one lane
    */
   record(

@@ -9,7 +9,7 @@
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { requireOptions } from "../execution/checks.ts";
-import type { Device, DeviceBuffer } from "../execution/device.ts";
+import { type Device, type DeviceBuffer, rowBytes } from "../execution/device.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { RoutingRule } from "../execution/operators.ts";
 import {
@@ -27,6 +27,7 @@ import {
   recordGate,
   recordRoute,
   uploadRouter,
+  writeLogits,
 } from "./routing.ts";
 import type { RouterSpec } from "./spec.ts";
 import { validateRouterSpec } from "./validate.ts";
@@ -126,11 +127,16 @@ export class Router implements Disposable {
   }
 
   #upload(device: Device, spec: RouterSpec): Promise<RouterWeights> {
-    this.#uploading ??= uploadRouter(device, spec, {
-      gate: this.#gate,
-      gateBias: this.#gateBias,
-      selectionBias: this.#selectionBias,
-    }).then(
+    this.#uploading ??= uploadRouter(
+      device,
+      spec,
+      {
+        gate: this.#gate,
+        gateBias: this.#gateBias,
+        selectionBias: this.#selectionBias,
+      },
+      this.#gate?.dtype ?? "float32",
+    ).then(
       (weights) => {
         this.#weights = weights;
         return weights;
@@ -183,36 +189,39 @@ async function routeOnce(
   const [count, width] = hidden.shape as [number, number];
   const slots = count * topK;
   // Buffers of an empty batch have room for a token, as every operator wants.
-  const capacity = Math.max(1, count);
+  const mostTokens = Math.max(1, count);
+  const layout = device.rowLayout(width, weights.gate?.spec.dtype ?? "float32");
   const owned: Disposable[] = [];
-  const make = (elements: number, what: string) => {
-    const buffer = device.allocate(elements * 4, what);
+  const allocate = (bytes: number, what: string) => {
+    const buffer = device.allocate(bytes, what);
     owned.push(buffer);
     return buffer;
   };
+  const make = (elements: number, what: string) => allocate(elements * 4, what);
   try {
     const buffers: RoutingBuffers = {
-      capacity,
+      rowType: layout.dtype,
       tokens: make(1, "token count"),
-      hidden: make(logits === undefined ? capacity * width : 1, "hidden states"),
-      logits: make(capacity * experts, "router logits"),
-      ids: make(capacity * topK, "expert ids"),
-      weights: make(capacity * topK, "routing weights"),
+      hidden: allocate(logits === undefined ? rowBytes(layout, mostTokens) : 4, "hidden states"),
+      logits: make(mostTokens * experts, "router logits"),
+      ids: make(mostTokens * topK, "expert ids"),
+      weights: make(mostTokens * topK, "routing weights"),
       counts: make(experts, "expert counts"),
       buckets: {
         offsets: make(experts + 1, "bucket offsets"),
-        order: make(capacity * topK, "bucket order"),
-        inverse: make(capacity * topK, "inverse bucket order"),
+        order: make(mostTokens * topK, "bucket order"),
+        inverse: make(mostTokens * topK, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
       },
     };
     device.write(buffers.tokens, Int32Array.of(count));
-    if (logits === undefined) device.write(buffers.hidden, toFloat32(hidden));
-    else device.write(buffers.logits, toFloat32(logits));
+    if (logits === undefined) device.writeRows(buffers.hidden, layout, hidden);
+    const logitsType = logits && (await writeLogits(device, buffers.logits, logits));
     const stream = device.createStream({ group: 0, priority: 0 });
     owned.push(stream);
-    if (logits === undefined) recordGate(stream, weights, buffers);
-    recordRoute(stream, spec, weights, buffers, 1);
+    const scope = { mostTokens, lanes: 1, ...(logitsType && { logitsType }) };
+    if (logits === undefined) recordGate(stream, weights, buffers, scope);
+    recordRoute(stream, spec, weights, buffers, scope);
     await device.synchronize();
 
     const ints = async (buffer: DeviceBuffer, length: number) => {

@@ -4,8 +4,23 @@
  * public face for single batches; layers use LayerRouter.
  */
 
-import type { Device, DeviceBuffer, Projection, Stream } from "../execution/device.ts";
-import type { MatrixView } from "../tensor.ts";
+import { InvalidArgumentError } from "../errors.ts";
+import type {
+  Device,
+  DeviceBuffer,
+  Projection,
+  ProjectionSpec,
+  Stream,
+} from "../execution/device.ts";
+import { DeviceTensor } from "../execution/device-tensor.ts";
+import {
+  BYTES_PER_ELEMENT,
+  type DType,
+  type MatrixView,
+  sizeOf,
+  type Tensor,
+  toFloat32,
+} from "../tensor.ts";
 import { fittingMatrix, fittingVector } from "./fit.ts";
 import type { LayerSpec, RouterSpec } from "./spec.ts";
 import type { StepBuffers } from "./step-buffers.ts";
@@ -23,11 +38,16 @@ export interface RouterTensors {
   readonly selectionBias: Float32Array | undefined;
 }
 
-/** Copies the router's tensors to a device; on failure nothing stays allocated. */
+/**
+ * Copies the router's tensors to a device; on failure nothing stays allocated.
+ *
+ * @param rowWeights element type of weights that the hidden states are laid out for
+ */
 export async function uploadRouter(
   device: Device,
   spec: RouterSpec,
   tensors: RouterTensors,
+  rowWeights: DType,
 ): Promise<RouterWeights> {
   const owned: Disposable[] = [];
   const dispose = () => {
@@ -37,11 +57,13 @@ export async function uploadRouter(
     let gate: Projection | undefined;
     if (tensors.gate !== undefined) {
       const { rows: outputs, columns: inputs, dtype } = tensors.gate;
-      const shape = {
+      const shape: ProjectionSpec = {
         count: 1,
         inputs,
         outputs,
         dtype,
+        input: device.rowLayout(inputs, rowWeights).dtype,
+        output: "float32",
         gated: false,
         bias: spec.bias ?? false,
       };
@@ -70,11 +92,57 @@ export async function uploadRouter(
 /** The buffers that routing reads and writes. */
 export type RoutingBuffers = Pick<
   StepBuffers,
-  "capacity" | "tokens" | "hidden" | "logits" | "ids" | "weights" | "counts" | "buckets"
+  "tokens" | "hidden" | "logits" | "ids" | "weights" | "counts" | "buckets" | "rowType"
 >;
 
+/** What differs from step to step. */
+export interface RoutingScope {
+  /** Most tokens the step is for. */
+  readonly mostTokens: number;
+  /** Lanes that the work lists are for; absent: the step needs no buckets. */
+  readonly lanes?: number;
+  /** Element type of logits that are given; those of a gate are float32. */
+  readonly logitsType?: DType;
+}
+
+/**
+ * Puts logits [T, E] where routing reads them. 16-bit floats stay as they are on devices that
+ * route such logits, and become float32 on others.
+ *
+ * @returns the element type that they have there
+ * @throws InvalidArgumentError for a device tensor that the device cannot route, or of another device
+ */
+export async function writeLogits(
+  device: Device,
+  target: DeviceBuffer,
+  logits: Tensor | DeviceTensor,
+): Promise<DType> {
+  const known = device.properties.logitsDTypes.includes(logits.dtype);
+  if (!(logits instanceof DeviceTensor)) {
+    device.write(target, known ? logits.data : toFloat32(logits));
+    return known ? logits.dtype : "float32";
+  }
+  if (logits.device !== device) {
+    throw new InvalidArgumentError(
+      "The logits are on another device than the layer. Copy them to the host first: await logits.toHost().",
+    );
+  }
+  if (!known) {
+    throw new InvalidArgumentError(
+      `The logits are ${logits.dtype}, which the device does not route. Use ${device.properties.logitsDTypes.join(", ")}.`,
+    );
+  }
+  await device.copy(target, logits.buffer, sizeOf(logits.shape) * BYTES_PER_ELEMENT[logits.dtype]);
+  return logits.dtype;
+}
+
 /** Enqueues the gate product, if there is a gate: hidden states to logits. */
-export function recordGate(stream: Stream, weights: RouterWeights, buffers: RoutingBuffers): void {
+export function recordGate(
+  stream: Stream,
+  weights: RouterWeights,
+  buffers: RoutingBuffers,
+  { mostTokens }: RoutingScope,
+): void {
   if (weights.gate === undefined) return;
   stream.enqueue({
     kind: "project",
@@ -85,40 +153,60 @@ export function recordGate(stream: Stream, weights: RouterWeights, buffers: Rout
     rows: {
       from: "all",
       tokens: buffers.tokens,
-      capacity: buffers.capacity,
+      mostTokens,
       matrix: 0,
     },
   });
 }
 
-/** Enqueues routing and bucketing: logits to ids, weights, counts and the work lists of `lanes` lanes. */
+/** Enqueues routing and bucketing: logits to ids, weights, counts and, if there are lanes, their work lists. */
 export function recordRoute(
   stream: Stream,
   spec: RouterSpec,
   routerWeights: RouterWeights,
   buffers: RoutingBuffers,
-  lanes: number,
+  { mostTokens, lanes, logitsType }: RoutingScope,
 ): void {
-  const { experts, topK, rule, capacityFactor } = spec;
-  const { tokens, logits, ids, weights, counts, buckets } = buffers;
+  const { experts, topK, rule } = spec;
+  const { tokens, logits, ids, weights, counts } = buffers;
   const { selectionBias } = routerWeights;
   stream.enqueue({
     kind: "route",
     rule,
     experts,
     topK,
+    mostTokens,
     tokens,
     logits,
+    ...(logitsType && { logitsType }),
     ...(selectionBias && { selectionBias }),
     ids,
     weights,
     counts,
+    bucketed: lanes !== undefined,
   });
+  if (lanes !== undefined) {
+    recordBuckets(stream, spec, buffers, { mostTokens, lanes, routed: true });
+  }
+}
+
+/** Enqueues bucketing: ids to the work lists of `lanes` lanes. @param scope.routed whether `route` comes before it */
+export function recordBuckets(
+  stream: Stream,
+  { experts, topK, capacityFactor }: Pick<RouterSpec, "experts" | "topK" | "capacityFactor">,
+  { tokens, ids, buckets, rowType }: RoutingBuffers,
+  scope: {
+    readonly mostTokens: number;
+    readonly lanes: number;
+    readonly routed: boolean;
+  },
+): void {
   stream.enqueue({
     kind: "bucket",
     experts,
     topK,
-    lanes,
+    rowType,
+    ...scope,
     tokens,
     ids,
     ...(capacityFactor !== undefined && { capacityFactor }),
@@ -126,21 +214,63 @@ export function recordRoute(
   });
 }
 
-/** The router of a layer: its weights on a device, and the operators of one step. */
-export class LayerRouter implements Disposable {
+/** How the ids, weights and buckets of a step come about. */
+export interface StepRouting {
+  /** Enqueues what fills them. */
+  record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void;
+}
+
+/** Routing from logits that are in the buffers already. */
+export class LogitsRouting implements StepRouting {
   readonly #spec: RouterSpec;
   readonly #weights: RouterWeights;
 
-  private constructor(spec: RouterSpec, weights: RouterWeights) {
+  constructor(spec: RouterSpec, weights: RouterWeights) {
     this.#spec = spec;
     this.#weights = weights;
   }
 
-  /** On failure nothing stays allocated. @throws ShapeError if the source's tensors do not fit the spec */
+  record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void {
+    recordRoute(stream, this.#spec, this.#weights, buffers, scope);
+  }
+}
+
+/** Routing that was done before: ids and weights are in the buffers, only the buckets are built. */
+export class GivenRouting implements StepRouting {
+  readonly #spec: Pick<RouterSpec, "experts" | "topK" | "capacityFactor">;
+
+  constructor(spec: Pick<RouterSpec, "experts" | "topK" | "capacityFactor">) {
+    this.#spec = spec;
+  }
+
+  record(stream: Stream, buffers: StepBuffers, { mostTokens, lanes }: RoutingScope): void {
+    if (lanes === undefined) return;
+    recordBuckets(stream, this.#spec, buffers, { mostTokens, lanes, routed: false });
+  }
+}
+
+/** The router of a layer: its weights on a device, and the operators of one step. */
+export class LayerRouter implements StepRouting, Disposable {
+  /** The same router without its gate. */
+  readonly fromLogits: LogitsRouting;
+  readonly #weights: RouterWeights;
+
+  private constructor(spec: RouterSpec, weights: RouterWeights) {
+    this.fromLogits = new LogitsRouting(spec, weights);
+    this.#weights = weights;
+  }
+
+  /**
+   * On failure nothing stays allocated.
+   *
+   * @param rowWeights see `rowWeightsOf`
+   * @throws ShapeError if the source's tensors do not fit the spec
+   */
   static async load(
     device: Device,
     { hiddenSize, router }: Pick<LayerSpec, "hiddenSize" | "router">,
     source: LayerWeights,
+    rowWeights: DType,
   ): Promise<LayerRouter> {
     const { experts } = router;
     const tensors: RouterTensors = {
@@ -152,13 +282,13 @@ export class LayerRouter implements Disposable {
         ? fittingVector(await source.selectionBias?.(), "The router's selection bias", experts)
         : undefined,
     };
-    return new LayerRouter(router, await uploadRouter(device, router, tensors));
+    return new LayerRouter(router, await uploadRouter(device, router, tensors, rowWeights));
   }
 
-  /** Enqueues gate, routing and bucketing: hidden states to work lists of `lanes` lanes. */
-  record(stream: Stream, buffers: StepBuffers, lanes: number): void {
-    recordGate(stream, this.#weights, buffers);
-    recordRoute(stream, this.#spec, this.#weights, buffers, lanes);
+  /** Enqueues gate, routing and bucketing: from hidden states on. */
+  record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void {
+    recordGate(stream, this.#weights, buffers, scope);
+    this.fromLogits.record(stream, buffers, scope);
   }
 
   [Symbol.dispose](): void {

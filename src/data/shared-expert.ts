@@ -5,8 +5,9 @@
  */
 
 import { ShapeError } from "../errors.ts";
-import type { Device, Projection, Stream } from "../execution/device.ts";
+import type { Device, Projection, ProjectionSpec, Stream } from "../execution/device.ts";
 import type { AllRows } from "../execution/operators.ts";
+import type { DType } from "../tensor.ts";
 import { Experts } from "./experts.ts";
 import { fittingMatrix } from "./fit.ts";
 import type { SharedExpertSpec } from "./spec.ts";
@@ -22,26 +23,29 @@ export class SharedExpert implements Disposable {
     this.#gate = gate;
   }
 
-  /** On failure nothing stays allocated. */
+  /** On failure nothing stays allocated. @param rowWeights see `rowWeightsOf` */
   static async load(
     device: Device,
     spec: SharedExpertSpec,
     source: LayerWeights,
+    rowWeights: DType,
   ): Promise<SharedExpert> {
     const weights = await source.shared?.();
     if (weights === undefined) throw new ShapeError("The shared expert's weights are missing.");
-    const experts = await Experts.load(device, spec.experts, 1, async () => weights);
+    const experts = await Experts.load(device, spec.experts, 1, async () => weights, rowWeights);
     if (!spec.gate) return new SharedExpert(experts, undefined);
     let gate: Projection | undefined;
     try {
       const { hiddenSize } = spec.experts;
       const what = "The shared expert's gate";
       const matrix = fittingMatrix(await source.sharedGate?.(), what, 1, hiddenSize);
-      const shape = {
+      const shape: ProjectionSpec = {
         count: 1,
         inputs: hiddenSize,
         outputs: 1,
         dtype: matrix.dtype,
+        input: device.rowLayout(hiddenSize, rowWeights).dtype,
+        output: "float32",
         gated: false,
         bias: false,
       };
@@ -60,12 +64,12 @@ export class SharedExpert implements Disposable {
     return this.#experts.byteLength + (this.#gate?.byteLength ?? 0);
   }
 
-  /** Enqueues the expert on the hidden states in `buffers`. */
-  record(stream: Stream, buffers: StepBuffers): void {
+  /** Enqueues the expert on the hidden states in `buffers`, `mostTokens` at most. */
+  record(stream: Stream, buffers: StepBuffers, mostTokens: number): void {
     const shared = buffers.shared;
     if (shared === undefined) throw new ShapeError("The step has no buffers for a shared expert.");
-    const { tokens, capacity, hidden } = buffers;
-    const rows: AllRows = { from: "all", tokens, capacity, matrix: 0 };
+    const { tokens, hidden } = buffers;
+    const rows: AllRows = { from: "all", tokens, mostTokens, matrix: 0 };
     this.#experts.record(stream, hidden, shared.inner, shared.rows, rows);
     if (this.#gate === undefined || shared.scale === undefined) return;
     stream.enqueue({

@@ -3,12 +3,20 @@
  * tokens: everything between the hidden states and the output. Allocated once and
  * used by every step that fits, so that captured graphs stay valid.
  *
- * T tokens, E experts, k = top_k, S = capacity * k slots, H hidden size.
+ * T tokens, E experts, k = top_k, S = capacity * k slots, H hidden size, I intermediate
+ * size. "rows" are activations as the device lays them out (`Device.rowLayout`).
  */
 
-import type { Device, DeviceBuffer } from "../execution/device.ts";
+import {
+  type AllocateOptions,
+  type Device,
+  type DeviceBuffer,
+  type RowLayout,
+  rowBytes,
+} from "../execution/device.ts";
 import type { BucketBuffers } from "../execution/operators.ts";
-import type { AggregationSpec, ExpertsSpec, SharedExpertSpec } from "./spec.ts";
+import type { DType } from "../tensor.ts";
+import type { AggregationSpec, ExpertsSpec, LayerSpec, SharedExpertSpec } from "./spec.ts";
 
 /** The sizes that decide how much memory a step needs. */
 export interface StepShape {
@@ -18,6 +26,17 @@ export interface StepShape {
   readonly expertForm: ExpertsSpec;
   readonly shared?: SharedExpertSpec;
   readonly aggregation: AggregationSpec["mode"];
+  /** What rows are laid out for: that of the `Experts` that will work on them. */
+  readonly rowWeights: DType;
+}
+
+/** How the rows of a step lie in memory. */
+export interface StepLayouts {
+  /** Of width H: what experts read and what they put out. */
+  readonly hidden: RowLayout;
+  /** Of width I: between the products of the routed experts, and of the shared one. */
+  readonly inner: RowLayout;
+  readonly sharedInner?: RowLayout;
 }
 
 export class StepBuffers implements Disposable {
@@ -25,7 +44,8 @@ export class StepBuffers implements Disposable {
   readonly capacity: number;
   /** int32 [1]: tokens of this batch. */
   readonly tokens: DeviceBuffer;
-  /** float32 [capacity, H]. */
+  readonly layouts: StepLayouts;
+  /** `capacity` rows of width H: the layer's input. */
   readonly hidden: DeviceBuffer;
   /** float32 [capacity, E]. */
   readonly logits: DeviceBuffer;
@@ -35,20 +55,20 @@ export class StepBuffers implements Disposable {
   readonly weights: DeviceBuffer;
   /** int32 [E]. */
   readonly counts: DeviceBuffer;
-  /** int32 [E]: time spent on each expert, in units of 100 ns. */
-  readonly busy: DeviceBuffer;
+  /** int32 [E]: time spent on each expert, in units of 100 ns. Absent where the device cannot tell. */
+  readonly busy?: DeviceBuffer;
   readonly buckets: BucketBuffers;
-  /** float32 [S, I]: between the products of the routed experts. */
+  /** S rows of width I: between the products of the routed experts. */
   readonly inner: readonly DeviceBuffer[];
-  /** float32 [S, H]: what the routed experts put out, in row order. */
+  /** S rows of width H: what the routed experts put out, by expert. */
   readonly rows: DeviceBuffer;
-  /** Present if the layer has a shared expert: between its products, its output, its per-token scale. */
+  /** Present if the layer has a shared expert: between its products, its output, its scale, float32 [capacity, 1]. */
   readonly shared?: {
     readonly inner: readonly DeviceBuffer[];
     readonly rows: DeviceBuffer;
     readonly scale?: DeviceBuffer;
   };
-  /** float32 [capacity, H] or [capacity, k * H]. */
+  /** [capacity, H] or [capacity, k * H], in float32 or a narrower type. */
   readonly output: DeviceBuffer;
   readonly #owned: DeviceBuffer[] = [];
 
@@ -56,36 +76,45 @@ export class StepBuffers implements Disposable {
   constructor(device: Device, shape: StepShape, capacity: number) {
     const { hiddenSize, experts, topK, expertForm, shared } = shape;
     const slots = capacity * topK;
-    const make = (elements: number, what: string) => {
-      const buffer = device.allocate(Math.max(1, elements) * 4, `${what} of ${capacity} tokens`);
+    const allocate = (bytes: number, what: string, options?: AllocateOptions) => {
+      const label = `${what} of ${capacity} tokens`;
+      const buffer = device.allocate(Math.max(4, bytes), label, options);
       this.#owned.push(buffer);
       return buffer;
     };
-    const between = (spec: ExpertsSpec, rows: number, what: string) =>
-      Array.from({ length: productCount(spec) - 1 }, () =>
-        make(rows * spec.intermediateSize, what),
-      );
+    // What has elements of 32 bits.
+    const make = (elements: number, what: string) => allocate(elements * 4, what);
+    const rows = (layout: RowLayout, count: number, what: string) =>
+      allocate(rowBytes(layout, count), what);
+    const between = (spec: ExpertsSpec, layout: RowLayout, count: number, what: string) =>
+      Array.from({ length: productCount(spec) - 1 }, () => rows(layout, count, what));
+    const layout = (width: number) => device.rowLayout(width, shape.rowWeights);
+    const hidden = layout(hiddenSize);
+    const inner = layout(expertForm.intermediateSize);
+    const sharedInner = shared && layout(shared.experts.intermediateSize);
     this.capacity = capacity;
+    this.layouts = { hidden, inner, ...(sharedInner && { sharedInner }) };
     try {
       this.tokens = make(1, "token count");
-      this.hidden = make(capacity * hiddenSize, "hidden states");
+      this.hidden = rows(hidden, capacity, "hidden states");
       this.logits = make(capacity * experts, "router logits");
       this.ids = make(slots, "expert ids");
       this.weights = make(slots, "routing weights");
-      this.counts = make(experts, "expert counts");
-      this.busy = make(experts, "expert times");
+      // Read after every step.
+      this.counts = allocate(experts * 4, "expert counts", { mirrored: true });
+      if (device.properties.timesExperts.available) this.busy = make(experts, "expert times");
       this.buckets = {
         offsets: make(experts + 1, "bucket offsets"),
         order: make(slots, "bucket order"),
         inverse: make(slots, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
       };
-      this.inner = between(expertForm, slots, "expert intermediates");
-      this.rows = make(slots * hiddenSize, "expert outputs");
-      if (shared !== undefined) {
+      this.inner = between(expertForm, inner, slots, "expert intermediates");
+      this.rows = rows(hidden, slots, "expert outputs");
+      if (shared !== undefined && sharedInner !== undefined) {
         this.shared = {
-          inner: between(shared.experts, capacity, "shared expert intermediates"),
-          rows: make(capacity * hiddenSize, "shared expert output"),
+          inner: between(shared.experts, sharedInner, capacity, "shared expert intermediates"),
+          rows: rows(hidden, capacity, "shared expert output"),
           ...(shared.gate && { scale: make(capacity, "shared expert gate") }),
         };
       }
@@ -95,6 +124,11 @@ export class StepBuffers implements Disposable {
       this[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Element type of all rows. */
+  get rowType(): DType {
+    return this.layouts.hidden.dtype;
   }
 
   /** Frees the memory; harmless when repeated. */
@@ -107,6 +141,15 @@ export class StepBuffers implements Disposable {
 /** Number of matrix products an expert of this form consists of. */
 export function productCount(spec: ExpertsSpec): number {
   return spec.form === "gated" ? 2 : (spec.depth ?? 2);
+}
+
+/**
+ * The element type of weights that a layer's rows are laid out for: that of its experts. Rows
+ * belong to routed and shared experts alike, so where the two differ it is float32, which
+ * holds the values of either.
+ */
+export function rowWeightsOf({ experts, shared }: Pick<LayerSpec, "experts" | "shared">): DType {
+  return shared === undefined || shared.experts.dtype === experts.dtype ? experts.dtype : "float32";
 }
 
 /** Values the layer puts out for each token. */

@@ -4,6 +4,7 @@
  * them up; it never has to hold a whole layer in host memory.
  */
 
+import type { Device, Projection } from "../execution/device.ts";
 import type { MatrixView } from "../tensor.ts";
 
 /** One matrix product of an expert: the [outputs, inputs] matrix (and gate), and the biases. */
@@ -25,6 +26,8 @@ export interface LayerWeights {
   selectionBias?(): Promise<Float32Array>;
   /** The products of one routed expert, first to last (gated: two; mlp: `depth`). */
   expert(index: number): Promise<readonly ProductWeights[]>;
+  /** Where it is there: writes the weights of all routed experts on the device, first product to last, and `expert` is not asked. */
+  fillExperts?(device: Device, products: readonly Projection[]): Promise<void>;
   /** The products of the shared expert. */
   shared?(): Promise<readonly ProductWeights[]>;
   /** [1, hidden]; only if the shared expert has a gate. */

@@ -17,22 +17,25 @@
  *   event loop. Enqueued work may start at once or only when `synchronize()` is
  *   called; it is finished when the promise of `synchronize()`, or of the
  *   graph's `launch()`, resolves.
- * - Memory. `write`, `read` and `copy` move bytes now and are not ordered against
- *   enqueued work: touching a buffer that unfinished work uses is the caller's
- *   mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
+ * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
+ *   whatever is launched later, and are not ordered against enqueued work: touching a
+ *   buffer that unfinished work uses is the caller's mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
  *   projection can be closed twice; closing a device closes all it owns.
- * - Bits. An operator's output depends on its inputs alone: not on the stream,
- *   the compute budgets, the number of compute units, whether it runs eagerly
- *   or from a graph, or on which other rows share its tile.
+ * - Bits. An operator's output depends on its inputs and its description alone:
+ *   not on the stream, the compute budgets, the number of compute units, whether
+ *   it runs eagerly or from a graph, or on which other rows share its tile.
+ *   (`mostTokens` is part of the description: a device may have one kernel for a
+ *   few tokens and another for many.)
  * - Replay. Launching a graph runs the operators that were enqueued while it
  *   was captured, on the same buffers, with no planning and no allocation. It
- *   reads buffer contents (token count, expert-to-lane table) anew each time,
- *   so one graph serves any routing.
+ *   reads buffer contents (token count, expert-to-lane table) and the compute
+ *   budgets anew each time, so one graph serves any routing and, as long as the
+ *   realisation is `shared`, any division of the device.
  * - Failure. Bad arguments throw before any work starts. A fault found while
  *   running (NaN logits) rejects that launch and leaves the device usable.
  */
 
-import type { DType, MatrixView } from "../tensor.ts";
+import type { DType, MatrixView, Tensor } from "../tensor.ts";
 import type { Operator } from "./operators.ts";
 
 /** Something the device can do, or why it cannot. */
@@ -61,6 +64,8 @@ export interface DeviceProperties {
   readonly features: readonly string[];
   /** Element types that weights may have. */
   readonly weightDTypes: readonly DType[];
+  /** Element types that router logits may have. */
+  readonly logitsDTypes: readonly DType[];
   readonly realisations: Readonly<Record<Realisation, Availability>>;
   /** Whether a bandwidth or cache budget is enforced by the hardware or only accounted for. */
   readonly enforces: {
@@ -69,6 +74,10 @@ export interface DeviceProperties {
   };
   /** Whether `BucketRows.busy` is filled. */
   readonly timesExperts: Availability;
+  /** Streams that a layer's experts are best spread over where nobody asks for another number. */
+  readonly recommendedStreams: number;
+  /** Most tokens that a `decode` operator takes; 0 where the device has no such operator. */
+  readonly decodeTokens: number;
 }
 
 /** Bytes in use, the most that were ever in use, and the most there can be. */
@@ -86,6 +95,31 @@ export interface DeviceBuffer extends Disposable {
   readonly closed: boolean;
 }
 
+export interface AllocateOptions {
+  /**
+   * Whoever writes the buffer in a launch also brings it to host memory, beside
+   * other work; a read after the launch then costs next to nothing. For the few
+   * hundred bytes that the host looks at after every step.
+   */
+  readonly mirrored?: boolean;
+}
+
+/**
+ * How rows of activations lie in device memory where operators read and write
+ * them: element type, values in a row, and elements from one row to the next. What
+ * lies between `width` and `pitch` is zero.
+ */
+export interface RowLayout {
+  readonly dtype: DType;
+  readonly width: number;
+  readonly pitch: number;
+}
+
+/** Bytes of `rows` rows. */
+export function rowBytes({ dtype, pitch }: RowLayout, rows: number): number {
+  return rows * pitch * (dtype === "float32" ? 4 : 2);
+}
+
 /**
  * One or more weight matrices of equal shape, each mapping `inputs` values to
  * `outputs` values, in whatever layout the device's kernels like best.
@@ -96,6 +130,14 @@ export interface ProjectionSpec {
   readonly inputs: number;
   readonly outputs: number;
   readonly dtype: DType;
+  /** Element type of the rows it reads: `rowLayout(inputs, ...)` of the layer's weights. */
+  readonly input: DType;
+  /**
+   * What it puts out. `rows`: rows in the layout of its input's element type.
+   * `float32`: [rows, outputs] in float32 without gaps, for logits and gates, which
+   * decide and must not be rounded; neither gated nor more than one matrix.
+   */
+  readonly output: "rows" | "float32";
   /** Every output is computed from two rows, `gate` and `value`, joined by the activation. */
   readonly gated: boolean;
   readonly bias: boolean;
@@ -140,6 +182,8 @@ export interface ComputeBudgets {
   readonly realisation: Realisation;
   /** Compute units of each group, by group index. */
   readonly units: readonly number[];
+  /** Bytes of last-level cache set aside for each group's weights; for devices that enforce it. */
+  readonly cacheBytes?: readonly number[];
 }
 
 /** Operators captured once, to be launched any number of times. */
@@ -160,6 +204,8 @@ export type EnergySource =
       readonly minimumWindowSeconds: number;
       /** Joules since an arbitrary start; never decreases. Slow: never called on the hot path. */
       joules(): Promise<number>;
+      /** Watts drawn at this moment; absent where only energy is counted. */
+      watts?(): Promise<number>;
     }
   | { readonly available: false; readonly reason: string };
 
@@ -169,15 +215,34 @@ export interface Device extends AsyncDisposable {
   readonly energy: EnergySource;
 
   /** @throws OutOfDeviceMemoryError naming the label and the sizes. */
-  allocate(byteLength: number, label: string): DeviceBuffer;
+  allocate(byteLength: number, label: string, options?: AllocateOptions): DeviceBuffer;
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset?: number): void;
   read(source: DeviceBuffer, target: ArrayBufferView, byteOffset?: number): Promise<void>;
-  /** Copies the first `byteLength` bytes of one buffer into another. */
+  /** Copies the first `byteLength` bytes of one buffer into another; every later call and launch finds them there. */
   copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void>;
   memory(): MemoryUsage;
 
+  /** How the device wants rows of `width` values that go through weights of this element type. */
+  rowLayout(width: number, weights: DType): RowLayout;
+  /** Writes a host tensor [*, width] of floats as rows, converted and padded. */
+  writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void;
+  /** Copies dense rows [rows, width] of `dtype` on the device into the layout. */
+  copyRows(
+    target: DeviceBuffer,
+    layout: RowLayout,
+    source: DeviceBuffer,
+    dtype: DType,
+    rows: number,
+  ): Promise<void>;
+
   /** Reserves room for weights, all zero until written. @throws OutOfDeviceMemoryError */
   createProjection(spec: ProjectionSpec, label: string): Projection;
+  /**
+   * Fills all weights with uniform noise over [-scale, scale]: synthetic layers of
+   * many gigabytes in seconds. The same seed gives the same weights on every device
+   * of this kind; biases and padding stay as they are.
+   */
+  fillUniform(projection: Projection, seed: number, scale: number): Promise<void>;
 
   createStream(options: StreamOptions): Stream;
   createEvent(label: string): DeviceEvent;

@@ -3,15 +3,18 @@
  * about how. An operator is a plain value; enqueueing it on a stream is the only
  * thing that can be done with it.
  *
- * Letters: T tokens in this batch, B the tokens the buffers have room for
- * (T <= B, T is read from device memory when the operator runs), E experts,
- * k experts per token (top_k), S = B * k slots, H hidden size, I intermediate size.
+ * Letters: T tokens in this batch, B = `mostTokens` the most it may have (T <= B, T is
+ * read from device memory when the operator runs, B may decide which kernel runs; the
+ * buffers have room for B tokens or more), E experts, k experts per token (top_k),
+ * S = B * k slots, H hidden size, I intermediate size.
  *
- * All floating-point buffers are float32 and row-major; all integers are int32.
+ * "rows" of width W are activations in the device's own layout and element type, from
+ * `Device.rowLayout(W, weights)`. Everything else is without gaps, float32 or int32.
  * No operator writes anything of size T x E except `project` when it is asked to
  * compute logits.
  */
 
+import type { DType } from "../tensor.ts";
 import type { DeviceBuffer, Projection } from "./device.ts";
 
 // ---------------------------------------------------------------------------
@@ -57,18 +60,24 @@ export interface RouteOperator {
   readonly rule: RoutingRule;
   readonly experts: number;
   readonly topK: number;
+  /** B. */
+  readonly mostTokens: number;
   /** int32 [1]: T. */
   readonly tokens: DeviceBuffer;
-  /** float32 [B, E]. */
+  /** [B, E] without gaps, of `logitsType`. */
   readonly logits: DeviceBuffer;
+  /** One of the device's `logitsDTypes`; default float32. */
+  readonly logitsType?: DType;
   /** float32 [E], added to the scores for selection only, never to the weights. */
   readonly selectionBias?: DeviceBuffer;
   /** Out: int32 [B, k], best first. */
   readonly ids: DeviceBuffer;
   /** Out: float32 [B, k]. */
   readonly weights: DeviceBuffer;
-  /** Out: int32 [E], tokens per expert, overwritten. */
+  /** Out: int32 [E], tokens per expert, overwritten; there once `bucket` has run, if `bucketed`. */
   readonly counts: DeviceBuffer;
+  /** Whether a `bucket` operator of the same launch follows for these ids. */
+  readonly bucketed: boolean;
 }
 
 /** Where a token's rows stand once they are sorted by expert. Built by `bucket`, read by `project` and `combine`. */
@@ -90,9 +99,14 @@ export interface BucketOperator {
   readonly topK: number;
   /** Number of lanes that `laneOf` speaks of. */
   readonly lanes: number;
+  /** Element type of the rows that will be worked on: with B it decides how tall tiles are. */
+  readonly rowType: DType;
+  readonly mostTokens: number;
   readonly tokens: DeviceBuffer;
-  /** int32 [B, k]. */
+  /** int32 [B, k]; a token's experts are distinct. */
   readonly ids: DeviceBuffer;
+  /** Whether a `route` operator of the same launch writes the ids; otherwise the host did. */
+  readonly routed: boolean;
   /**
    * Rows an expert may have, as a multiple of the even share: ceil(factor * T * k / E).
    * Later slots are dropped. Absent: no limit.
@@ -126,8 +140,7 @@ export type Activation =
 export interface AllRows {
   readonly from: "all";
   readonly tokens: DeviceBuffer;
-  /** Rows the buffers have room for. */
-  readonly capacity: number;
+  readonly mostTokens: number;
   /** Which matrix of the projection. */
   readonly matrix: number;
 }
@@ -137,7 +150,10 @@ export interface BucketRows {
   readonly from: "bucket";
   readonly buckets: BucketBuffers;
   readonly lane: number;
+  /** As in the bucket operator that built them: lanes, k, B. */
+  readonly lanes: number;
   readonly topK: number;
+  readonly mostTokens: number;
   /** Input row is the row's token (order / k) if true, the row itself if false. Output row is always the row itself. */
   readonly gather: boolean;
   /** float32 [B, k]: multiplies a row's product by its slot's weight before bias and activation (Llama-4). */
@@ -151,9 +167,9 @@ export interface ProjectOperator {
   readonly kind: "project";
   readonly projection: Projection;
   readonly activation: Activation;
-  /** float32 [*, inputs]. */
+  /** Rows of width `inputs`. */
   readonly input: DeviceBuffer;
-  /** Out: float32 [*, outputs]. */
+  /** Out: rows of width `outputs`, or float32 [*, outputs], as the projection says. */
   readonly output: DeviceBuffer;
   readonly rows: AllRows | BucketRows;
 }
@@ -170,21 +186,65 @@ export interface CombineOperator {
   readonly kind: "combine";
   readonly mode: "sum" | "concat";
   readonly topK: number;
+  /** H. */
   readonly width: number;
+  /** Element type of `rows`, `shared` and `residual`. */
+  readonly rowType: DType;
+  readonly mostTokens: number;
   readonly tokens: DeviceBuffer;
-  /** float32 [S, H], in row order. */
+  /** Rows of width H, S of them, by expert. */
   readonly rows: DeviceBuffer;
   readonly inverse: DeviceBuffer;
   /** float32 [B, k]; absent: every weight is 1. */
   readonly weights?: DeviceBuffer;
-  /** `sum` only: float32 [B, H], added to every token. */
+  /** `sum` only: rows of width H, by token, added to every token. */
   readonly shared?: DeviceBuffer;
   /** float32 [B, 1]: multiplies the shared output of each token. */
   readonly sharedScale?: DeviceBuffer;
-  /** `sum` only: float32 [B, H], added last. */
+  /** `sum` only: rows of width H, by token, added last. */
   readonly residual?: DeviceBuffer;
-  /** Out: float32 [B, H] or [B, k * H]. */
+  /** `rowType`, or float32. */
+  readonly outputType: DType;
+  /** Out: [B, H] or [B, k * H] without gaps. */
   readonly output: DeviceBuffer;
 }
 
-export type Operator = RouteOperator | BucketOperator | ProjectOperator | CombineOperator;
+/**
+ * The experts of a handful of tokens (B is at most the device's `decodeTokens`) and
+ * their aggregation, straight from the ids: no buckets, no lanes. One or two matrix
+ * products of a row each are bound by reading weights, and a kernel made for that
+ * reads them once, at memory speed. The sum of a token is in the order of its choices.
+ */
+export interface DecodeOperator {
+  readonly kind: "decode";
+  /** The experts' first product and their second. */
+  readonly first: Projection;
+  readonly second: Projection;
+  /** Of the first product. */
+  readonly activation: Activation;
+  readonly topK: number;
+  readonly mostTokens: number;
+  readonly tokens: DeviceBuffer;
+  /** Rows of width H, by token. */
+  readonly input: DeviceBuffer;
+  /** int32 [B, k]. */
+  readonly ids: DeviceBuffer;
+  /** float32 [B, k]: multiplies each row's first product before bias and activation. */
+  readonly inputScale?: DeviceBuffer;
+  /** Scratch: rows of width I, S of them. */
+  readonly inner: DeviceBuffer;
+  /** As in `combine` with mode `sum`. */
+  readonly weights?: DeviceBuffer;
+  readonly shared?: DeviceBuffer;
+  readonly sharedScale?: DeviceBuffer;
+  readonly residual?: DeviceBuffer;
+  readonly outputType: DType;
+  readonly output: DeviceBuffer;
+}
+
+export type Operator =
+  | RouteOperator
+  | BucketOperator
+  | ProjectOperator
+  | CombineOperator
+  | DecodeOperator;

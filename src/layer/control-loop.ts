@@ -11,14 +11,14 @@ import { type StreamAssignment, StreamScheduler } from "../control/stream-schedu
 import type { DeviceProperties } from "../execution/device.ts";
 
 /**
- * Steps between two plans. A plan costs the host some tens of microseconds and a
- * changed budget a graph capture, while the profile it rests on moves over tens
+ * Steps between two plans. A plan costs the host some tens of microseconds, and a
+ * changed partition a graph capture, while the profile it rests on moves over tens
  * of steps; the first measured step always gets a plan of its own.
  */
 export const PLAN_INTERVAL = 8;
 
 export interface ControlOptions {
-  /** Streams the experts are spread over; default 8. */
+  /** Streams the experts are spread over; default: what the device recommends. */
   readonly streams?: number;
   readonly slices?: Omit<SliceManagerOptions, "device">;
   readonly profiler?: Omit<ProfilerOptions, "experts">;
@@ -57,9 +57,8 @@ export class ControlLoop {
   ) {
     this.profiler = new ExpertProfiler({ experts, ...options.profiler });
     this.slices = new SliceManager({ device, expertBytes, ...options.slices });
-    this.scheduler = new StreamScheduler(
-      options.streams === undefined ? {} : { streams: options.streams },
-    );
+    const { streams = device.recommendedStreams } = options;
+    this.scheduler = new StreamScheduler({ streams });
     // Nothing is known before the first batch: every expert counts the same.
     this.#plan = this.slices.allocate({
       counts: new Int32Array(experts).fill(1),

@@ -4,7 +4,8 @@ import type { EnergyReading } from "../control/energy-monitor.ts";
 import type { GraphManager, RunMode } from "../control/graph-manager.ts";
 import type { DroppedSlot } from "../data/buckets.ts";
 import type { Device } from "../execution/device.ts";
-import type { Tensor } from "../tensor.ts";
+import type { DeviceTensor } from "../execution/device-tensor.ts";
+import type { Tensor, TensorLike } from "../tensor.ts";
 import type { ControlOptions } from "./control-loop.ts";
 
 export interface LayerOptions extends ControlOptions {
@@ -43,7 +44,7 @@ export interface Routing {
 }
 
 export interface ForwardResult<Output = Tensor<Float32Array>> {
-  /** float32 [..., H], shaped like the input; [..., k * H] for a concatenation. */
+  /** [..., H], shaped like the input; [..., k * H] for a concatenation. In float32, or as the DeviceTensor that went in. */
   readonly output: Output;
   readonly stats: ForwardStats;
   /** Only if asked for. */
@@ -53,6 +54,12 @@ export interface ForwardResult<Output = Tensor<Float32Array>> {
 export interface ForwardOptions {
   /** Bring expert ids and weights back too. */
   readonly routing?: boolean;
+  /**
+   * float [T, E], or with the leading axes of the hidden states: router logits computed
+   * elsewhere. The layer's own gate is skipped, its routing rule is not. A DeviceTensor is
+   * routed where it is, in its own element type.
+   */
+  readonly logits?: TensorLike | DeviceTensor;
 }
 
 export interface LayerStatistics {

@@ -2,36 +2,58 @@
  * What a layer holds on a device once its weights are there, and one step of it:
  * write the hidden states, run, read the output, feed the control loop. Steps
  * must not overlap, since they share the buffers; MoELayer sees to that.
+ *
+ * For a few tokens on a GPU the host's part of a step is longer than the device's.
+ * So nothing is written that is there already, nothing is made anew that the last
+ * step made, and all that comes back is asked for at once.
  */
 
 import { createHash } from "node:crypto";
 import { EnergyMonitor, type EnergyReading } from "../control/energy-monitor.ts";
-import { GraphManager, graphKey, type RunMode, tokenBucket } from "../control/graph-manager.ts";
+import { GraphManager, type RunMode, tokenBucket } from "../control/graph-manager.ts";
 import { computeBudgetsOf, type Plan } from "../control/plan.ts";
 import { type DroppedSlot, droppedSlots } from "../data/buckets.ts";
+import { writeLogits } from "../data/routing.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import type { Device } from "../execution/device.ts";
+import type { ComputeBudgets, Device, DeviceBuffer } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
-import { sizeOf, type Tensor, toFloat32 } from "../tensor.ts";
+import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../tensor.ts";
 import { ControlLoop } from "./control-loop.ts";
-import type {
-  ForwardOptions,
-  ForwardResult,
-  ForwardStats,
-  LayerOptions,
-  LayerStatistics,
-  Routing,
-} from "./forward.ts";
+import type { ForwardResult, ForwardStats, LayerOptions, LayerStatistics } from "./forward.ts";
 import { LayerModules } from "./layer-modules.ts";
-import { recordStep } from "./step.ts";
+import { recordStep, type StepParts } from "./step.ts";
+import { StepKeys } from "./step-keys.ts";
 import { StreamPool } from "./stream-pool.ts";
 
 /** Units of `StepBuffers.busy`, in seconds. */
 const BUSY_UNIT_SECONDS = 1e-7;
+
+/** What one step is given. */
+export interface StepRequest {
+  /** float [..., H]. */
+  readonly input: Tensor | DeviceTensor;
+  /** float [T, E]; absent: the layer's gate computes them. */
+  readonly logits: Tensor | DeviceTensor | undefined;
+  /** Whether expert ids and weights are wanted back. */
+  readonly routing: boolean;
+}
+
+/** One step that has run. */
+interface StepRun {
+  readonly buffers: StepBuffers;
+  readonly tokens: number;
+  readonly outputType: DType;
+  readonly mode: RunMode;
+  readonly seconds: number;
+  readonly plan: Plan;
+  readonly streams: number;
+  /** Whether the experts' times were taken. */
+  readonly timed: boolean;
+}
 
 /** What a layer holds on a device once its weights are there. */
 export class LayerEngine implements Disposable {
@@ -39,12 +61,22 @@ export class LayerEngine implements Disposable {
   readonly modules: LayerModules;
   readonly #device: Device;
   readonly #spec: LayerSpec;
-  readonly #specKey: string;
+  /** Values of one token's output. */
+  readonly #outputWidth: number;
+  /** Element type of rows. */
+  readonly #rowType: DType;
+  /** The parts of a step whose logits are given. */
+  readonly #ungated: StepParts;
+  readonly #keys: StepKeys;
   readonly #graphs: GraphManager;
   readonly #energy: EnergyMonitor;
   readonly #streams: StreamPool;
+  readonly #idle: Int32Array;
   #buffers: StepBuffers | undefined;
+  /** What the buffers hold: the token count, and the lane table or undefined. */
+  readonly #tokens = Int32Array.of(-1);
   #laneOf: Int32Array | undefined;
+  #planned: { readonly plan: Plan; readonly budgets: ComputeBudgets } | undefined;
   #steps = 0;
 
   private constructor(
@@ -55,15 +87,21 @@ export class LayerEngine implements Disposable {
   ) {
     this.#device = device;
     this.#spec = spec;
-    // A digest, because every step's graph is looked up by it: the whole spec took 1.6 us longer.
-    this.#specKey = createHash("sha256").update(JSON.stringify(spec)).digest("base64");
     this.modules = modules;
-    const { experts } = spec.router;
-    const expertBytes = modules.parts.experts.byteLength / experts;
+    const { parts } = modules;
+    const { experts, topK } = spec.router;
+    this.#outputWidth = outputWidth(spec.aggregation.mode, spec.hiddenSize, topK);
+    this.#rowType = device.rowLayout(spec.hiddenSize, parts.experts.rowWeights).dtype;
+    this.#ungated = { ...parts, routing: parts.routing.fromLogits };
+    // A digest, because every step's graph is looked up by it: the whole spec took 1.6 us longer.
+    const specKey = createHash("sha256").update(JSON.stringify(spec)).digest("base64");
+    this.#keys = new StepKeys(specKey, parts.decodeTokens);
+    const expertBytes = parts.experts.byteLength / experts;
     this.control = new ControlLoop(experts, expertBytes, device.properties, options);
     this.#graphs = new GraphManager({ device, ...options.graphs });
     this.#energy = new EnergyMonitor(device.energy);
     this.#streams = new StreamPool(device);
+    this.#idle = new Int32Array(experts);
   }
 
   static async open(
@@ -81,45 +119,48 @@ export class LayerEngine implements Disposable {
     }
   }
 
-  async step(
-    input: Tensor | DeviceTensor,
-    options: ForwardOptions,
-  ): Promise<ForwardResult | ForwardResult<DeviceTensor>> {
+  async step(request: StepRequest): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
+    const { input, logits } = request;
     const device = this.#device;
-    const { hiddenSize, router } = this.#spec;
-    const tokens = sizeOf(input.shape) / hiddenSize;
-    const buffers = this.#buffersFor(tokens);
-    await this.#writeInput(input, buffers);
-    device.write(buffers.tokens, Int32Array.of(tokens));
-    device.write(buffers.busy, new Int32Array(router.experts));
+    const outputType = this.#outputTypeFor(input);
+    const tokens = sizeOf(input.shape) / this.#spec.hiddenSize;
+    const mostTokens = tokenBucket(tokens);
+    const buffers = this.#buffersFor(mostTokens);
+    const { hidden } = buffers.layouts;
+    if (input instanceof DeviceTensor) {
+      await device.copyRows(buffers.hidden, hidden, input.buffer, input.dtype, tokens);
+    } else {
+      device.writeRows(buffers.hidden, hidden, input);
+    }
+    const logitsType = logits && (await writeLogits(device, buffers.logits, logits));
+    if (this.#tokens[0] !== tokens) {
+      device.write(buffers.tokens, Int32Array.of(tokens));
+      this.#tokens[0] = tokens;
+    }
     const { plan, assignment } = this.control;
-    if (this.#laneOf !== assignment.laneOf) {
+    const inLanes = mostTokens > this.modules.parts.decodeTokens;
+    if (inLanes && this.#laneOf !== assignment.laneOf) {
       device.write(buffers.buckets.laneOf, assignment.laneOf);
       this.#laneOf = assignment.laneOf;
     }
-    device.setComputeBudgets(computeBudgetsOf(plan));
+    const timed = inLanes && buffers.busy !== undefined;
+    if (timed) device.write(buffers.busy as DeviceBuffer, this.#idle);
 
     const streams = this.#streams.get(assignment);
-    const key = graphKey({
-      spec: this.#specKey,
-      bucket: tokenBucket(tokens),
-      budgets: plan.budgetKey,
-      lanes: assignment.laneKey,
-    });
+    const parts = logitsType ? this.#ungated : this.modules.parts;
+    const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
+    const key = this.#keys.get(plan, assignment.laneKey, scope);
+    // With every step, as a device may serve several layers; right before the launch, which takes them.
+    device.setComputeBudgets(this.#budgetsOf(plan));
     const started = performance.now();
     const mode = await this.#graphs.run(key, {
       origin: streams.main,
-      record: () => recordStep(streams, this.modules.parts, buffers),
+      record: () => recordStep(streams, parts, buffers, scope),
     });
     const seconds = (performance.now() - started) / 1000;
     this.#steps++;
-    return this.#finish(input, options, buffers, {
-      mode,
-      seconds,
-      tokens,
-      plan,
-      assignment,
-    });
+    const run = { buffers, tokens, outputType, mode, seconds, plan, timed };
+    return this.#finish(request, { ...run, streams: assignment.streams });
   }
 
   statistics(): LayerStatistics {
@@ -138,13 +179,35 @@ export class LayerEngine implements Disposable {
     this.modules[Symbol.dispose]();
   }
 
+  /** The element type of the output: that of a device tensor, float32 for one of the host. */
+  #outputTypeFor(input: Tensor | DeviceTensor): DType {
+    if (!(input instanceof DeviceTensor)) return "float32";
+    if (input.device !== this.#device) {
+      throw new InvalidArgumentError(
+        "hidden is on another device than the layer. Copy it to the host first: await hidden.toHost().",
+      );
+    }
+    if (input.dtype !== "float32" && input.dtype !== this.#rowType) {
+      throw new InvalidArgumentError(
+        `hidden is ${input.dtype}, and the layer computes in ${this.#rowType} on this device. Use that, or float32.`,
+      );
+    }
+    return input.dtype;
+  }
+
+  #budgetsOf(plan: Plan): ComputeBudgets {
+    if (this.#planned?.plan !== plan) this.#planned = { plan, budgets: computeBudgetsOf(plan) };
+    return this.#planned.budgets;
+  }
+
   /** Buffers with room for the batch; larger batches than ever before replace them, and the graphs that used them. */
-  #buffersFor(tokens: number): StepBuffers {
-    if (this.#buffers !== undefined && this.#buffers.capacity >= tokens) return this.#buffers;
+  #buffersFor(mostTokens: number): StepBuffers {
+    if (this.#buffers !== undefined && this.#buffers.capacity >= mostTokens) return this.#buffers;
     this.#graphs.invalidate(() => true);
     this.#buffers?.[Symbol.dispose]();
     this.#buffers = undefined;
     this.#laneOf = undefined;
+    this.#tokens[0] = -1;
     const { hiddenSize, router, experts, shared, aggregation } = this.#spec;
     this.#buffers = new StepBuffers(
       this.#device,
@@ -155,64 +218,56 @@ export class LayerEngine implements Disposable {
         expertForm: experts,
         ...(shared && { shared }),
         aggregation: aggregation.mode,
+        rowWeights: this.modules.parts.experts.rowWeights,
       },
-      tokenBucket(tokens),
+      mostTokens,
     );
     return this.#buffers;
   }
 
-  async #writeInput(input: Tensor | DeviceTensor, buffers: StepBuffers): Promise<void> {
-    if (!(input instanceof DeviceTensor)) {
-      this.#device.write(buffers.hidden, toFloat32(input));
-      return;
-    }
-    if (input.device !== this.#device) {
-      throw new InvalidArgumentError(
-        "hidden is on another device than the layer. Copy it to the host first: await hidden.toHost().",
-      );
-    }
-    await this.#device.copy(buffers.hidden, input.buffer, sizeOf(input.shape) * 4);
-  }
-
+  /** Brings back what is wanted of a step, and shows the control loop what it did. */
   async #finish(
-    input: Tensor | DeviceTensor,
-    options: ForwardOptions,
-    buffers: StepBuffers,
-    run: {
-      readonly mode: RunMode;
-      readonly seconds: number;
-      readonly tokens: number;
-      readonly plan: Plan;
-      readonly assignment: { readonly streams: number };
-    },
-  ): Promise<ForwardResult | ForwardResult<DeviceTensor>> {
+    { input, routing: wanted }: StepRequest,
+    run: StepRun,
+  ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
     const device = this.#device;
-    const { router, hiddenSize, aggregation } = this.#spec;
-    const { tokens } = run;
-    const slots = tokens * router.topK;
-    const width = outputWidth(aggregation.mode, hiddenSize, router.topK);
-    const shape = [...input.shape.slice(0, -1), width];
-    const counts = new Int32Array(router.experts);
-    await device.read(buffers.counts, counts);
+    const { buffers, tokens, outputType } = run;
+    const { experts, topK, capacityFactor } = this.#spec.router;
+    const slots = tokens * topK;
+    const shape = [...input.shape.slice(0, -1), this.#outputWidth];
+    const elements = tokens * this.#outputWidth;
+    const transfers: Promise<void>[] = [];
+    const fetch = <Into extends ArrayBufferView>(source: DeviceBuffer, into: Into): Into => {
+      transfers.push(device.read(source, into));
+      return into;
+    };
 
-    let routing: Routing | undefined;
-    let dropped: readonly DroppedSlot[] = [];
-    if (options.routing || router.capacityFactor !== undefined) {
-      const ids = new Int32Array(slots);
-      await device.read(buffers.ids, ids);
-      if (options.routing) {
-        const weights = new Float32Array(slots);
-        await device.read(buffers.weights, weights);
-        routing = { ids, weights };
-      }
-      if (router.capacityFactor !== undefined) {
-        const inverse = new Int32Array(slots);
-        await device.read(buffers.buckets.inverse, inverse);
-        dropped = droppedSlots(inverse, ids, router.topK);
-      }
+    let output: Tensor<Float32Array> | DeviceTensor;
+    if (input instanceof DeviceTensor) {
+      const bytes = elements * BYTES_PER_ELEMENT[outputType];
+      const target = device.allocate(Math.max(4, bytes), "layer output");
+      output = new DeviceTensor(device, target, shape, outputType);
+      transfers.push(device.copy(target, buffers.output, bytes));
+    } else {
+      const data = fetch(buffers.output, new Float32Array(elements));
+      output = { dtype: "float32", shape, data };
+    }
+    const counts = fetch(buffers.counts, new Int32Array(experts));
+    const busy = run.timed
+      ? fetch(buffers.busy as DeviceBuffer, new Int32Array(experts))
+      : undefined;
+    const limited = capacityFactor !== undefined;
+    const ids = wanted || limited ? fetch(buffers.ids, new Int32Array(slots)) : undefined;
+    const weights = wanted ? fetch(buffers.weights, new Float32Array(slots)) : undefined;
+    const inverse = limited ? fetch(buffers.buckets.inverse, new Int32Array(slots)) : undefined;
+    try {
+      await Promise.all(transfers);
+    } catch (error) {
+      if (output instanceof DeviceTensor) output[Symbol.dispose]();
+      throw error;
     }
 
-    const energy = await this.#observe(buffers, counts, run);
+    const dropped: readonly DroppedSlot[] = ids && inverse ? droppedSlots(inverse, ids, topK) : [];
     const stats: ForwardStats = {
       step: this.#steps,
       tokens,
@@ -221,38 +276,25 @@ export class LayerEngine implements Disposable {
       counts,
       dropped,
       planVersion: run.plan.version,
-      streams: run.assignment.streams,
-      energy,
+      streams: run.streams,
+      energy: this.#observe(counts, busy, run),
     };
-    const rest = { stats, ...(routing && { routing }) };
-    if (!(input instanceof DeviceTensor)) {
-      const data = new Float32Array(tokens * width);
-      await device.read(buffers.output, data);
-      return { output: { dtype: "float32", shape, data }, ...rest };
-    }
-    const target = device.allocate(Math.max(4, tokens * width * 4), "layer output");
-    await device.copy(target, buffers.output, tokens * width * 4);
-    return { output: new DeviceTensor(device, target, shape), ...rest };
+    return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
   }
 
-  async #observe(
-    buffers: StepBuffers,
-    counts: Int32Array,
-    run: { readonly plan: Plan; readonly tokens: number; readonly seconds: number },
-  ): Promise<EnergyReading> {
-    let busySeconds: Float64Array | undefined;
-    if (this.#device.properties.timesExperts.available) {
-      const busy = new Int32Array(counts.length);
-      await this.#device.read(buffers.busy, busy);
-      busySeconds = Float64Array.from(busy, (units) => units * BUSY_UNIT_SECONDS);
+  #observe(counts: Int32Array, busy: Int32Array | undefined, run: StepRun): EnergyReading {
+    const busySeconds = busy && new Float64Array(busy);
+    for (let e = 0; busySeconds && e < busySeconds.length; e++) {
+      busySeconds[e] = (busySeconds[e] as number) * BUSY_UNIT_SECONDS;
     }
-    const energy = this.#energy.sample(run.tokens, run.seconds);
+    const { plan, tokens, seconds } = run;
+    const energy = this.#energy.sample(tokens, seconds);
     this.control.observe({
-      plan: run.plan,
-      tokens: run.tokens,
+      plan,
+      tokens,
       counts,
       ...(busySeconds && { busySeconds }),
-      seconds: run.seconds,
+      seconds,
       joules: energy.available ? energy.joules : energy.pending ? null : "lost",
     });
     return energy;

@@ -3,10 +3,12 @@
  * experts, shared expert. Loaded together, freed together.
  */
 
+import { decodeTokensOf } from "../data/decode.ts";
 import { Experts } from "../data/experts.ts";
 import { LayerRouter } from "../data/routing.ts";
 import { SharedExpert } from "../data/shared-expert.ts";
 import type { LayerSpec } from "../data/spec.ts";
+import { rowWeightsOf } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import type { Device } from "../execution/device.ts";
 import type { StepParts } from "./step.ts";
@@ -26,18 +28,28 @@ export class LayerModules implements Disposable {
       loaded.push(module);
       return module;
     };
+    const rowWeights = rowWeightsOf(spec);
     try {
-      const routing = keep(await LayerRouter.load(device, spec, source));
+      const routing = keep(await LayerRouter.load(device, spec, source, rowWeights));
       const experts = keep(
-        await Experts.load(device, spec.experts, spec.router.experts, (i) => source.expert(i)),
+        await Experts.load(
+          device,
+          spec.experts,
+          spec.router.experts,
+          (i) => source.expert(i),
+          rowWeights,
+          source.fillExperts?.bind(source, device),
+        ),
       );
-      const shared = spec.shared && keep(await SharedExpert.load(device, spec.shared, source));
+      const shared =
+        spec.shared && keep(await SharedExpert.load(device, spec.shared, source, rowWeights));
       return new LayerModules({
         routing,
         experts,
         ...(shared && { shared }),
         topK: spec.router.topK,
         aggregation: spec.aggregation,
+        decodeTokens: decodeTokensOf(device.properties, spec),
       });
     } catch (error) {
       for (const module of loaded) module[Symbol.dispose]();

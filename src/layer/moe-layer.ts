@@ -17,7 +17,7 @@ import type { LayerWeights } from "../data/weights.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { requireObject, requireOptions, shown } from "../execution/checks.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
-import { type Tensor, type TensorLike, toTensor } from "../tensor.ts";
+import { sizeOf, type Tensor, type TensorLike, toTensor } from "../tensor.ts";
 import type { ControlLoop } from "./control-loop.ts";
 import type { ForwardOptions, ForwardResult, LayerOptions, LayerStatistics } from "./forward.ts";
 import { LayerEngine } from "./layer-engine.ts";
@@ -89,25 +89,30 @@ export class MoELayer implements AsyncDisposable {
   /**
    * Runs the layer on a batch.
    *
-   * @param hidden float [T, H], or with any leading axes; a DeviceTensor gives a DeviceTensor back.
-   *   It is read when the step's turn comes: leave it unchanged until the promise resolves.
+   * @param hidden float [T, H], or with any leading axes. A host tensor gives float32 back, a
+   *   DeviceTensor a DeviceTensor of its own element type. Hidden states and logits are read
+   *   when the step's turn comes: leave them unchanged until the promise resolves.
    * @throws InvalidLogitsError naming the token whose logits are not finite; the layer stays usable
-   * @throws ShapeError, OutOfDeviceMemoryError, DisposedError
+   * @throws ShapeError, InvalidArgumentError, OutOfDeviceMemoryError, DisposedError
    */
   forward(hidden: TensorLike, options?: ForwardOptions): Promise<ForwardResult>;
   forward(hidden: DeviceTensor, options?: ForwardOptions): Promise<ForwardResult<DeviceTensor>>;
   async forward(
     hidden: TensorLike | DeviceTensor,
     options: ForwardOptions = {},
-  ): Promise<ForwardResult | ForwardResult<DeviceTensor>> {
+  ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
     requireObject(options, "options", "an object, or left out");
     const input = hidden instanceof DeviceTensor ? hidden : toTensor(hidden, "hidden");
     this.#checkInput(input);
+    const { logits: given } = options;
+    const onDevice = given === undefined || given instanceof DeviceTensor;
+    const logits = onDevice ? given : toTensor(given, "options.logits");
+    if (logits !== undefined) this.#checkLogits(logits, input);
     const engine = await this.#start();
     // One step at a time: steps share the buffers.
     const step = this.#tail.then(() => {
       if (this.#closed) throw new DisposedError("The MoE layer");
-      return engine.step(input, options);
+      return engine.step({ input, logits, routing: options.routing ?? false });
     });
     this.#tail = step.catch(() => {});
     return step;
@@ -164,6 +169,19 @@ export class MoELayer implements AsyncDisposable {
     }
     if (!(input instanceof DeviceTensor) && input.dtype === "int32") {
       throw new ShapeError("hidden is int32; it must be float32, bfloat16 or float16.");
+    }
+  }
+
+  #checkLogits({ shape, dtype }: Tensor | DeviceTensor, input: Tensor | DeviceTensor): void {
+    const { hiddenSize, router } = this.spec;
+    const tokens = sizeOf(input.shape) / hiddenSize;
+    if (shape.at(-1) !== router.experts || sizeOf(shape) !== tokens * router.experts) {
+      throw new ShapeError(
+        `options.logits has shape [${shape.join(", ")}]; ${tokens} tokens and ${router.experts} experts need [${tokens}, ${router.experts}].`,
+      );
+    }
+    if (dtype === "int32") {
+      throw new ShapeError("options.logits is int32; it must be float32, bfloat16 or float16.");
     }
   }
 }

@@ -8,16 +8,17 @@ import { computeBudgetsOf, type Plan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
+import { GivenRouting } from "../data/routing.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { requireObject, shown } from "../execution/checks.ts";
-import { type Tensor, toFloat32 } from "../tensor.ts";
-import { GivenRouting, recordStep, StepStreams } from "./step.ts";
+import type { Tensor } from "../tensor.ts";
+import { recordStep, StepStreams } from "./step.ts";
 
 export interface ScheduleOptions {
-  /** Streams the experts are spread over; default 8. */
+  /** Streams the experts are spread over; default: what the experts' device recommends. */
   readonly streams?: number;
   /** Default: weighted sum, weights on the outputs, no residual. */
   readonly aggregation?: AggregationSpec;
@@ -62,21 +63,21 @@ export class Schedule {
     const aggregation = this.#options.aggregation ?? WEIGHTED_SUM;
     if (device.closed) throw new DisposedError("The device");
     if (this.#experts.closed) throw new DisposedError("The set of experts");
-    const { streams } = this.#options;
-    const assignment = new StreamScheduler(streams === undefined ? {} : { streams }).assign(
-      this.#plan,
-    );
+    const { streams = device.properties.recommendedStreams } = this.#options;
+    const assignment = new StreamScheduler({ streams }).assign(this.#plan);
     const sizes = {
       hiddenSize: spec.hiddenSize,
       experts,
       topK,
       expertForm: spec,
+      rowWeights: this.#experts.rowWeights,
     };
     const shape = { ...sizes, aggregation: aggregation.mode };
-    using buffers = new StepBuffers(device, shape, Math.max(1, tokens));
+    const mostTokens = Math.max(1, tokens);
+    using buffers = new StepBuffers(device, shape, mostTokens);
     using stepStreams = new StepStreams(device, assignment);
     device.write(buffers.tokens, Int32Array.of(tokens));
-    device.write(buffers.hidden, toFloat32(buckets.hidden));
+    device.writeRows(buffers.hidden, buffers.layouts.hidden, buckets.hidden);
     device.write(buffers.ids, buckets.ids);
     device.write(buffers.weights, buckets.weights);
     device.write(buffers.buckets.laneOf, assignment.laneOf);
@@ -89,7 +90,8 @@ export class Schedule {
       ...(capacityFactor !== undefined && { capacityFactor }),
     });
     const started = performance.now();
-    recordStep(stepStreams, { routing, experts: this.#experts, topK, aggregation }, buffers);
+    const parts = { routing, experts: this.#experts, topK, aggregation, decodeTokens: 0 };
+    recordStep(stepStreams, parts, buffers, { mostTokens, outputType: "float32" });
     await device.synchronize();
     const seconds = (performance.now() - started) / 1000;
 

@@ -7,17 +7,22 @@
  *     main  ── gate, route, bucket ──┬───────────────────────────┬── combine
  *     lane i                         └── experts of lane i ──────┤
  *     aux   ── shared expert ────────────────────────────────────┘
+ *
+ * and for a handful of tokens, where the device has an operator for them:
+ *
+ *     main  ── gate, route ──┬── decode
+ *     aux   ── shared expert ┘
  */
 
-import { GROUP_OF_SLICE, type SliceId } from "../control/plan.ts";
-import { recordAggregation } from "../data/aggregation.ts";
+import { GROUP_OF_SLICE, type SliceId, UNBUDGETED_GROUP } from "../control/plan.ts";
+import { type OutputScope, recordAggregation } from "../data/aggregation.ts";
+import { recordDecode } from "../data/decode.ts";
 import type { Experts } from "../data/experts.ts";
-import type { LayerRouter } from "../data/routing.ts";
+import type { RoutingScope, StepRouting } from "../data/routing.ts";
 import type { SharedExpert } from "../data/shared-expert.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import type { StepBuffers } from "../data/step-buffers.ts";
 import type { Device, DeviceEvent, Stream } from "../execution/device.ts";
-import type { BucketOperator } from "../execution/operators.ts";
 
 /** Which slice each lane belongs to and how urgent it is. */
 export interface LaneLayout {
@@ -25,8 +30,8 @@ export interface LaneLayout {
   readonly priorityOfLane: readonly number[];
 }
 
-/** The auxiliary slice's streams come first where claims are equal: everything waits for routing. */
-const AUX_PRIORITY = 1_000;
+/** The main stream comes first where claims are equal: everything waits for routing. */
+const MAIN_PRIORITY = 1_000;
 
 /** The streams and events of a step, for one layout of lanes. */
 export class StepStreams implements Disposable {
@@ -39,15 +44,15 @@ export class StepStreams implements Disposable {
   readonly laneDone: readonly DeviceEvent[];
 
   constructor(device: Device, layout: LaneLayout) {
-    const auxGroup = GROUP_OF_SLICE.D;
-    this.main = device.createStream({
-      group: auxGroup,
-      priority: AUX_PRIORITY,
-    });
-    this.aux = device.createStream({ group: auxGroup, priority: 0 });
+    // The lanes wait for routing and aggregation waits for the lanes: beside the shared expert at
+    // most nothing else runs then, so a budget would leave the rest of the device idle.
+    this.main = device.createStream({ group: UNBUDGETED_GROUP, priority: MAIN_PRIORITY });
+    this.aux = device.createStream({ group: GROUP_OF_SLICE.D, priority: 0 });
+    // A single lane serves all slices, one after the other: none of their budgets is its.
+    const single = layout.sliceOfLane.length === 1;
     this.lanes = layout.sliceOfLane.map((slice, lane) =>
       device.createStream({
-        group: GROUP_OF_SLICE[slice],
+        group: single ? UNBUDGETED_GROUP : GROUP_OF_SLICE[slice],
         priority: layout.priorityOfLane[lane] ?? 0,
       }),
     );
@@ -67,24 +72,56 @@ export class StepStreams implements Disposable {
 
 /** What a step is made of. */
 export interface StepParts {
-  /** How ids, weights and buckets come about: by routing, or from ids that are in place already. */
-  readonly routing: LayerRouter | GivenRouting;
+  readonly routing: StepRouting;
   readonly experts: Experts;
   readonly shared?: SharedExpert;
   readonly topK: number;
   readonly aggregation: AggregationSpec;
+  /** Up to so many tokens the experts are a single `decode` operator; from `decodeTokensOf`, 0 for never. */
+  readonly decodeTokens: number;
 }
 
+/** What differs from step to step. */
+export type StepScope = OutputScope & Pick<RoutingScope, "logitsType">;
+
 /** Enqueues one step; nothing has run when it returns. */
-export function recordStep(streams: StepStreams, parts: StepParts, buffers: StepBuffers): void {
-  const { main, aux, lanes } = streams;
+export function recordStep(
+  streams: StepStreams,
+  parts: StepParts,
+  buffers: StepBuffers,
+  scope: StepScope,
+): void {
+  const { main, aux } = streams;
   main.record(streams.begun);
   if (parts.shared !== undefined) {
     aux.wait(streams.begun);
-    parts.shared.record(aux, buffers);
+    parts.shared.record(aux, buffers, scope.mostTokens);
     aux.record(streams.sharedDone);
   }
-  parts.routing.record(main, buffers, lanes.length);
+  const { mostTokens, logitsType } = scope;
+  const routing = { mostTokens, ...(logitsType && { logitsType }) };
+  if (mostTokens <= parts.decodeTokens) {
+    parts.routing.record(main, buffers, routing);
+    if (parts.shared !== undefined) main.wait(streams.sharedDone);
+    recordDecode(main, parts, buffers, scope);
+    return;
+  }
+  recordLanes(streams, parts, buffers, routing);
+  if (parts.shared !== undefined) main.wait(streams.sharedDone);
+  const sizes = { hiddenSize: parts.experts.spec.hiddenSize, topK: parts.topK };
+  recordAggregation(main, parts.aggregation, sizes, buffers, scope);
+}
+
+/** Routing, buckets, and the experts lane by lane. */
+function recordLanes(
+  streams: StepStreams,
+  parts: StepParts,
+  buffers: StepBuffers,
+  routing: RoutingScope,
+): void {
+  const { main, lanes } = streams;
+  const { mostTokens } = routing;
+  parts.routing.record(main, buffers, { ...routing, lanes: lanes.length });
   main.record(streams.bucketed);
   const inputScale = parts.aggregation.weightsApplyTo === "input" ? buffers.weights : undefined;
   lanes.forEach((stream, lane) => {
@@ -93,35 +130,13 @@ export function recordStep(streams: StepStreams, parts: StepParts, buffers: Step
       from: "bucket",
       buckets: buffers.buckets,
       lane,
+      lanes: lanes.length,
       topK: parts.topK,
+      mostTokens,
       ...(inputScale && { inputScale }),
-      busy: buffers.busy,
+      ...(buffers.busy && { busy: buffers.busy }),
     });
     stream.record(streams.laneDone[lane] as DeviceEvent);
   });
   for (const done of streams.laneDone) main.wait(done);
-  if (parts.shared !== undefined) main.wait(streams.sharedDone);
-  const sizes = { hiddenSize: parts.experts.spec.hiddenSize, topK: parts.topK };
-  recordAggregation(main, parts.aggregation, sizes, buffers);
-}
-
-/** Routing that was done before: ids and weights are in the buffers, only the buckets are built. */
-export class GivenRouting {
-  readonly #bucket: Pick<BucketOperator, "experts" | "topK" | "capacityFactor">;
-
-  constructor(bucket: Pick<BucketOperator, "experts" | "topK" | "capacityFactor">) {
-    this.#bucket = bucket;
-  }
-
-  record(stream: Stream, buffers: StepBuffers, lanes: number): void {
-    const { tokens, ids, buckets } = buffers;
-    stream.enqueue({
-      kind: "bucket",
-      ...this.#bucket,
-      lanes,
-      tokens,
-      ids,
-      buckets,
-    });
-  }
 }

@@ -13,6 +13,7 @@
 
 import type { LayerWeights, ProductWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
+import type { Device, Projection } from "../execution/device.ts";
 import type { DType, MatrixView, TensorData } from "../tensor.ts";
 import type { LayerShape } from "./presets.ts";
 import { Random } from "./random.ts";
@@ -25,19 +26,21 @@ export class RandomLayer implements LayerWeights {
   readonly dtype: DType;
   /** float32 [experts, hidden], rows of length 1. */
   readonly gateRows: Float32Array;
-  readonly #block: TensorData;
   readonly #random: Random;
+  #block: TensorData | undefined;
 
   /** @param dtype element type of the expert weights; the gate is float32 */
   constructor(shape: LayerShape, dtype: DType, seed: number) {
+    if (dtype === "int32") throw noIntegers();
     this.shape = shape;
     this.dtype = dtype;
     this.#random = new Random(seed);
     this.gateRows = unitRows(shape.experts, shape.hiddenSize, this.#random.fork("gate"));
-    const largest = shape.hiddenSize * shape.intermediateSize;
-    // Variance 1 / hidden keeps a product's outputs as large as its inputs.
-    const bound = Math.sqrt(3 / shape.hiddenSize);
-    this.#block = uniformBlock(dtype, largest + OFFSET_RANGE, bound, this.#random.fork("experts"));
+  }
+
+  /** The experts' numbers lie between this and its negative: variance 1 / hidden keeps a product's outputs as large as its inputs. */
+  get bound(): number {
+    return Math.sqrt(3 / this.shape.hiddenSize);
   }
 
   async gate(): Promise<MatrixView> {
@@ -47,9 +50,12 @@ export class RandomLayer implements LayerWeights {
 
   async expert(index: number): Promise<readonly ProductWeights[]> {
     const { hiddenSize, intermediateSize } = this.shape;
+    const length = hiddenSize * intermediateSize + OFFSET_RANGE;
+    this.#block ??= uniformBlock(this.dtype, length, this.bound, this.#random.fork("experts"));
+    const block = this.#block;
     const offsets = this.#random.fork(`expert ${index}`);
     const window = (rows: number, columns: number) =>
-      contiguous(this.dtype, this.#block, offsets.integer(OFFSET_RANGE), rows, columns);
+      contiguous(this.dtype, block, offsets.integer(OFFSET_RANGE), rows, columns);
     return [
       {
         gate: window(intermediateSize, hiddenSize),
@@ -57,6 +63,25 @@ export class RandomLayer implements LayerWeights {
       },
       { value: window(hiddenSize, intermediateSize) },
     ];
+  }
+}
+
+/**
+ * The same layer with its experts' weights made on the device: gigabytes in seconds. They are
+ * as large as the ones above but not the same, and the host never sees them.
+ */
+export class FilledLayer extends RandomLayer {
+  readonly #seed: number;
+
+  constructor(shape: LayerShape, dtype: DType, seed: number) {
+    super(shape, dtype, seed);
+    this.#seed = seed;
+  }
+
+  async fillExperts(device: Device, products: readonly Projection[]): Promise<void> {
+    for (const [i, product] of products.entries()) {
+      await device.fillUniform(product, this.#seed + i, this.bound);
+    }
   }
 }
 
@@ -112,6 +137,10 @@ export function uniformBlock(
       return out;
     }
     case "int32":
-      throw new InvalidArgumentError("Weights cannot be int32. Use float32, bfloat16 or float16.");
+      throw noIntegers();
   }
+}
+
+function noIntegers(): InvalidArgumentError {
+  return new InvalidArgumentError("Weights cannot be int32. Use float32, bfloat16 or float16.");
 }

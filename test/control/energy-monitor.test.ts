@@ -247,3 +247,14 @@ describe("EnergyMonitor sampling", () => {
     }
   });
 });
+
+describe("power", () => {
+  it("is what the source says, and null where it says none", async () => {
+    const meter = new Meter();
+    assert.equal(await meter.monitor().watts(), null);
+    const { source } = meter;
+    assert.ok(source.available);
+    assert.equal(await new EnergyMonitor({ ...source, watts: async () => 612.5 }).watts(), 612.5);
+    assert.equal(await new EnergyMonitor({ available: false, reason: "none" }).watts(), null);
+  });
+});

@@ -195,16 +195,17 @@ describe("keys", () => {
   });
 
   test("different parts give different keys, wherever the boundary lies", () => {
-    const parts = { spec: "s", bucket: 1, budgets: "b", lanes: "l" };
+    const parts = { spec: "s", bucket: 1, variant: "v", budgets: "b", lanes: "l" };
     const keys = new Set([
       graphKey(parts),
       graphKey({ ...parts, spec: "t" }),
       graphKey({ ...parts, bucket: 2 }),
+      graphKey({ ...parts, variant: "w" }),
       graphKey({ ...parts, budgets: 'b","l', lanes: "" }),
       graphKey({ ...parts, budgets: "b,l", lanes: "" }),
       graphKey({ ...parts, lanes: "m" }),
     ]);
-    assert.equal(keys.size, 6);
+    assert.equal(keys.size, 7);
     assert.equal(graphKey(parts), graphKey({ ...parts }));
   });
 });

@@ -251,6 +251,38 @@ describe("energy", () => {
     );
   });
 
+  test("by weights read, every step that gave an expert a token counts the same", () => {
+    const profiler = new ExpertProfiler({ experts: 3 });
+    profiler.observe(step([100, 1, 0], { joules: null }));
+    profiler.observe(step([100, 0, 0], { joules: 30.3 }));
+    const { experts } = profiler.report();
+    assert.deepEqual(
+      experts.map((each) => each.joulesByReads),
+      [20.2, 10.1, 0],
+    );
+    assert.deepEqual(
+      experts.map((each) => Math.round((each.joules as number) * 201 * 1e3)),
+      [200 * 30.3e3, 30.3e3, 0],
+    );
+  });
+
+  test("says what the shares go by", () => {
+    const profiler = new ExpertProfiler({ experts: 2, window: 2 });
+    const busySeconds = Float64Array.of(0.25, 0.75);
+    const basisAfter = (observation: Partial<StepObservation>) => {
+      profiler.observe(step([3, 1], observation));
+      return profiler.report().energyBasis;
+    };
+    assert.equal(profiler.report().energyBasis, null);
+    assert.equal(basisAfter({ joules: null, busySeconds }), null);
+    assert.equal(basisAfter({ joules: "lost" }), null);
+    assert.equal(basisAfter({ joules: 1 }), "tokens");
+    assert.equal(basisAfter({ joules: 1, busySeconds }), "time and tokens");
+    assert.equal(basisAfter({ joules: 1, busySeconds }), "time");
+    assert.equal(basisAfter({ joules: 1 }), "time and tokens");
+    assert.equal(basisAfter({ joules: 1 }), "tokens");
+  });
+
   test("a reading covers all steps since the one before it", () => {
     const profiler = new ExpertProfiler({ experts: 2, window: 2 });
     for (let i = 0; i < 9; i++) profiler.observe(step([1, 0], { joules: null }));
@@ -332,7 +364,7 @@ describe("snapshot", () => {
       [/the value itself/, null],
       [/the value itself/, "profile"],
       [/format/, { ...good, format: "other" }],
-      [/version/, { ...good, version: 2 }],
+      [/version/, { ...good, version: 1 }],
       [/averageShares has 1 entries for 2 experts/, { ...good, averageShares: [1] }],
       [/averageShares\.0/, { ...good, averageShares: [null, 1] }],
       [/heats\.1/, { ...good, heats: ["hot", "lukewarm"] }],
@@ -343,6 +375,10 @@ describe("snapshot", () => {
       [/totals/, { ...good, totals: [[1, 2, 3], ...good.totals.slice(1)] }],
       [/energy has 5 readings/, withEnergy(good, { microjoules: new Array(5).fill([1, 1]) })],
       [/energy\.tokens has 1 rows/, withEnergy(good, { tokens: [[1, 1]] })],
+      [/energy\.microjoulesByReads has 0/, withEnergy(good, { microjoulesByReads: [] })],
+      [/energy\.timed\.1 has 2/, withEnergy(good, { timed: [[0], [0, 1], [0]] })],
+      [/energy\.timed\.0\.0/, withEnergy(good, { timed: [[2], [0], [0]] })],
+      [/energy\.pendingReads has 1/, withEnergy(good, { pendingReads: [1] })],
       [/energy\.pendingTicks has 0/, withEnergy(good, { pendingTicks: [] })],
       [/stepsWithTokens is 9/, { ...good, stepsWithTokens: 9 }],
       [/steps/, { ...good, steps: -1 }],
@@ -374,7 +410,7 @@ function emptied(good: { options: object }): object {
     averageShares: [],
     heats: [],
     stepsInHeat: [],
-    energy: { ...none.energy, pendingTokens: [], pendingTicks: [] },
+    energy: { ...none.energy, pendingTokens: [], pendingReads: [], pendingTicks: [] },
   };
 }
 

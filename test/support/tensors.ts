@@ -44,9 +44,15 @@ export function float16Bits(value: number): number {
   const size = Math.abs(value);
   if (Number.isNaN(value)) return 0x7e00;
   if (size >= 65520) return sign | 0x7c00;
-  if (size < 2 ** -14) return sign | Math.round(size * 2 ** 24);
+  if (size < 2 ** -14) return sign | roundToEven(size * 2 ** 24);
   const exponent = Math.floor(Math.log2(size));
-  const fraction = Math.round((size / 2 ** exponent - 1) * 1024);
+  const fraction = roundToEven((size / 2 ** exponent - 1) * 1024);
   // A fraction that rounds up to 1024 carries into the exponent, as it should.
   return sign | (((exponent + 15) << 10) + fraction);
+}
+
+function roundToEven(value: number): number {
+  const below = Math.floor(value);
+  const rest = value - below;
+  return rest > 0.5 || (rest === 0.5 && below % 2 === 1) ? below + 1 : below;
 }

@@ -1,7 +1,7 @@
 /**
  * From a policy's division to budgets that fit the device, and no more changes
- * than they are worth: compute budgets are part of the key of every captured
- * graph, so a new vector of them costs a capture for each batch size in use.
+ * than they are worth: graphs follow shared budgets, but a partition is part of
+ * every captured graph, so a new one costs a capture for each batch size in use.
  *
  * Compute follows the policy. Bandwidth and cache follow what they are for:
  * bandwidth goes where weights have to be read (every expert in use once,
@@ -22,9 +22,9 @@ import { type Division, percent, type WorkBySlice, weighByWork } from "./policy.
 
 /**
  * Budgets stay as they are unless the step is predicted to get shorter by this
- * part. An eager step and a capture together cost a few steps' time, so a tenth
- * is earned back within some tens of steps; smaller gains drown in the noise of
- * the load they are predicted from.
+ * part. With partitions an eager step and a capture together cost a few steps' time, so
+ * a tenth is earned back within some tens of steps; smaller gains drown in the noise of
+ * the load they are predicted from, partitions or not.
  */
 const MIN_BUDGET_GAIN = 0.1;
 
@@ -89,7 +89,7 @@ export class Budgets {
     const total = this.#device.cacheBytes;
     if (total === null) return null;
     const weights = weighByWork((slice) => work[slice].share);
-    const parts = this.#apportion(total, weights, (slice) => this.#demands.reservedCache(slice));
+    const parts = this.#apportion(total, weights, (slice) => this.#demands.reservedCache[slice]);
     this.#cache = this.#hold(this.#cache, parts, total * MIN_SHARE_MOVE);
     return this.#cache.parts;
   }

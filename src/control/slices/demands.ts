@@ -56,8 +56,9 @@ export class Demands {
     return this.#reserved[slice];
   }
 
-  reservedCache(slice: BudgetedSliceId): number {
-    return this.#reservedCache[slice];
+  /** Bytes of cache reserved, by slice. */
+  get reservedCache(): Readonly<Record<BudgetedSliceId, number>> {
+    return this.#reservedCache;
   }
 
   /** Quanta a slice was resized to. */

@@ -39,6 +39,8 @@ export interface Decisions {
   /** Why the compute units are what they are: the end of a sentence about them. */
   readonly budgetReasons: Readonly<Record<BudgetedSliceId, string>>;
   readonly priorities: Readonly<Record<SliceId, number>>;
+  /** Bytes of cache reserved by hand. */
+  readonly reservedCache: Readonly<Record<BudgetedSliceId, number>>;
   /** Why an expert is on its slice: the end of a sentence about it. */
   why(expert: number): string;
 }
@@ -90,6 +92,7 @@ export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
     return withBudget(describe(slice, expert));
   }
 
+  const cacheReserved = BUDGETED_SLICE_IDS.some((id) => decisions.reservedCache[id] > 0);
   return Object.freeze({
     version,
     policy,
@@ -101,6 +104,7 @@ export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
     },
     load,
     budgetKey: budgetKey(realisation, slices),
+    ...(cacheReserved && { reservedCacheBytes: Object.freeze({ ...decisions.reservedCache }) }),
     explain,
   });
 }

@@ -6,6 +6,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import type { DType } from "../../tensor.ts";
 import type { DeviceBuffer, Projection } from "../device.ts";
 import { CpuBuffer } from "./buffer.ts";
 import { ArgumentWords } from "./program.ts";
@@ -54,6 +55,12 @@ export class ArgumentWriter extends ArgumentWords {
   oneOf<T extends string>(name: string, value: T, known: readonly T[]): T {
     if (known.includes(value)) return value;
     return this.fail(`${name} is "${String(value)}"`, `Use one of ${known.join(", ")}.`);
+  }
+
+  /** Activations are float32, in and out. */
+  float32(name: string, dtype: DType): void {
+    if (dtype === "float32") return;
+    this.fail(`${name} is ${String(dtype)}`, "The CPU device computes in float32; use that.");
   }
 
   /** A buffer that the operator reads, with room for that many 32-bit elements. */

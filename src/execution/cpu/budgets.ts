@@ -11,12 +11,12 @@
  *   more than the workers there are, the pool always fits. A worker beyond the
  *   budgets serves only groups without one.
  *
- * A group without a budget is served all the same, by any worker that finds
- * nothing else to do: nothing that is enqueued can hang.
+ * A group without a budget has the whole device: all workers serve it, and its share
+ * is that of all of them. What is enqueued there, such as routing, is what the budgeted
+ * groups wait for or what runs after them.
  */
 
-import { InvalidArgumentError } from "../../errors.ts";
-import { requireObject } from "../checks.ts";
+import { checkBudgets } from "../budgets.ts";
 import { type ComputeBudgets, type DeviceProperties, MAX_GROUPS } from "../device.ts";
 
 /** Shares of one worker: the granularity of a budget is one of them. */
@@ -25,7 +25,7 @@ export const SHARES_PER_UNIT = 16;
 /** Budgets as the scheduler wants them. */
 export interface WorkerShares {
   readonly bound: boolean;
-  /** By group, in sixteenths of a worker. */
+  /** By group, in sixteenths of a worker; never 0. */
   readonly shares: Int32Array;
   /** By worker, a bit set of groups. */
   readonly serves: Int32Array;
@@ -44,56 +44,25 @@ export function equalShares(workers: number): WorkerShares {
 
 /** @throws InvalidArgumentError if the device cannot give these budgets, saying why */
 export function workerShares(budgets: ComputeBudgets, properties: DeviceProperties): WorkerShares {
-  requireObject(budgets, "budgets", "an object such as { realisation, units }");
+  checkBudgets(budgets, properties);
   const { realisation, units } = budgets;
-  const availability = properties.realisations[realisation];
-  if (availability === undefined) {
-    throw new InvalidArgumentError(
-      `Unknown realisation "${realisation}". Use "shared", "partitioned" or "mig".`,
-    );
-  }
-  if (!availability.available) {
-    throw new InvalidArgumentError(
-      `This device cannot realise "${realisation}" budgets: ${availability.reason} Use "shared".`,
-    );
-  }
-  checkUnits(units, properties.computeUnits);
-  const shares = new Int32Array(MAX_GROUPS);
-  for (const [group, count] of units.entries()) shares[group] = count * SHARES_PER_UNIT;
+  const { computeUnits } = properties;
+  const budgeted = new Int32Array(MAX_GROUPS);
+  for (const [group, count] of units.entries()) budgeted[group] = count * SHARES_PER_UNIT;
+  const shares = budgeted.map((share) => share || computeUnits * SHARES_PER_UNIT);
   return realisation === "partitioned"
-    ? { bound: true, shares, serves: partition(shares, properties.computeUnits) }
-    : { bound: false, shares, serves: equalShares(properties.computeUnits).serves };
-}
-
-function checkUnits(units: readonly number[], available: number): void {
-  if (!Array.isArray(units) || units.length > MAX_GROUPS) {
-    throw new InvalidArgumentError(
-      `Compute budgets must be a list of at most ${MAX_GROUPS} groups, got ${Array.isArray(units) ? units.length : typeof units}.`,
-    );
-  }
-  for (const [group, count] of units.entries()) {
-    if (!(count >= 0) || !Number.isInteger(count * SHARES_PER_UNIT)) {
-      throw new InvalidArgumentError(
-        `Group ${group} asks for ${count} compute units. Use 0 or more, in steps of ${1 / SHARES_PER_UNIT}.`,
-      );
-    }
-  }
-  const total = units.reduce((sum, count) => sum + count, 0);
-  if (total > available) {
-    throw new InvalidArgumentError(
-      `The groups ask for ${total} compute units together, and the device has ${available}. Lower the budgets.`,
-    );
-  }
+    ? { bound: true, shares, serves: partition(budgeted, computeUnits) }
+    : { bound: false, shares, serves: equalShares(computeUnits).serves };
 }
 
 /** Which groups each worker serves: first the groups' own workers, in order, then the pool. */
-function partition(shares: Int32Array, workers: number): Int32Array {
+function partition(budgets: Int32Array, workers: number): Int32Array {
   const serves = new Int32Array(workers);
   let next = 0;
   let pooled = 0;
   let poolShares = 0;
   let budgeted = 0;
-  for (const [group, share] of shares.entries()) {
+  for (const [group, share] of budgets.entries()) {
     if (share > 0) budgeted |= 1 << group;
     const own = Math.floor(share / SHARES_PER_UNIT);
     serves.fill(1 << group, next, next + own);

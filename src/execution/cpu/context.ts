@@ -115,11 +115,11 @@ export class TileContext {
     return true;
   }
 
-  /** The batch's token count from device memory; 0 and a fault if the buffers have no room for it. */
-  tokens(operator: number, address: number, capacity: number): number {
+  /** The batch's token count from device memory; 0 and a fault if there are more than the operator is for. */
+  tokens(operator: number, address: number, mostTokens: number): number {
     const tokens = this.i32[address >>> 2] as number;
-    if (tokens >= 0 && tokens <= capacity) return tokens;
-    this.fault("tokens", operator, tokens, capacity);
+    if (tokens >= 0 && tokens <= mostTokens) return tokens;
+    this.fault("tokens", operator, tokens, mostTokens);
     return 0;
   }
 }

@@ -26,7 +26,7 @@ export const PAGES = 50;
 /** Whether groups are bound to workers (1) or any worker serves any group (0). */
 export const BOUND = 51;
 
-/** Sixteenths of a worker that each group may use; 0: what the others leave. */
+/** Sixteenths of a worker that each group may use, one or more. */
 export const SHARES = 56;
 
 /** For each worker a bit set of the groups that it serves. */

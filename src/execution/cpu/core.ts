@@ -101,6 +101,10 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
       case "combine":
         writeCombine(operator, to);
         break;
+      case "decode":
+        throw new InvalidArgumentError(
+          "decode: the CPU device has no such operator (its decodeTokens is 0). Enqueue bucket, project and combine.",
+        );
       default:
         throw new InvalidArgumentError(
           `Unknown operator "${String((operator as { kind: unknown }).kind)}". Use route, bucket, project or combine.`,

@@ -10,8 +10,10 @@
  */
 
 import { availableParallelism } from "node:os";
-import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { type DType, type Tensor, toFloat32 } from "../../tensor.ts";
 import type {
+  AllocateOptions,
   ComputeBudgets,
   Device,
   DeviceBuffer,
@@ -22,6 +24,7 @@ import type {
   MemoryUsage,
   Projection,
   ProjectionSpec,
+  RowLayout,
   Stream,
   StreamOptions,
 } from "../device.ts";
@@ -84,7 +87,8 @@ export class CpuDevice implements Device {
     return this.#core.closed;
   }
 
-  allocate(byteLength: number, label: string): DeviceBuffer {
+  /** The host reads all device memory at once, so `mirrored` changes nothing. */
+  allocate(byteLength: number, label: string, _options?: AllocateOptions): DeviceBuffer {
     return this.#core.allocate(byteLength, label);
   }
 
@@ -106,6 +110,37 @@ export class CpuDevice implements Device {
     return this.#core.memory.usage();
   }
 
+  /** Float32 without gaps, whatever the weights are: the kernels convert weights as they read them. */
+  rowLayout(width: number, _weights: DType): RowLayout {
+    return { dtype: "float32", width, pitch: width };
+  }
+
+  writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {
+    requireRows(layout);
+    if (source.shape.at(-1) !== layout.width || source.dtype === "int32") {
+      throw new ShapeError(
+        `Rows of ${layout.width} values cannot be written from a ${source.dtype} tensor of shape [${source.shape.join(", ")}]. Use floats, with the rows' width as the last extent.`,
+      );
+    }
+    this.write(target, toFloat32(source));
+  }
+
+  async copyRows(
+    target: DeviceBuffer,
+    layout: RowLayout,
+    source: DeviceBuffer,
+    dtype: DType,
+    rows: number,
+  ): Promise<void> {
+    requireRows(layout);
+    if (dtype !== "float32") {
+      throw new InvalidArgumentError(
+        `The CPU device cannot copy ${dtype} rows: it computes in float32. Convert them on the host.`,
+      );
+    }
+    await this.copy(target, source, rows * layout.width * 4);
+  }
+
   createProjection(spec: ProjectionSpec, label: string): Projection {
     const { kernels } = this.#core;
     const layout = projectionLayout(spec, kernels);
@@ -113,11 +148,6 @@ export class CpuDevice implements Device {
     return new CpuProjection(this.#core, spec, layout, buffer, kernels);
   }
 
-  /**
-   * Fills all weights of a projection with uniform noise over [-scale, scale], on the
-   * workers: synthetic layers of several gigabytes in seconds. The same seed gives the
-   * same weights on every device of this kind; biases stay as they are.
-   */
   async fillUniform(projection: Projection, seed: number, scale: number): Promise<void> {
     this.#core.requireOpen();
     if (!(projection instanceof CpuProjection) || projection.owner !== this.#core) {
@@ -181,4 +211,12 @@ export class CpuDevice implements Device {
     }
     return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
   }
+}
+
+/** @throws InvalidArgumentError unless the rows are as rowLayout() gives them */
+function requireRows({ dtype, width, pitch }: RowLayout): void {
+  if (dtype === "float32" && pitch === width) return;
+  throw new InvalidArgumentError(
+    `The CPU device has no ${dtype} rows of ${width} values ${pitch} apart. Use the layout that its rowLayout() gives.`,
+  );
 }

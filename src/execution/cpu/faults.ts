@@ -27,7 +27,7 @@ export function faultOf(words: Int32Array): NexusError | undefined {
 function describe(code: number | undefined, value: number | undefined, index: number | undefined) {
   switch (code) {
     case FAULT_CODE.tokens:
-      return `tokens holds ${value}. The buffers have room for 0 to ${index} tokens; write a count within that, or allocate for more.`;
+      return `tokens holds ${value}. The operator is for 0 to ${index} tokens; write a count within that, or enqueue it with a larger mostTokens.`;
     case FAULT_CODE.expert:
       return `ids[${index}] is ${value}, which is not an expert. Write ids from 0 to experts - 1.`;
     case FAULT_CODE.lane:

@@ -71,7 +71,7 @@ const NO_ROW = 0x7fffffff;
 export const FAULT_CODE = {
   /** A row of logits without finite weights. */
   logits: 1,
-  /** A token count below 0 or above the buffers' room. */
+  /** A token count below 0 or above `mostTokens`. */
   tokens: 2,
   /** An expert id out of range. */
   expert: 3,

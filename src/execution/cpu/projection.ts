@@ -61,6 +61,21 @@ export function projectionLayout(spec: ProjectionSpec, kernels: Kernels): Projec
       `Weights cannot be ${String(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,
     );
   }
+  if (spec.input !== "float32") {
+    throw new InvalidArgumentError(
+      `A projection's input is ${String(spec.input)}, and rows on the CPU device are float32. Use the dtype that rowLayout() gives.`,
+    );
+  }
+  if (spec.output !== "rows" && spec.output !== "float32") {
+    throw new InvalidArgumentError(
+      `A projection's output is "${String(spec.output)}". Use "rows" or "float32".`,
+    );
+  }
+  if (spec.output === "float32" && (spec.gated || spec.count > 1)) {
+    throw new InvalidArgumentError(
+      `A projection with output "float32" is one ungated matrix; this one has ${spec.count}, ${spec.gated ? "gated" : "ungated"}. Use output "rows".`,
+    );
+  }
   const packed = kernels.packedBytes(
     DTYPE_CODE[spec.dtype],
     spec.outputs,

@@ -11,6 +11,12 @@ import { WEIGHT_DTYPES } from "./projection.ts";
 /** Where Linux describes the caches of the first CPU. */
 const CACHE_ROOT = "/sys/devices/system/cpu/cpu0/cache";
 
+/**
+ * Enough lanes that there are others' tiles to take while the last ones of one finish, and few
+ * enough that looking through all of them for the next tile stays cheap.
+ */
+const RECOMMENDED_STREAMS = 8;
+
 const KIBI: Readonly<Record<string, number>> = { K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
 
 export function cpuProperties(
@@ -28,6 +34,7 @@ export function cpuProperties(
     cacheBytes: lastLevelCacheBytes(),
     features: variant === "relaxed-simd" ? ["wasm-simd", "wasm-relaxed-simd"] : ["wasm-simd"],
     weightDTypes: WEIGHT_DTYPES,
+    logitsDTypes: ["float32"],
     realisations: {
       shared: { available: true },
       partitioned:
@@ -55,6 +62,9 @@ export function cpuProperties(
       },
     },
     timesExperts: { available: true },
+    recommendedStreams: RECOMMENDED_STREAMS,
+    // A product of a few rows is cut into enough tiles for all workers to read weights as it is.
+    decodeTokens: 0,
   };
 }
 

@@ -122,7 +122,6 @@ export class Scheduler {
     let best = 0;
     let bestStart = 0;
     let bestPriority = 0;
-    let bestShared = false;
     for (let word = 0; word < words; word++) {
       let bits = Atomics.load(i32, program + OPEN + word);
       while (bits !== 0) {
@@ -131,22 +130,15 @@ export class Scheduler {
         const operator = this.#first + (word * 32 + bit) * OPERATOR_WORDS;
         const group = i32[operator + GROUP] as number;
         if (((this.#serves >> group) & 1) === 0) continue;
-        // Groups without a share come after all that have one.
-        const shared = this.#control[SHARES + group] !== 0;
         const start = later(Atomics.load(i32, program + FINISH + group), now);
         const priority = i32[operator + PRIORITY] as number;
         const better =
           best === 0 ||
-          (shared !== bestShared
-            ? shared
-            : start !== bestStart
-              ? isBefore(start, bestStart)
-              : priority > bestPriority);
+          (start !== bestStart ? isBefore(start, bestStart) : priority > bestPriority);
         if (better) {
           best = operator;
           bestStart = start;
           bestPriority = priority;
-          bestShared = shared;
         }
       }
     }
@@ -175,7 +167,7 @@ export class Scheduler {
     const now = Atomics.load(i32, program + VIRTUAL_TIME);
     const finish = Atomics.load(i32, word);
     const start = later(finish, now);
-    const share = Math.max(1, this.#control[SHARES + group] as number);
+    const share = this.#control[SHARES + group] as number;
     const duration = Math.max(1, Math.round((cost * SHARES_PER_UNIT) / share));
     // If another worker charged the group meanwhile, both charges still count.
     if (Atomics.compareExchange(i32, word, finish, (start + duration) | 0) !== finish) {

@@ -134,28 +134,31 @@ describe("room and eviction", () => {
     );
   });
 
-  test("an enforced cache budget holds as many experts as fit in it", () => {
-    // A's cache is about 33 MB of 50.
+  test("reserved cache that is enforced holds as many experts as fit in it", () => {
     const manager = new SliceManager({ device: gpu(), expertBytes: 20e6 });
+    manager.reserve("A", { cacheBytes: 30_000_000 });
     const plan = manager.allocate(load(SKEWED));
     assert.deepEqual(expertsOf(plan, "A"), [0]);
     assert.deepEqual(expertsOf(plan, "B"), [1, 2]);
-    assert.match(plan.explain(1).reason, /slice A has \d+ bytes of cache, enough for 1 experts/);
+    assert.match(
+      plan.explain(1).reason,
+      /slice A has 30000000 bytes of cache reserved, enough for 1 experts/,
+    );
+    manager.reserve("A", { cacheBytes: 40_000_000 });
+    const roomier = manager.allocate(load(SKEWED));
+    assert.deepEqual(expertsOf(roomier, "A"), [0, 1]);
+    assert.ok((roomier.slices.A.budget.cacheBytes as number) >= 40_000_000);
   });
 
-  test("a cache too small for any expert, or not enforced, limits nobody", () => {
+  test("cache that is not reserved, too small for any expert, or not enforced, limits nobody", () => {
+    const unreserved = new SliceManager({ device: gpu(), expertBytes: 20e6 });
+    assert.deepEqual(expertsOf(unreserved.allocate(load(SKEWED)), "A"), [0, 1]);
     const tooSmall = new SliceManager({ device: gpu(), expertBytes: 60e6 });
+    tooSmall.reserve("A", { cacheBytes: 40_000_000 });
     assert.deepEqual(expertsOf(tooSmall.allocate(load(SKEWED)), "A"), [0, 1]);
     const onCpu = new SliceManager({ device: cpu(), expertBytes: 20e6 });
+    onCpu.reserve("A", { cacheBytes: 1_000_000 });
     assert.deepEqual(expertsOf(onCpu.allocate(load(SKEWED)), "A"), [0, 1]);
-  });
-
-  test("reserved cache keeps room for experts", () => {
-    const manager = new SliceManager({ device: gpu(), expertBytes: 20e6 });
-    manager.reserve("A", { cacheBytes: 40_000_000 });
-    const plan = manager.allocate(load(SKEWED));
-    assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
-    assert.ok((plan.slices.A.budget.cacheBytes as number) >= 40_000_000);
   });
 
   test("two experts of nearly equal load do not swap places in every plan", () => {

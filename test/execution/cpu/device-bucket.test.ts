@@ -33,6 +33,9 @@ async function bucket({ experts, topK, tokens, ids, laneOf, lanes = 1, ...rest }
     experts,
     topK,
     lanes,
+    rowType: "float32",
+    mostTokens: Math.max(1, ids.length / topK),
+    routed: false,
     tokens: ints(device, tokens),
     ids: upload(device, ids.length > 0 ? ids : new Int32Array(topK)),
     buckets,
@@ -121,18 +124,44 @@ describe("bucket", () => {
     await attempt({ capacityFactor: Number.NaN }, /capacityFactor is NaN/);
     await attempt({ lanes: 0 }, /lanes is 0/);
     await attempt({ topK: 4 }, /topK is 4/);
+    await attempt({ ids: Int32Array.of(0, 1, 2) }, /mostTokens is 1\.5/);
     await check(good);
+  });
+
+  it("refuses rows of another type, and buffers too small for the most tokens", () => {
+    const good = {
+      ...({ kind: "bucket", experts: 4, topK: 2, lanes: 1, routed: false } as const),
+      ...({ rowType: "float32", mostTokens: 2, tokens: ints(device, 2) } as const),
+      ...{ ids: room(device, 4), buckets: bucketBuffers(device, 4, 4) },
+    };
+    const refused = (change: object, pattern: RegExp) =>
+      assert.throws(
+        () => stream.enqueue({ ...good, ...change }),
+        (error) => error instanceof InvalidArgumentError && pattern.test(error.message),
+        String(pattern),
+      );
+    refused({ rowType: "bfloat16" }, /bucket: rowType is bfloat16/);
+    refused({ mostTokens: 0 }, /mostTokens is 0/);
+    refused({ ids: room(device, 3) }, /ids .* has 12 bytes and needs 16/);
+    refused({ buckets: bucketBuffers(device, 4, 3) }, /order .* has 12 bytes and needs 16/);
   });
 
   it("keeps its work lists with the offsets buffer", async () => {
     const before = device.memory().allocations;
     const buckets = bucketBuffers(device, 4, 8);
-    const tokens = ints(device, 4);
+    const tokens = ints(device, 1);
     const ids = room(device, 8);
-    const operator = { kind: "bucket", experts: 4, topK: 2, lanes: 2, tokens, ids } as const;
-    for (const lanes of [2, 5]) stream.enqueue({ ...operator, lanes, buckets });
+    const operator = {
+      ...({ kind: "bucket", experts: 4, topK: 2, rowType: "float32", routed: false } as const),
+      ...{ tokens, ids, buckets },
+    };
+    const enqueue = (lanes: number, mostTokens: number) =>
+      stream.enqueue({ ...operator, lanes, mostTokens });
+    for (const lanes of [2, 5]) enqueue(lanes, 4);
     const used = device.memory().usedBytes;
-    for (const lanes of [5, 2, 2, 5, 2]) stream.enqueue({ ...operator, lanes, buckets });
+    for (const lanes of [5, 2, 2, 5, 2]) enqueue(lanes, 4);
+    // Fewer tokens than there is room for: the same lists.
+    for (const mostTokens of [1, 3, 4]) enqueue(5, mostTokens);
     assert.equal(device.memory().usedBytes, used);
     await device.synchronize();
     for (const buffer of [...Object.values(buckets), tokens, ids]) buffer[Symbol.dispose]();

@@ -48,6 +48,7 @@ describe("combine", () => {
       );
       stream.enqueue({
         ...{ kind: "combine", mode, topK, width, output, ...optional },
+        ...{ rowType: "float32", mostTokens: capacity, outputType: "float32" },
         tokens: ints(device, tokens),
         rows: upload(device, rows),
         inverse: upload(device, inverse),
@@ -81,6 +82,7 @@ describe("combine", () => {
       stream.enqueue({
         ...{ kind: "combine", mode: "sum", topK: 2, width: 4, rows, output: room(device, 4) },
         ...{ tokens: ints(device, 1), inverse: ints(device, 0, bad) },
+        ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
       });
       await assert.rejects(
         device.synchronize(),
@@ -96,6 +98,9 @@ describe("combine", () => {
       mode: "sum",
       topK: 2,
       width: 4,
+      rowType: "float32",
+      mostTokens: 2,
+      outputType: "float32",
       tokens: ints(device, 1),
       rows: room(device, 16),
       inverse: room(device, 4),
@@ -116,6 +121,10 @@ describe("combine", () => {
     refused({ ...concat, shared }, /shared is set with concat/);
     refused({ ...concat, residual: shared }, /residual is set with concat/);
     refused({ residual: good.output }, /output .* is also another argument/);
+    refused({ rowType: "bfloat16" }, /combine: rowType is bfloat16/);
+    refused({ outputType: "float16" }, /combine: outputType is float16/);
+    refused({ mostTokens: 0 }, /mostTokens is 0/);
+    refused({ mostTokens: 3 }, /inverse .* has 16 bytes and needs 24/);
     refused({ weights: room(device, 3) }, /weights .* has 12 bytes and needs 16/);
   });
 });

@@ -200,9 +200,12 @@ describe("memory", () => {
       await assert.rejects(device.copy(b, a, -1), InvalidArgumentError);
       assert.throws(() => device.allocate(5 * 2 ** 30, "too much"), OutOfDeviceMemoryError);
       const count = 40;
-      const spec = { count, inputs: 8192, outputs: 8192, gated: false, bias: false } as const;
+      const spec = {
+        ...{ count, inputs: 8192, outputs: 8192, gated: false, bias: false },
+        ...({ dtype: "float32", input: "float32", output: "rows" } as const),
+      };
       assert.throws(
-        () => device.createProjection({ ...spec, dtype: "float32" }, "experts"),
+        () => device.createProjection(spec, "experts"),
         (error) => error instanceof OutOfDeviceMemoryError && /experts/.test(error.message),
       );
     });
@@ -256,6 +259,7 @@ describe("a launch", () => {
         stream.enqueue({
           ...{ kind: "combine", mode: "sum", topK: 1, width: 64, tokens: step.tokens },
           ...{ rows: room(device, 64), inverse: room(device, 1), output: room(device, 64) },
+          ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
         });
       });
       device.write(step.tokens, Int32Array.of(1));

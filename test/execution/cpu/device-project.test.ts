@@ -40,7 +40,10 @@ async function randomWeights(
   [inputs, outputs]: readonly [number, number],
   { gated, dtype = "float32", bias }: { gated: boolean; dtype?: DType; bias: boolean },
 ): Promise<Weights> {
-  const spec = { count, inputs, outputs, dtype, gated, bias };
+  const spec = {
+    ...{ count, inputs, outputs, dtype, gated, bias },
+    ...({ input: "float32", output: "rows" } as const),
+  };
   const projection = device.createProjection(spec, "weights");
   const values: Float32Array[] = [];
   const gates: Float32Array[] = [];
@@ -116,7 +119,7 @@ describe("project", () => {
         activation,
         input: upload(device, rows),
         output,
-        rows: { from: "all", tokens: ints(device, tokens), capacity, matrix },
+        rows: { from: "all", tokens: ints(device, tokens), mostTokens: capacity, matrix },
       });
       await device.synchronize();
       const got = await floats(device, output);
@@ -145,7 +148,8 @@ describe("project", () => {
       const experts = pick(random, [1, 2, 5, 12]);
       const topK = between(random, 1, Math.min(experts, 3));
       const tokens = pick(random, [0, 1, 3, 30, 400]);
-      const slots = Math.max(1, tokens) * topK;
+      const mostTokens = Math.max(1, tokens);
+      const slots = mostTokens * topK;
       const [inputs, outputs] = [between(random, 1, 100), between(random, 1, 40)] as const;
       const gated = chance(random, 0.5);
       const bias = chance(random, 0.5);
@@ -165,6 +169,7 @@ describe("project", () => {
       const lane = random.integer(lanes);
       stream.enqueue({
         ...{ kind: "bucket", experts, topK, lanes, tokens: tokensBuffer, buckets },
+        ...{ rowType: "float32", mostTokens, routed: false },
         ids: upload(device, ids),
       });
       const operator: ProjectOperator = {
@@ -174,7 +179,7 @@ describe("project", () => {
         input: upload(device, rows),
         output,
         rows: {
-          ...{ from: "bucket", buckets, lane, topK, gather, busy },
+          ...{ from: "bucket", buckets, lane, lanes, topK, mostTokens, gather, busy },
           ...(scales && { inputScale: upload(device, scales) }),
         },
       };
@@ -219,7 +224,11 @@ describe("project", () => {
       device,
       Int32Array.from({ length: 64 }, (_, i) => (i < 60 ? 0 : 1)),
     );
-    stream.enqueue({ kind: "bucket", experts: 2, topK: 1, lanes: 1, tokens, ids, buckets });
+    stream.enqueue({
+      ...{ kind: "bucket", experts: 2, topK: 1, lanes: 1, tokens, ids, buckets },
+      ...{ rowType: "float32", mostTokens: 64, routed: false },
+    });
+    const laid = { from: "bucket", buckets, lane: 0, lanes: 1, topK: 1, mostTokens: 64 } as const;
     for (let round = 0; round < 20; round++) {
       stream.enqueue({
         kind: "project",
@@ -227,7 +236,7 @@ describe("project", () => {
         activation: { kind: "none" },
         input: upload(device, normal(random, 64 * 512)),
         output: room(device, 64 * 512),
-        rows: { from: "bucket", buckets, lane: 0, topK: 1, gather: true, busy },
+        rows: { ...laid, gather: true, busy },
       });
     }
     const started = performance.now();
@@ -244,8 +253,10 @@ describe("project", () => {
     const buckets = bucketBuffers(device, 1, 2);
     const tokens = ints(device, 2);
     const ids = ints(device, 0, 0);
-    const bucket = { kind: "bucket", experts: 1, topK: 1, lanes: 1, tokens, ids, buckets } as const;
-    stream.enqueue(bucket);
+    stream.enqueue({
+      ...{ kind: "bucket", experts: 1, topK: 1, lanes: 1, tokens, ids, buckets },
+      ...{ rowType: "float32", mostTokens: 2, routed: false },
+    });
     await device.synchronize();
     device.write(buckets.order, Int32Array.of(0, 2));
     stream.enqueue({
@@ -254,7 +265,7 @@ describe("project", () => {
       activation: { kind: "none" },
       input: room(device, 8),
       output: room(device, 8),
-      rows: { from: "bucket", buckets, lane: 0, topK: 1, gather: true },
+      rows: { from: "bucket", buckets, lane: 0, lanes: 1, topK: 1, mostTokens: 2, gather: true },
     });
     await assert.rejects(device.synchronize(), /project: order\[1\] is 2, which is not a slot/);
   });
@@ -272,7 +283,7 @@ describe("project", () => {
       activation: { kind: "none" },
       input,
       output: room(device, 16),
-      rows: { from: "all", tokens, capacity: 4, matrix: 0 },
+      rows: { from: "all", tokens, mostTokens: 4, matrix: 0 },
     };
     const refused = (change: object, pattern: RegExp, type: unknown = InvalidArgumentError) =>
       assert.throws(
@@ -280,12 +291,15 @@ describe("project", () => {
         (error) => error instanceof (type as typeof Error) && pattern.test(error.message),
         String(pattern),
       );
-    const fromBucket = { from: "bucket", buckets, lane: 0, topK: 1, gather: true };
+    const fromBucket = {
+      ...{ from: "bucket", buckets, lane: 0, lanes: 3, topK: 1, mostTokens: 4, gather: true },
+    };
     refused({ rows: { ...good.rows, matrix: 2 } }, /project: rows\.matrix is 2/);
     refused(
-      { rows: { ...good.rows, capacity: 5 } },
+      { rows: { ...good.rows, mostTokens: 5 } },
       /input \("output"\) has 128 bytes and needs 160/,
     );
+    refused({ rows: { ...good.rows, mostTokens: 0 } }, /rows\.mostTokens is 0/);
     refused({ output: room(device, 15) }, /output .* has 60 bytes and needs 64/);
     refused({ output: input }, /output \("output"\) is also another argument/);
     refused({ activation: { kind: "tanh" } }, /activation\.kind is "tanh"/);
@@ -295,10 +309,17 @@ describe("project", () => {
     refused({ projection: {} }, /projection is not a projection of this device/);
     refused({ input: {} }, /input is not a buffer of this device/);
     refused({ kind: "transpose" }, /Unknown operator "transpose"/);
+    refused({ kind: "decode" }, /decode: the CPU device has no such operator.*decodeTokens is 0/);
     const ids = ints(device, 0, 1, 0, 1);
-    stream.enqueue({ kind: "bucket", experts: 2, topK: 1, lanes: 3, tokens, ids, buckets });
+    stream.enqueue({
+      ...{ kind: "bucket", experts: 2, topK: 1, lanes: 3, tokens, ids, buckets },
+      ...{ rowType: "float32", mostTokens: 4, routed: false },
+    });
     refused({ rows: { ...fromBucket, lane: 3 } }, /rows\.lane is 3/);
     refused({ rows: { ...fromBucket, topK: 0 } }, /rows\.topK is 0/);
+    refused({ rows: { ...fromBucket, lanes: 2 } }, /rows\.lanes is 2 and was 3/);
+    refused({ rows: { ...fromBucket, mostTokens: 2 } }, /rows\.mostTokens is 2 and was 4/);
+    refused({ rows: { ...fromBucket, mostTokens: 5 } }, /order .* has 16 bytes and needs 20/);
     const { projection: three } = await randomWeights(random, 3, shape, {
       gated: false,
       bias: false,

@@ -26,14 +26,19 @@ interface Case {
   readonly tokens: number;
   readonly logits: Float32Array;
   readonly bias?: Float32Array;
+  /** Default: as many as there are. */
+  readonly mostTokens?: number;
 }
 
-async function route({ rule, experts, topK, tokens, logits, bias }: Case) {
+async function route({ rule, experts, topK, tokens, logits, bias, ...rest }: Case) {
+  const mostTokens = rest.mostTokens ?? Math.max(1, tokens);
   const operator: RouteOperator = {
     kind: "route",
     rule,
     experts,
     topK,
+    mostTokens,
+    bucketed: false,
     tokens: ints(device, tokens),
     logits: upload(device, logits.length > 0 ? logits : new Float32Array(experts)),
     ids: room(device, Math.max(1, tokens) * topK),
@@ -228,6 +233,8 @@ describe("route", () => {
     await attempt({}, { topK: 9 }, /topK is 9/);
     await attempt({}, { topK: 0 }, /topK is 0/);
     await attempt({}, { experts: 0 }, /experts is 0/);
+    await attempt({}, { mostTokens: 0.5 }, /mostTokens is 0\.5/);
+    await attempt({}, { mostTokens: 2 }, /"input"\) has 32 bytes and needs 64/);
     await attempt({}, { experts: 9 }, /"input"\) has 32 bytes and needs 36/);
   });
 });

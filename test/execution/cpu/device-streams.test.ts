@@ -28,6 +28,7 @@ class Averages {
     stream.enqueue({
       ...{ kind: "combine", mode: "sum", topK: 1, width: WIDTH, rows: a, shared: b, output },
       ...{ tokens: this.#tokens, inverse: this.#inverse },
+      ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
       ...{ weights: this.#half, sharedScale: this.#half, residual: this.#one },
     });
   }

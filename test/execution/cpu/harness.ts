@@ -120,8 +120,10 @@ export class Step {
     const slots = capacity * topK;
     this.#device = device;
     this.sizes = sizes;
-    const matrices = (count: number, inputs: number, outputs: number, gated: boolean) =>
-      device.createProjection({ count, inputs, outputs, dtype, gated, bias: false }, "weights");
+    const matrices = (count: number, inputs: number, outputs: number, gated: boolean) => {
+      const shape = { count, inputs, outputs, dtype, gated, bias: false };
+      return device.createProjection({ ...shape, input: "float32", output: "rows" }, "weights");
+    };
     this.#gate = matrices(1, hidden, experts, false);
     this.#up = matrices(experts, hidden, intermediate, true);
     this.#down = matrices(experts, intermediate, hidden, false);
@@ -156,7 +158,8 @@ export class Step {
   /** Enqueues the step: routing and aggregation on the first stream, lane i on stream i. */
   enqueue(streams: readonly Stream[]): void {
     const [main, ...others] = streams as [Stream, ...Stream[]];
-    const { experts, topK, hidden, capacity } = this.sizes;
+    const { experts, topK, hidden, capacity: mostTokens } = this.sizes;
+    const lanes = streams.length;
     const { tokens, laneOf, busy } = this;
     const buckets = this.#buckets;
     this.#device.write(
@@ -169,13 +172,15 @@ export class Step {
       activation: { kind: "none" },
       input: this.input,
       output: this.#logits,
-      rows: { from: "all", tokens, capacity, matrix: 0 },
+      rows: { from: "all", tokens, mostTokens, matrix: 0 },
     });
     main.enqueue({
       kind: "route",
       rule: RULE,
       experts,
       topK,
+      mostTokens,
+      bucketed: true,
       tokens,
       logits: this.#logits,
       ids: this.#ids,
@@ -186,7 +191,10 @@ export class Step {
       kind: "bucket",
       experts,
       topK,
-      lanes: streams.length,
+      lanes,
+      rowType: "float32",
+      mostTokens,
+      routed: true,
       tokens,
       ids: this.#ids,
       buckets,
@@ -201,7 +209,7 @@ export class Step {
         activation: { kind: "silu" },
         input: this.input,
         output: this.#middle,
-        rows: { from: "bucket", buckets, lane, topK, gather: true, busy },
+        rows: { from: "bucket", buckets, lane, lanes, topK, mostTokens, gather: true, busy },
       });
       stream.enqueue({
         kind: "project",
@@ -209,7 +217,7 @@ export class Step {
         activation: { kind: "none" },
         input: this.#middle,
         output: this.#rows,
-        rows: { from: "bucket", buckets, lane, topK, gather: false, busy },
+        rows: { from: "bucket", buckets, lane, lanes, topK, mostTokens, gather: false, busy },
       });
     }
     for (const stream of others) {
@@ -222,6 +230,9 @@ export class Step {
       mode: "sum",
       topK,
       width: hidden,
+      rowType: "float32",
+      outputType: "float32",
+      mostTokens,
       tokens,
       rows: this.#rows,
       inverse: buckets.inverse,

@@ -18,6 +18,7 @@ after(() => device.close());
 
 const SPEC: ProjectionSpec = {
   ...{ count: 2, inputs: 5, outputs: 7, dtype: "float32", gated: false, bias: false },
+  ...{ input: "float32", output: "rows" },
 };
 
 function view(data: TensorData, rows: number, columns: number, change: object = {}): MatrixView {
@@ -40,7 +41,7 @@ async function readBack(projection: Projection, matrix: number): Promise<Float32
     activation: { kind: "none" },
     input: upload(device, unit),
     output,
-    rows: { from: "all", tokens: ints(device, inputs), capacity: inputs, matrix },
+    rows: { from: "all", tokens: ints(device, inputs), mostTokens: inputs, matrix },
   });
   await device.synchronize();
   // [inputs, outputs]: the matrix, transposed.
@@ -170,7 +171,12 @@ describe("Projection.write", () => {
   });
 
   it("refuses projections that make no sense", () => {
-    for (const change of [{ count: 0 }, { inputs: 1.5 }, { outputs: -1 }, { dtype: "int32" }]) {
+    const changes = [
+      ...[{ count: 0 }, { inputs: 1.5 }, { outputs: -1 }, { dtype: "int32" }],
+      ...[{ input: "bfloat16" }, { output: "int32" }, { output: "float32" }],
+      { count: 1, gated: true, output: "float32" },
+    ];
+    for (const change of changes) {
       assert.throws(
         () => device.createProjection({ ...SPEC, ...change } as ProjectionSpec, "x"),
         InvalidArgumentError,

@@ -16,7 +16,7 @@ import { ARGUMENTS } from "../program.ts";
 
 const CAPACITY_FACTOR = ARGUMENTS;
 const TOKENS = ARGUMENTS + 2;
-const CAPACITY = ARGUMENTS + 3;
+const MOST_TOKENS = ARGUMENTS + 3;
 const IDS = ARGUMENTS + 4;
 const OFFSETS = ARGUMENTS + 5;
 const ORDER = ARGUMENTS + 6;
@@ -47,11 +47,10 @@ export const BLOCK_COUNT = 4;
 /** Time for one slot, for sharing out the workers. */
 const NANOSECONDS_PER_SLOT = 10;
 
-/** The work lists that belong to an offsets buffer. */
-export interface WorkLists {
+/** Work lists that belong to an offsets buffer, and the sizes in the operator that fills them. */
+export interface WorkLists
+  extends Pick<BucketOperator, "experts" | "lanes" | "topK" | "mostTokens"> {
   readonly buffer: CpuBuffer;
-  readonly experts: number;
-  readonly lanes: number;
 }
 
 /**
@@ -67,7 +66,7 @@ export function workListsOf(offsets: CpuBuffer): WorkLists | undefined {
 
 function useWorkLists(
   offsets: CpuBuffer,
-  { experts, lanes }: BucketOperator,
+  { experts, lanes, topK, mostTokens }: BucketOperator,
   blocks: number,
   allocate: (elements: number, label: string) => CpuBuffer,
 ): CpuBuffer {
@@ -80,7 +79,7 @@ function useWorkLists(
   const [found] = index < 0 ? [] : present.splice(index, 1);
   const buffer = found?.buffer ?? allocate(elements, `work lists of ${offsets.label}`);
   if (found === undefined) offsets.attach(buffer);
-  present.push({ buffer, experts, lanes });
+  present.push({ buffer, experts, lanes, topK, mostTokens });
   workLists.set(offsets, present);
   return buffer;
 }
@@ -94,23 +93,25 @@ export function writeBucket(
   const experts = to.integer("experts", operator.experts, 1);
   const topK = to.integer("topK", operator.topK, 1, experts);
   const lanes = to.integer("lanes", operator.lanes, 1);
+  const mostTokens = to.integer("mostTokens", operator.mostTokens, 1);
+  to.float32("rowType", operator.rowType);
   const { buckets, capacityFactor } = operator;
   if (capacityFactor !== undefined) {
     const factor = to.finite("capacityFactor", capacityFactor);
     if (factor <= 0) to.fail(`capacityFactor is ${factor}`, "Use more than 0.");
   }
   to.float(CAPACITY_FACTOR, capacityFactor ?? Number.POSITIVE_INFINITY);
+  const slots = mostTokens * topK;
   const tokens = to.input("tokens", operator.tokens, 1);
-  const ids = to.input("ids", operator.ids, topK);
+  const ids = to.input("ids", operator.ids, slots);
   const offsets = to.output("buckets.offsets", buckets.offsets, experts + 1);
-  const order = to.output("buckets.order", buckets.order, topK);
-  const inverse = to.output("buckets.inverse", buckets.inverse, topK);
-  const room = Math.min(ids.elements, order.elements, inverse.elements) / topK;
-  const capacity = Math.floor(room);
-  const blocks = experts + Math.ceil((capacity * topK) / maxTileRows);
+  const order = to.output("buckets.order", buckets.order, slots);
+  const inverse = to.output("buckets.inverse", buckets.inverse, slots);
+  // For all that the buffers have room for, so that operators for fewer tokens share the lists.
+  const blocks = experts + Math.ceil(order.elements / maxTileRows);
   const list = useWorkLists(offsets, operator, blocks, allocate);
   to.int(TOKENS, tokens.address);
-  to.int(CAPACITY, capacity);
+  to.int(MOST_TOKENS, mostTokens);
   to.int(IDS, ids.address);
   to.int(OFFSETS, offsets.address);
   to.int(ORDER, order.address);
@@ -131,7 +132,7 @@ export const bucket: TileOperator = {
     const rows = context.tokens(
       operator,
       i32[operator + TOKENS] as number,
-      i32[operator + CAPACITY] as number,
+      i32[operator + MOST_TOKENS] as number,
     );
     i32[operator + ROWS] = rows;
     context.estimate(operator, rows * (i32[operator + TOP_K] as number) * NANOSECONDS_PER_SLOT);

@@ -7,7 +7,7 @@ import type { Flag } from "../kernels.ts";
 import { ARGUMENTS } from "../program.ts";
 
 const TOKENS = ARGUMENTS;
-const CAPACITY = ARGUMENTS + 1;
+const MOST_TOKENS = ARGUMENTS + 1;
 const TOP_K = ARGUMENTS + 2;
 const WIDTH = ARGUMENTS + 3;
 const CONCAT = ARGUMENTS + 4;
@@ -18,11 +18,9 @@ const SHARED = ARGUMENTS + 8;
 const SHARED_SCALE = ARGUMENTS + 9;
 const RESIDUAL = ARGUMENTS + 10;
 const OUTPUT = ARGUMENTS + 11;
-/** How many rows there is room for. */
-const ROOM = ARGUMENTS + 12;
 /** Written by `open`: T, and how many of them make a tile. */
-const BATCH = ARGUMENTS + 13;
-const PER_TILE = ARGUMENTS + 14;
+const BATCH = ARGUMENTS + 12;
+const PER_TILE = ARGUMENTS + 13;
 
 const MODES = ["sum", "concat"] as const;
 
@@ -30,6 +28,9 @@ export function writeCombine(operator: CombineOperator, to: ArgumentWriter): voi
   const mode = to.oneOf("mode", operator.mode, MODES);
   const topK = to.integer("topK", operator.topK, 1);
   const width = to.integer("width", operator.width, 1);
+  const mostTokens = to.integer("mostTokens", operator.mostTokens, 1);
+  to.float32("rowType", operator.rowType);
+  to.float32("outputType", operator.outputType);
   if (operator.sharedScale !== undefined && operator.shared === undefined) {
     to.fail("sharedScale is set without shared", "Set both, or neither.");
   }
@@ -39,23 +40,21 @@ export function writeCombine(operator: CombineOperator, to: ArgumentWriter): voi
     }
   }
   const tokens = to.input("tokens", operator.tokens, 1);
-  const inverse = to.input("inverse", operator.inverse, topK);
+  const slots = mostTokens * topK;
+  const inverse = to.input("inverse", operator.inverse, slots);
   const outputWidth = mode === "concat" ? topK * width : width;
-  const output = to.output("output", operator.output, outputWidth);
-  const capacity = Math.floor(Math.min(inverse.elements / topK, output.elements / outputWidth));
-  const rows = to.input("rows", operator.rows, capacity * topK * width);
+  const output = to.output("output", operator.output, mostTokens * outputWidth);
   to.int(TOKENS, tokens.address);
-  to.int(CAPACITY, capacity);
+  to.int(MOST_TOKENS, mostTokens);
   to.int(TOP_K, topK);
   to.int(WIDTH, width);
   to.int(CONCAT, mode === "concat" ? 1 : 0);
-  to.int(ROWS, rows.address);
-  to.int(ROOM, Math.floor(rows.elements / width));
+  to.int(ROWS, to.input("rows", operator.rows, slots * width).address);
   to.int(INVERSE, inverse.address);
-  to.int(WEIGHTS, to.optionalInput("weights", operator.weights, capacity * topK));
-  to.int(SHARED, to.optionalInput("shared", operator.shared, capacity * width));
-  to.int(SHARED_SCALE, to.optionalInput("sharedScale", operator.sharedScale, capacity));
-  to.int(RESIDUAL, to.optionalInput("residual", operator.residual, capacity * width));
+  to.int(WEIGHTS, to.optionalInput("weights", operator.weights, slots));
+  to.int(SHARED, to.optionalInput("shared", operator.shared, mostTokens * width));
+  to.int(SHARED_SCALE, to.optionalInput("sharedScale", operator.sharedScale, mostTokens));
+  to.int(RESIDUAL, to.optionalInput("residual", operator.residual, mostTokens * width));
   to.int(OUTPUT, output.address);
 }
 
@@ -65,7 +64,7 @@ export const combine: TileOperator = {
     const batch = context.tokens(
       operator,
       i32[operator + TOKENS] as number,
-      i32[operator + CAPACITY] as number,
+      i32[operator + MOST_TOKENS] as number,
     );
     // Reads the token's rows, the shared row and the residual, writes one.
     const bytes = ((i32[operator + TOP_K] as number) + 3) * (i32[operator + WIDTH] as number) * 4;
@@ -87,11 +86,11 @@ export const combine: TileOperator = {
     const perTile = i32[operator + PER_TILE] as number;
     const topK = i32[operator + TOP_K] as number;
     const inverse = i32[operator + INVERSE] as number;
-    const room = i32[operator + ROOM] as number;
+    const slots = (i32[operator + MOST_TOKENS] as number) * topK;
     const first = tile * perTile;
     const count = Math.min(perTile, (i32[operator + BATCH] as number) - first);
     // -1 stands for a slot that was dropped.
-    if (!context.within("row", operator, inverse, first * topK, count * topK, -1, room)) return;
+    if (!context.within("row", operator, inverse, first * topK, count * topK, -1, slots)) return;
     kernels.combine(
       first,
       count,

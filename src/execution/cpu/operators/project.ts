@@ -57,8 +57,8 @@ const ACTIVATION = ARGUMENTS + 14;
 const PANELS = ARGUMENTS + 15;
 const PANEL_BYTES = ARGUMENTS + 16;
 const TOKENS = ARGUMENTS + 17;
-/** Rows there is room for: tokens, or slots. */
-const CAPACITY = ARGUMENTS + 18;
+/** The most rows there may be: tokens, or slots. */
+const MOST_ROWS = ARGUMENTS + 18;
 /** Address of the work lists, or 0: the operator takes all rows. */
 const LIST = ARGUMENTS + 19;
 const LANE = ARGUMENTS + 20;
@@ -114,15 +114,15 @@ export function writeProject(operator: ProjectOperator, to: ArgumentWriter): voi
   let inputRows: number;
   let outputRows: number;
   if (from === "all" && rows.from === "all") {
-    const capacity = to.integer("rows.capacity", rows.capacity, 1);
+    const mostTokens = to.integer("rows.mostTokens", rows.mostTokens, 1);
     to.int(TOKENS, to.input("rows.tokens", rows.tokens, 1).address);
-    to.int(CAPACITY, capacity);
-    inputRows = capacity;
-    outputRows = capacity;
+    to.int(MOST_ROWS, mostTokens);
+    inputRows = mostTokens;
+    outputRows = mostTokens;
   } else {
     const bucketRows = rows as BucketRows;
     outputRows = writeBucketRows(bucketRows, spec.count, to);
-    inputRows = bucketRows.gather ? Math.floor(outputRows / bucketRows.topK) : outputRows;
+    inputRows = bucketRows.gather ? bucketRows.mostTokens : outputRows;
   }
   to.int(INPUT, to.input("input", operator.input, inputRows * inputs).address);
   to.int(OUTPUT, to.output("output", operator.output, outputRows * outputs).address);
@@ -139,13 +139,14 @@ function writeActivation(activation: Activation, gated: boolean, to: ArgumentWri
   to.float(LIMIT, to.finite("activation.limit", activation.limit));
 }
 
-/** Returns how many rows the buckets have room for. */
+/** Returns how many rows the buckets may have. */
 function writeBucketRows(rows: BucketRows, experts: number, to: ArgumentWriter): number {
   const topK = to.integer("rows.topK", rows.topK, 1);
   const lane = to.integer("rows.lane", rows.lane, 0);
+  const slots = to.integer("rows.mostTokens", rows.mostTokens, 1) * topK;
   const offsets = to.input("rows.buckets.offsets", rows.buckets.offsets, experts + 1);
-  const order = to.input("rows.buckets.order", rows.buckets.order, topK);
-  const inverse = to.input("rows.buckets.inverse", rows.buckets.inverse, topK);
+  const order = to.input("rows.buckets.order", rows.buckets.order, slots);
+  to.input("rows.buckets.inverse", rows.buckets.inverse, slots);
   const lists = workListsOf(offsets);
   if (lists === undefined) {
     to.fail(
@@ -159,18 +160,25 @@ function writeBucketRows(rows: BucketRows, experts: number, to: ArgumentWriter):
       "Use a projection with one matrix for each expert.",
     );
   }
+  // Blocks of longer lists would reach beyond the buffers that were checked for fewer rows.
+  for (const name of ["lanes", "topK", "mostTokens"] as const) {
+    if (rows[name] === lists[name]) continue;
+    to.fail(
+      `rows.${name} is ${String(rows[name])} and was ${lists[name]} in the bucket operator`,
+      "Use the same number in both.",
+    );
+  }
   if (lane >= lists.lanes) {
     to.fail(`rows.lane is ${lane}`, `The buckets have ${lists.lanes} lanes, from 0.`);
   }
-  const capacity = Math.floor(Math.min(order.elements, inverse.elements) / topK) * topK;
   to.int(LIST, lists.buffer.address);
   to.int(LANE, lane);
-  to.int(CAPACITY, capacity);
+  to.int(MOST_ROWS, slots);
   to.int(ORDER, order.address);
   to.int(GATHER, rows.gather ? topK : 0);
-  to.int(SCALE, to.optionalInput("rows.inputScale", rows.inputScale, capacity));
+  to.int(SCALE, to.optionalInput("rows.inputScale", rows.inputScale, slots));
   to.int(BUSY, to.optionalOutput("rows.busy", rows.busy, experts));
-  return capacity;
+  return slots;
 }
 
 /** Cuts `blocks` row blocks of `rows` rows on average into tiles; returns how many. */
@@ -212,7 +220,7 @@ export const project: TileOperator = {
     const batch = context.tokens(
       operator,
       i32[operator + TOKENS] as number,
-      i32[operator + CAPACITY] as number,
+      i32[operator + MOST_ROWS] as number,
     );
     const blocks = Math.ceil(batch / kernels.maxTileRows());
     i32[operator + BATCH] = batch;
@@ -276,7 +284,7 @@ function multiply(
   const perTile = i32[operator + PER_TILE] as number;
   const firstPanel = run * perTile;
   const order = i32[operator + ORDER] as number;
-  const slots = i32[operator + CAPACITY] as number;
+  const slots = i32[operator + MOST_ROWS] as number;
   const bySlot = gather !== 0 || scale !== 0;
   if (bySlot && !context.within("slot", operator, order, first, rows, 0, slots)) return;
   kernels.project(

@@ -12,7 +12,7 @@ import { GROUP_SCORES, RowRouter, type RowRule, SCORINGS } from "./rules.ts";
 const SCALE = ARGUMENTS;
 const JITTER = ARGUMENTS + 2;
 const TOKENS = ARGUMENTS + 4;
-const CAPACITY = ARGUMENTS + 5;
+const MOST_TOKENS = ARGUMENTS + 5;
 const LOGITS = ARGUMENTS + 6;
 const BIAS = ARGUMENTS + 7;
 const IDS = ARGUMENTS + 8;
@@ -30,17 +30,21 @@ const ROWS = ARGUMENTS + 18;
 
 const ROWS_PER_TILE = 64;
 
+const LOGITS_TYPES = ["float32"] as const;
+
 /** Time of an exponential and a comparison for one expert of one token, for sharing out the workers. */
 const NANOSECONDS_PER_SCORE = 15;
 
 export function writeRoute(operator: RouteOperator, to: ArgumentWriter): void {
   const experts = to.integer("experts", operator.experts, 1);
   const topK = to.integer("topK", operator.topK, 1, experts);
+  const mostTokens = to.integer("mostTokens", operator.mostTokens, 1);
   writeRule(operator, experts, topK, to);
+  to.oneOf("logitsType", operator.logitsType ?? "float32", LOGITS_TYPES);
   const tokens = to.input("tokens", operator.tokens, 1);
-  const logits = to.input("logits", operator.logits, experts);
-  const ids = to.output("ids", operator.ids, topK);
-  const weights = to.output("weights", operator.weights, topK);
+  const logits = to.input("logits", operator.logits, mostTokens * experts);
+  const ids = to.output("ids", operator.ids, mostTokens * topK);
+  const weights = to.output("weights", operator.weights, mostTokens * topK);
   to.int(TOKENS, tokens.address);
   to.int(LOGITS, logits.address);
   to.int(BIAS, to.optionalInput("selectionBias", operator.selectionBias, experts));
@@ -49,8 +53,7 @@ export function writeRoute(operator: RouteOperator, to: ArgumentWriter): void {
   to.int(COUNTS, to.output("counts", operator.counts, experts).address);
   to.int(EXPERTS, experts);
   to.int(TOP_K, topK);
-  const room = Math.min(logits.elements / experts, ids.elements / topK, weights.elements / topK);
-  to.int(CAPACITY, Math.floor(room));
+  to.int(MOST_TOKENS, mostTokens);
 }
 
 function writeRule(
@@ -131,7 +134,7 @@ export const route: TileOperator = {
     const rows = context.tokens(
       operator,
       i32[operator + TOKENS] as number,
-      i32[operator + CAPACITY] as number,
+      i32[operator + MOST_TOKENS] as number,
     );
     i32[operator + ROWS] = rows;
     context.estimate(operator, Math.min(rows, ROWS_PER_TILE) * experts * NANOSECONDS_PER_SCORE);

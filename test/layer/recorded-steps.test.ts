@@ -1,0 +1,376 @@
+/**
+ * What a layer asks of a device that is not the CPU's: one with rows of 16 bits, an
+ * operator for a handful of tokens, a single stream and no times of experts. The
+ * device computes nothing; what it was asked to do is looked at.
+ */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { UNBUDGETED_GROUP } from "../../src/control/plan.ts";
+import type { LayerSpec } from "../../src/data/spec.ts";
+import { InvalidArgumentError } from "../../src/errors.ts";
+import { type DeviceProperties, MAX_GROUPS } from "../../src/execution/device.ts";
+import { DeviceTensor } from "../../src/execution/device-tensor.ts";
+import type { Operator } from "../../src/execution/operators.ts";
+import type { LayerOptions } from "../../src/layer/forward.ts";
+import { MoELayer } from "../../src/layer/moe-layer.ts";
+import type { DType } from "../../src/tensor.ts";
+import { gatedExperts, plainSpec, randomLayer } from "../support/layers.ts";
+import { RecordingDevice } from "../support/recording-device.ts";
+import { randomFor } from "../support/seed.ts";
+
+const HIDDEN = 100;
+const TOP_K = 2;
+const EXPERTS = 8;
+
+const base: LayerSpec = plainSpec(HIDDEN, 70, EXPERTS, TOP_K);
+const bfloat16: LayerSpec = { ...base, experts: { ...base.experts, dtype: "bfloat16" } };
+
+function layerOn(
+  properties: Partial<DeviceProperties> = {},
+  spec: LayerSpec = bfloat16,
+  options: LayerOptions = {},
+) {
+  const device = new RecordingDevice(properties);
+  const { tensors } = randomLayer(randomFor("recorded steps"), spec);
+  const layer = new MoELayer(spec, tensors, { device, ...options });
+  const forward = (tokens: number, more: { logits?: boolean } = {}) =>
+    layer.forward(
+      { data: new Float32Array(tokens * HIDDEN), shape: [tokens, HIDDEN] },
+      more.logits
+        ? { logits: { data: new Float32Array(tokens * EXPERTS), shape: [tokens, EXPERTS] } }
+        : {},
+    );
+  return { device, layer, forward };
+}
+
+const kinds = (operators: readonly Operator[]) => operators.map(({ kind }) => kind);
+
+function only<K extends Operator["kind"]>(operators: readonly Operator[], kind: K) {
+  const found = operators.filter((operator) => operator.kind === kind);
+  assert.equal(found.length, 1, `${kind} in ${kinds(operators)}`);
+  return found[0] as Extract<Operator, { kind: K }>;
+}
+
+const IN_LANES = ["project", "route", "bucket", "project", "project", "combine"];
+const DECODED = ["project", "route", "decode"];
+
+test("a handful of tokens is decoded, more go through buckets", async () => {
+  const { device, forward } = layerOn();
+  for (const [tokens, mostTokens] of [
+    [0, 1],
+    [1, 1],
+    [3, 4],
+    [4, 4],
+  ] as const) {
+    await forward(tokens);
+    assert.deepEqual(kinds(device.operators), DECODED, `${tokens} tokens`);
+    assert.equal(only(device.operators, "route").bucketed, false);
+    const decode = only(device.operators, "decode");
+    assert.equal(decode.mostTokens, mostTokens);
+    assert.equal(decode.outputType, "float32");
+    assert.deepEqual([decode.first.spec.gated, decode.second.spec.gated], [true, false]);
+    assert.deepEqual(decode.activation, { kind: "silu" });
+    assert.ok(decode.weights !== undefined && decode.inputScale === undefined);
+  }
+  await forward(5);
+  assert.deepEqual(kinds(device.operators), IN_LANES);
+  assert.equal(only(device.operators, "route").bucketed, true);
+  assert.equal(only(device.operators, "bucket").routed, true);
+});
+
+test("what decode cannot do goes through buckets however few tokens there are", async () => {
+  const plain = gatedExperts(HIDDEN, 70, { dtype: "bfloat16" });
+  const cases: Record<string, LayerSpec> = {
+    "a capacity limit": { ...bfloat16, router: { ...base.router, capacityFactor: 1 } },
+    concatenation: { ...bfloat16, aggregation: { ...base.aggregation, mode: "concat" } },
+    "three products": { ...bfloat16, experts: { ...plain, form: "mlp", depth: 3 } },
+  };
+  for (const [name, spec] of Object.entries(cases)) {
+    const { device, forward } = layerOn({}, spec);
+    await forward(1);
+    only(device.operators, "combine");
+    assert.ok(!kinds(device.operators).includes("decode"), name);
+  }
+  const { device, forward } = layerOn({ decodeTokens: 0 });
+  await forward(1);
+  assert.deepEqual(kinds(device.operators), IN_LANES);
+});
+
+test("a decoded step waits for the shared expert and adds it, with weights on the input", async () => {
+  const experts = gatedExperts(HIDDEN, 30, { dtype: "bfloat16" });
+  const { device, forward } = layerOn(
+    {},
+    {
+      ...bfloat16,
+      shared: { experts, gate: true },
+      aggregation: { mode: "sum", weightsApplyTo: "input", residual: true },
+    },
+  );
+  await forward(2);
+  const entries = device.runs.at(-1)?.entries ?? [];
+  const decodeAt = entries.findIndex((e) => "operator" in e && e.operator.kind === "decode");
+  const waits = entries.slice(0, decodeAt).filter((entry) => "wait" in entry);
+  assert.ok(waits.some((entry) => "wait" in entry && entry.wait === "shared expert done"));
+  const { shared, sharedScale, residual, inputScale, weights } = only(device.operators, "decode");
+  assert.ok(shared && sharedScale && residual && inputScale && weights === undefined);
+  const sharedProducts = device.operators.filter(
+    (operator) => operator.kind === "project" && operator.rows.from === "all",
+  );
+  // Router gate, two products and the gate of the shared expert.
+  assert.equal(sharedProducts.length, 4);
+});
+
+test("a small step does not depend on the largest batch ever seen", async () => {
+  const { device, forward } = layerOn();
+  await forward(300);
+  await forward(7);
+  const mostTokens = device.operators.map((operator) =>
+    operator.kind === "project" ? operator.rows.mostTokens : operator.mostTokens,
+  );
+  assert.deepEqual(mostTokens, new Array(IN_LANES.length).fill(8));
+  await forward(600);
+  assert.equal(only(device.operators, "combine").mostTokens, 768);
+});
+
+test("rows are laid out for the experts' weights, gates put out float32", async () => {
+  const { device, forward } = layerOn();
+  await forward(8);
+  const bytes = (label: string) =>
+    device.buffers.find((buffer) => buffer.label.startsWith(label))?.byteLength;
+  // Widths of 100 and 70 elements have a pitch of 128, of two bytes each.
+  assert.equal(bytes("hidden states"), 8 * 128 * 2);
+  assert.equal(bytes("expert intermediates"), 8 * TOP_K * 128 * 2);
+  assert.equal(bytes("expert outputs"), 8 * TOP_K * 128 * 2);
+  assert.equal(bytes("layer output"), 8 * HIDDEN * 4);
+  const [gate, first, second] = device.projections;
+  assert.deepEqual([gate?.input, gate?.output], ["bfloat16", "float32"]);
+  assert.deepEqual([first?.input, first?.output], ["bfloat16", "rows"]);
+  assert.deepEqual([second?.input, second?.output], ["bfloat16", "rows"]);
+  assert.equal(only(device.operators, "bucket").rowType, "bfloat16");
+  assert.equal(only(device.operators, "combine").rowType, "bfloat16");
+});
+
+test("a shared expert of another element type makes all rows float32", async () => {
+  const shared = { experts: gatedExperts(HIDDEN, 30, { dtype: "float16" }), gate: false };
+  const { device, forward } = layerOn({}, { ...bfloat16, shared });
+  await forward(8);
+  assert.ok(device.projections.every(({ input }) => input === "float32"));
+  assert.deepEqual(
+    device.projections.map(({ dtype }) => dtype),
+    ["bfloat16", "bfloat16", "bfloat16", "float16", "float16"],
+  );
+  assert.equal(only(device.operators, "combine").rowType, "float32");
+});
+
+test("logits that are given replace the gate, in a graph of their own", async () => {
+  const { device, layer, forward } = layerOn();
+  for (let i = 0; i < 3; i++) await forward(9);
+  assert.equal((await forward(9, { logits: true })).stats.mode, "eager");
+  assert.deepEqual(kinds(device.operators), IN_LANES.slice(1));
+  assert.equal((await forward(9, { logits: true })).stats.mode, "captured");
+  assert.equal((await forward(9)).stats.mode, "replayed");
+  assert.deepEqual(kinds(device.operators), IN_LANES);
+  assert.equal((await forward(9, { logits: true })).stats.mode, "replayed");
+  await forward(1, { logits: true });
+  assert.deepEqual(kinds(device.operators), DECODED.slice(1));
+  assert.equal((await layer.statistics()).graphs.captures, 2);
+});
+
+test("graphs are captured again for other partitions, not for other shares", async () => {
+  for (const [realisation, captures] of [
+    ["shared", 1],
+    ["partitioned", 2],
+  ] as const) {
+    const { device, layer, forward } = layerOn({}, bfloat16, { slices: { realisation } });
+    const control = await layer.control;
+    for (let i = 0; i < 4; i++) await forward(9);
+    const before = device.budgets.at(-1);
+    control.slices.resize("D", 60);
+    control.replan(new Int32Array(EXPERTS).fill(1));
+    for (let i = 0; i < 3; i++) await forward(9);
+    assert.notDeepEqual(device.budgets.at(-1), before);
+    assert.equal(device.budgets.at(-1)?.units[3], 60);
+    assert.equal((await layer.statistics()).graphs.captures, captures, realisation);
+  }
+});
+
+test("lanes are part of a graph unless the step has none", async () => {
+  const { layer, forward } = layerOn({ recommendedStreams: 4 });
+  const control = await layer.control;
+  const hot = (expert: number) =>
+    Int32Array.from({ length: EXPERTS }, (_, e) => (e === expert ? 1000 : 1));
+  control.replan(hot(1));
+  for (let i = 0; i < 3; i++) await forward(9);
+  for (let i = 0; i < 3; i++) await forward(2);
+  const { laneKey } = control.assignment;
+  control.slices.resize("A", 100);
+  control.replan(hot(1));
+  assert.notEqual(control.assignment.laneKey, laneKey);
+  assert.equal((await forward(2)).stats.mode, "replayed");
+  assert.notEqual((await forward(9)).stats.mode, "replayed");
+});
+
+test("budgets are made once a plan and in force at every launch", async () => {
+  const { device, layer, forward } = layerOn();
+  for (let i = 0; i < 6; i++) await forward(1);
+  // The first step is measured and gets a plan of its own.
+  assert.equal(device.budgets.length, 6);
+  assert.equal(new Set(device.budgets).size, 2);
+  assert.ok(device.budgets.every(({ cacheBytes }) => cacheBytes === undefined));
+  const control = await layer.control;
+  control.slices.reserve("B", { cacheBytes: 4096 });
+  control.replan(new Int32Array(EXPERTS).fill(1));
+  await forward(1);
+  assert.deepEqual(device.budgets.at(-1)?.cacheBytes, [0, 4096, 0, 0, 0, 0]);
+});
+
+test("routing, aggregation and a single lane are charged to no budget", async () => {
+  assert.ok(UNBUDGETED_GROUP < MAX_GROUPS);
+  const groups = async (streams: number) => {
+    const { device, forward } = layerOn({ recommendedStreams: streams });
+    await forward(9);
+    const entries = device.runs.at(-1)?.entries ?? [];
+    return entries.flatMap((e) =>
+      "operator" in e ? [`${e.operator.kind} ${e.stream.group}`] : [],
+    );
+  };
+  const none = UNBUDGETED_GROUP;
+  assert.deepEqual(
+    await groups(1),
+    IN_LANES.map((kind) => `${kind} ${none}`),
+  );
+  const several = await groups(3);
+  for (const kind of ["route", "bucket", "combine"]) {
+    assert.ok(several.includes(`${kind} ${none}`), `${several}`);
+  }
+  const products = several.filter((entry) => entry.startsWith("project"));
+  assert.equal(products.length, 1 + 3 * 2);
+  assert.equal(products.filter((entry) => entry === `project ${none}`).length, 1);
+  const { device, forward } = layerOn({ recommendedStreams: 3 });
+  await forward(9);
+  assert.equal(only(device.operators, "bucket").lanes, 3);
+});
+
+test("a replayed step writes its input and nothing that is there already", async () => {
+  const { device, forward } = layerOn();
+  // The second plan, after the first step, comes with a lane table of its own.
+  for (let i = 0; i < 3; i++) await forward(9);
+  device.writes.length = 0;
+  device.readsAtOnce = 0;
+  assert.equal((await forward(9)).stats.mode, "replayed");
+  assert.deepEqual(
+    device.writes.map((label) => label.replace(/ of .*/, "")),
+    ["hidden states"],
+  );
+  // Counts and output are asked for together.
+  assert.equal(device.readsAtOnce, 2);
+  device.writes.length = 0;
+  await forward(10);
+  assert.deepEqual(
+    device.writes.map((label) => label.replace(/ of .*/, "")),
+    ["hidden states", "token count"],
+  );
+});
+
+test("times of experts take no memory, no write and no read where there are none", async () => {
+  const times = (device: RecordingDevice) =>
+    [...device.writes, ...device.buffers.map(({ label }) => label)].filter((label) =>
+      label.startsWith("expert times"),
+    );
+  const without = layerOn();
+  await without.forward(9);
+  assert.deepEqual(times(without.device), []);
+  const busy = (operators: readonly Operator[]) =>
+    operators.some((o) => o.kind === "project" && o.rows.from === "bucket" && o.rows.busy);
+  assert.equal(busy(without.device.operators), false);
+  const withTimes = layerOn({ timesExperts: { available: true } });
+  await withTimes.forward(9);
+  assert.equal(times(withTimes.device).length, 2);
+  assert.equal(busy(withTimes.device.operators), true);
+  // A decoded step has no operator that could take them.
+  withTimes.device.writes.length = 0;
+  await withTimes.forward(1);
+  assert.ok(!withTimes.device.writes.some((label) => label.startsWith("expert times")));
+});
+
+test("counts are the buffer that the host looks at after every step", async () => {
+  const { device, forward } = layerOn();
+  await forward(9);
+  assert.deepEqual(
+    device.buffers.filter(({ mirrored }) => mirrored).map(({ label }) => label),
+    ["expert counts of 16 tokens"],
+  );
+});
+
+test("a device tensor comes back in the type it came in, by a graph of its own", async () => {
+  const { device, layer } = layerOn();
+  const tensor = (dtype: DType) =>
+    new DeviceTensor(device, device.allocate(3 * HIDDEN * 4, "input"), [3, HIDDEN], dtype);
+  for (const dtype of ["bfloat16", "float32"] as const) {
+    const modes: string[] = [];
+    for (let i = 0; i < 3; i++) {
+      const { output, stats } = await layer.forward(tensor(dtype));
+      modes.push(stats.mode);
+      assert.ok(output instanceof DeviceTensor);
+      assert.deepEqual([output.dtype, output.shape], [dtype, [3, HIDDEN]]);
+      assert.equal(output.buffer.byteLength, 3 * HIDDEN * (dtype === "float32" ? 4 : 2));
+    }
+    assert.deepEqual(modes, ["eager", "captured", "replayed"]);
+    assert.equal(only(device.operators, "decode").outputType, dtype);
+    assert.equal(
+      device.rowCopies.at(-1),
+      `3 rows of ${dtype} to bfloat16 in hidden states of 4 tokens`,
+    );
+  }
+  await assert.rejects(
+    layer.forward(tensor("float16")),
+    (error) =>
+      error instanceof InvalidArgumentError && /float16.*computes in bfloat16/.test(error.message),
+  );
+  const inFloat32 = layerOn({}, base);
+  const foreign = new DeviceTensor(
+    inFloat32.device,
+    inFloat32.device.allocate(HIDDEN * 2, "input"),
+    [HIDDEN],
+    "bfloat16",
+  );
+  await assert.rejects(inFloat32.layer.forward(foreign), /bfloat16.*computes in float32/);
+  await assert.rejects(layer.forward(foreign), /another device/);
+});
+
+test("16-bit logits stay as they are where the device routes such, on the host and on the device", async () => {
+  const { device, layer } = layerOn();
+  const hidden = { data: new Float32Array(9 * HIDDEN), shape: [9, HIDDEN] };
+  const bits = Uint16Array.from({ length: 9 * EXPERTS }, (_, i) => i);
+  const logits = (dtype: DType) => ({ data: bits, shape: [9, EXPERTS], dtype });
+  const routed = () => only(device.operators, "route").logitsType;
+  const held = (bytes: number) =>
+    device.buffers
+      .findLast(({ label }) => label.startsWith("router logits"))
+      ?.bytes.slice(0, bytes);
+  const own = new Uint8Array(bits.buffer);
+
+  await layer.forward(hidden, { logits: logits("bfloat16") });
+  assert.equal(routed(), "bfloat16");
+  assert.deepEqual(held(own.length), own);
+  await layer.forward(hidden, { logits: logits("float16") });
+  assert.equal(routed(), "float32", "float16 is none of this device's");
+  assert.deepEqual(held(4), new Uint8Array(4));
+
+  using there = DeviceTensor.fromHost(device, logits("bfloat16"));
+  const { stats } = await layer.forward(hidden, { logits: there });
+  assert.equal(stats.mode, "captured", "the graph of bfloat16 logits");
+  assert.equal(routed(), "bfloat16");
+  assert.deepEqual(held(own.length), own);
+
+  using foreign = DeviceTensor.fromHost(new RecordingDevice(), logits("bfloat16"));
+  await assert.rejects(layer.forward(hidden, { logits: foreign }), /logits are on another device/);
+  const { layer: other, device: narrow } = layerOn({ logitsDTypes: ["float32"] });
+  using odd = DeviceTensor.fromHost(narrow, logits("bfloat16"));
+  await assert.rejects(
+    other.forward(hidden, { logits: odd }),
+    (error) =>
+      error instanceof InvalidArgumentError && /bfloat16, which .* Use float32/.test(error.message),
+  );
+});
