@@ -14,6 +14,8 @@ export { Router, type RouterOptions } from "./data/router.ts";
 export type * from "./data/spec.ts";
 export type { LayerWeights, ProductWeights } from "./data/weights.ts";
 export * from "./errors.ts";
+export type { MigInstance } from "./execution/cuda/mig/instances.ts";
+export { MigPool, type MigPoolOptions, MigWorker, openMigPool } from "./execution/cuda/mig/pool.ts";
 export type * from "./execution/device.ts";
 export { DeviceTensor } from "./execution/device-tensor.ts";
 export { defaultDevice, openDevice } from "./execution/open.ts";

@@ -1,4 +1,7 @@
-/** Which device a program runs on when it does not care, and how it asks for one when it does. */
+/**
+ * Which device a program runs on when it does not care, and how it asks for one when
+ * it does. A device's code is loaded when it is first asked for.
+ */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
 import { requireObject } from "./checks.ts";
@@ -7,34 +10,64 @@ import type { Device, DeviceKind } from "./device.ts";
 
 /** Spelled out, so that the package's declarations need no file of a device's own. */
 export interface OpenDeviceOptions {
-  /** Default `"auto"`: the best device there is. */
+  /** Default `"auto"`: a GPU if there is one that can be used, else the CPU. */
   readonly kind?: DeviceKind | "auto";
-  /** Worker threads of the CPU device. Default: as many as the process can run at once. */
+  /** CPU only: worker threads. Default: as many as the process can run at once. */
   readonly threads?: number;
+  /** CUDA only: which of the visible GPUs. Default: the first. */
+  readonly ordinal?: number;
+  /**
+   * CUDA only: how float32 rows are multiplied. `ieee`, the default: as they are; `tf32`:
+   * cut to 10 bits of mantissa for the tensor cores, several times as fast.
+   */
+  readonly float32?: "ieee" | "tf32";
 }
 
 /**
- * Opens a device. Whoever opens it closes it.
+ * Opens a device. Whoever opens it closes it. With `"auto"`, `threads` asks for the CPU
+ * and `ordinal` for a GPU.
  *
  * @throws DeviceUnavailableError if there is no device of that kind
  * @throws InvalidArgumentError if an option makes no sense
  */
 export async function openDevice(options: OpenDeviceOptions = {}): Promise<Device> {
   requireObject(options, "options", "an object, or left out");
-  const { kind = "auto", ...cpuOptions } = options;
+  const { kind = "auto" } = options;
   switch (kind) {
     case "auto":
+      return options.threads === undefined ? openBest(options) : openCpu(options);
     case "cpu":
-      return openCpuDevice(cpuOptions);
+      return openCpu(options);
     case "cuda":
-      throw new DeviceUnavailableError(
-        'This build has no CUDA device. Use "cpu" or "auto": the CPU device does the same work.',
-      );
+      return openCuda(options);
     default:
       throw new InvalidArgumentError(
         `Unknown device "${String(kind)}". Use "auto", "cpu" or "cuda".`,
       );
   }
+}
+
+async function openBest(options: OpenDeviceOptions): Promise<Device> {
+  try {
+    return await openCuda(options);
+  } catch (error) {
+    const settled = options.ordinal !== undefined;
+    if (settled || !(error instanceof DeviceUnavailableError)) throw error;
+    return openCpu(options);
+  }
+}
+
+function openCpu({ threads }: OpenDeviceOptions): Promise<Device> {
+  return openCpuDevice(threads === undefined ? {} : { threads });
+}
+
+/** Loaded only here: the driver's bindings and the kernels are of no use to anybody else. */
+async function openCuda({ ordinal, float32 }: OpenDeviceOptions): Promise<Device> {
+  const { openCudaDevice } = await import("./cuda/device.ts");
+  return openCudaDevice({
+    ...(ordinal !== undefined && { ordinal }),
+    ...(float32 !== undefined && { float32 }),
+  });
 }
 
 let shared: Promise<Device> | undefined;

@@ -8,18 +8,31 @@ import { defaultDevice, openDevice } from "../../src/execution/open.ts";
 
 describe("openDevice", () => {
   it("opens the CPU when asked to, or left to choose", async () => {
-    for (const options of [{}, { kind: "auto" }, { kind: "cpu", threads: 1 }] as const) {
+    for (const options of [{ kind: "cpu" }, { kind: "cpu", threads: 1 }, { threads: 1 }] as const) {
       await using device = await openDevice(options);
       assert.equal(device.properties.kind, "cpu");
       if ("threads" in options) assert.equal(device.properties.computeUnits, 1);
     }
   });
 
+  it("takes a GPU if there is one, else the CPU, where it may choose", async () => {
+    const expected = (await openGpu()) ? "cuda" : "cpu";
+    for (const options of [{}, { kind: "auto" }, { float32: "tf32" }] as const) {
+      await using device = await openDevice(options);
+      assert.equal(device.properties.kind, expected);
+    }
+  });
+
   it("says why there is no other", async () => {
-    await assert.rejects(
-      openDevice({ kind: "cuda" }),
-      (error) => error instanceof DeviceUnavailableError && /CPU device/.test(error.message),
-    );
+    // More than any machine has.
+    for (const options of [{ kind: "cuda", ordinal: 1000 }, { ordinal: 1000 }] as const) {
+      await assert.rejects(
+        openDevice(options),
+        (error) => error instanceof DeviceUnavailableError && /CPU device/.test(error.message),
+      );
+    }
+    await assert.rejects(openDevice({ kind: "cuda", ordinal: -1 }), InvalidArgumentError);
+    await assert.rejects(openDevice({ float32: "fp8" as "ieee" }), InvalidArgumentError);
     await assert.rejects(openDevice({ kind: "tpu" as DeviceKind }), InvalidArgumentError);
     await assert.rejects(openDevice({ threads: 0 }), InvalidArgumentError);
   });
@@ -38,3 +51,14 @@ describe("defaultDevice", () => {
     await c.close();
   });
 });
+
+/** Whether this machine has a GPU that can be used. */
+async function openGpu(): Promise<boolean> {
+  try {
+    await using _ = await openDevice({ kind: "cuda" });
+    return true;
+  } catch (error) {
+    assert.ok(error instanceof DeviceUnavailableError, String(error));
+    return false;
+  }
+}

@@ -1,0 +1,65 @@
+/** What the driver says of a GPU, asked once when a device is opened. Needs no context. */
+
+import type { Checked } from "./checked.ts";
+import type { DeviceFacts } from "./driver.ts";
+
+/** CUdevice_attribute */
+const ATTRIBUTE = {
+  multiprocessors: 16,
+  l2Bytes: 38,
+  capabilityMajor: 75,
+  capabilityMinor: 76,
+  pageableMemoryAccess: 88,
+  sharedPerBlockOptin: 97,
+  maxPersistingL2Bytes: 108,
+  maxWindowBytes: 109,
+} as const;
+
+const UUID_BYTES = 16;
+/** More than any name of a device or a bus that the driver gives. */
+const TEXT_BYTES = 256;
+
+export function readDeviceFacts(checked: Checked, ordinal: number): DeviceFacts {
+  const device = checked.device(ordinal);
+  const attribute = (which: number): number => {
+    const code = checked.cu.cuDeviceGetAttribute(checked.first, which, device);
+    checked.check("cuDeviceGetAttribute", code);
+    return checked.int32(0);
+  };
+  return {
+    ordinal,
+    name: deviceText(checked, "cuDeviceGetName", device),
+    uuid: deviceUuid(checked, device),
+    pciBusId: deviceText(checked, "cuDeviceGetPCIBusId", device),
+    memoryBytes: totalMemory(checked, device),
+    multiprocessors: attribute(ATTRIBUTE.multiprocessors),
+    capability: [attribute(ATTRIBUTE.capabilityMajor), attribute(ATTRIBUTE.capabilityMinor)],
+    l2Bytes: attribute(ATTRIBUTE.l2Bytes),
+    maxPersistingL2Bytes: attribute(ATTRIBUTE.maxPersistingL2Bytes),
+    maxWindowBytes: attribute(ATTRIBUTE.maxWindowBytes),
+    sharedPerBlockOptin: attribute(ATTRIBUTE.sharedPerBlockOptin),
+    readsPageable: attribute(ATTRIBUTE.pageableMemoryAccess) === 1,
+  };
+}
+
+function totalMemory(checked: Checked, device: number): number {
+  checked.check("cuDeviceTotalMem_v2", checked.cu.cuDeviceTotalMem_v2(checked.first, device));
+  return checked.size(0);
+}
+
+function deviceText(
+  checked: Checked,
+  call: "cuDeviceGetName" | "cuDeviceGetPCIBusId",
+  device: number,
+): string {
+  const text = Buffer.alloc(TEXT_BYTES);
+  checked.check(call, checked.cu[call](text, TEXT_BYTES, device));
+  return text.toString("latin1", 0, text.indexOf(0));
+}
+
+/** As NVML and nvidia-smi write it. */
+function deviceUuid(checked: Checked, device: number): string {
+  const bytes = Buffer.alloc(UUID_BYTES);
+  checked.check("cuDeviceGetUuid_v2", checked.cu.cuDeviceGetUuid_v2(bytes, device));
+  return `GPU-${bytes.toString("hex").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-")}`;
+}

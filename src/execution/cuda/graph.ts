@@ -1,0 +1,195 @@
+/**
+ * A captured graph on the GPU: the driver's graph of a recording, instantiated once.
+ * Launching it is one call; what it takes from the host is in pinned memory or in the
+ * graph itself.
+ *
+ * When budgets have changed since the last launch, the kernels that fill so many
+ * multiprocessors as their budget says get new grids, in place. Nothing is captured
+ * again.
+ */
+
+import { DisposedError, type NexusError } from "../../errors.ts";
+import type { Graph } from "../device.ts";
+import type { CudaBudgets } from "./budgets.ts";
+import type { Resource } from "./buffer.ts";
+import type { Driver } from "./driver/driver.ts";
+import { type BudgetedKernel, type IssueSite, issue } from "./issue.ts";
+import type { GpuBuffer } from "./memory.ts";
+import type { Recording } from "./recorder.ts";
+import type { Job } from "./timeline.ts";
+
+/** What a graph needs of the device it belongs to. */
+export interface GraphOwner {
+  readonly closed: boolean;
+  readonly site: IssueSite;
+  /** Counts up when a buffer or a projection is closed. */
+  readonly closures: number;
+  requireOpen(): void;
+  submit(job: Job): Promise<void>;
+  /** What every submission does first. */
+  begin(budgets: CudaBudgets): void;
+  /** What every submission does last: its mirrors are current; returns the fault it found. */
+  finish(mirrored: readonly GpuBuffer[]): NexusError | undefined;
+  mirroredBy(recording: Recording): readonly GpuBuffer[];
+  /** Does something once everything submitted so far is over. */
+  afterwards(action: () => void): void;
+  /** The graph is closed and nothing in flight uses it any more. */
+  dropGraph(graph: CudaGraph): void;
+}
+
+/** A node of the graph whose grid follows the budgets. */
+interface BudgetedNode extends BudgetedKernel {
+  readonly node: bigint;
+  /** Grid of the instantiated node. */
+  x: number;
+}
+
+/** @throws DisposedError naming the first resource that is closed */
+export function requireOpen(resources: Iterable<Resource>): void {
+  for (const resource of resources) {
+    if (resource.closed) throw new DisposedError(`"${resource.label}", which the work uses,`);
+  }
+}
+
+export class CudaGraph implements Graph, Job {
+  readonly nodes: number;
+  /** What the graph was captured with: its partitions stay for as long as it does. */
+  readonly budgets: CudaBudgets;
+  readonly owner: GraphOwner;
+  readonly #driver: Driver;
+  readonly #launchStream: bigint;
+  readonly #recording: Recording;
+  readonly #resources: readonly Resource[];
+  readonly #mirrored: readonly GpuBuffer[];
+  readonly #kernels: BudgetedNode[] = [];
+  readonly #graph: bigint;
+  readonly #exec: bigint;
+  /** Budgets that the grids are for. */
+  #applied: CudaBudgets;
+  /** `closures` when the resources were last seen to be open. */
+  #checkedAt: number;
+  #closed = false;
+
+  /** @throws CudaError if the driver refuses the capture; the device stays usable */
+  constructor(owner: GraphOwner, recording: Recording, budgets: CudaBudgets) {
+    this.owner = owner;
+    this.#driver = owner.site.driver;
+    this.#launchStream = owner.site.streams.launch;
+    this.nodes = recording.operators;
+    this.#recording = recording;
+    this.#resources = [...recording.resources];
+    this.#mirrored = owner.mirroredBy(recording);
+    this.#checkedAt = owner.closures;
+    this.budgets = budgets;
+    this.#applied = budgets;
+    this.#graph = this.#capture();
+    try {
+      this.#exec = this.#driver.instantiateGraph(this.#graph);
+    } catch (error) {
+      this.#driver.destroyGraph(this.#graph);
+      throw error;
+    }
+    try {
+      this.#driver.uploadGraph(this.#exec, this.#launchStream);
+    } catch (error) {
+      this.destroy();
+      throw error;
+    }
+  }
+
+  /** Concurrent launches run one after the other. */
+  launch(): Promise<void> {
+    try {
+      this.requireOpen();
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    return this.owner.submit(this);
+  }
+
+  /** @throws DisposedError, DeviceFailedError if the graph cannot be launched */
+  requireOpen(): void {
+    this.owner.requireOpen();
+    if (this.#closed) throw new DisposedError("The graph");
+    if (this.#checkedAt === this.owner.closures) return;
+    requireOpen(this.#resources);
+    this.#checkedAt = this.owner.closures;
+  }
+
+  /** @internal Called by the timeline when it is the graph's turn. */
+  issue(budgets: CudaBudgets): void {
+    this.prepare(budgets);
+    this.replay();
+  }
+
+  /** @internal Makes the graph run under these budgets from its next replay on. */
+  prepare(budgets: CudaBudgets): void {
+    this.owner.begin(budgets);
+    if (budgets !== this.#applied) this.#follow(budgets);
+  }
+
+  /** @internal */
+  finish(): NexusError | undefined {
+    return this.owner.finish(this.#mirrored);
+  }
+
+  /** @internal Puts the graph on the launch stream as it is. */
+  replay(): void {
+    this.#driver.launchGraph(this.#exec, this.#launchStream);
+  }
+
+  /** Launches under way run to their end. */
+  [Symbol.dispose](): void {
+    if (this.#closed || this.owner.closed) return;
+    this.#closed = true;
+    this.owner.afterwards(() => this.owner.dropGraph(this));
+  }
+
+  /** @internal Gives everything back. Nothing may be in flight. */
+  destroy(): void {
+    this.#recording.dispose();
+    try {
+      this.#driver.destroyGraphExec(this.#exec);
+    } finally {
+      this.#driver.destroyGraph(this.#graph);
+    }
+  }
+
+  #capture(): bigint {
+    const { site } = this.owner;
+    this.#driver.beginCapture(this.#launchStream);
+    try {
+      issue(this.#recording, site, this.budgets, (kernel, stream) => {
+        const node = this.#driver.lastCapturedNode(stream);
+        this.#kernels.push({ ...kernel, node, x: kernel.work.launch.grid.x });
+      });
+    } catch (error) {
+      this.#abandon();
+      throw error;
+    }
+    return this.#driver.endCapture(this.#launchStream);
+  }
+
+  /** Ends a capture that went wrong, which frees the streams that had joined it. */
+  #abandon(): void {
+    try {
+      this.#driver.destroyGraph(this.#driver.endCapture(this.#launchStream));
+    } catch {
+      // The driver reports the failure that is being reported already.
+    }
+  }
+
+  /** New grids for new budgets. What lives in partitions keeps those it was captured in. */
+  #follow(budgets: CudaBudgets): void {
+    this.#applied = budgets;
+    if (this.budgets.partitions !== undefined || budgets.partitions !== undefined) return;
+    for (const kernel of this.#kernels) {
+      const { work, node, group, streams } = kernel;
+      const x = work.blocks(budgets.shareOf(group, streams));
+      if (x === kernel.x) continue;
+      const { y, z } = work.launch.grid;
+      this.#driver.setNodeGrid(this.#exec, node, { x, y, z });
+      kernel.x = x;
+    }
+  }
+}

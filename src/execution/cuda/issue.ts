@@ -1,0 +1,234 @@
+/**
+ * Issues a recording on native streams: the one way in which operators reach the GPU.
+ * Run as it is, the work starts; run inside a capture, the very same calls make a
+ * graph. So eager work and replay are the same launches in the same order.
+ *
+ * The origin of a recording is the launch stream itself where it can be. Every other
+ * stream forks from the point where the recording begins, at its first use, and is
+ * joined at the end.
+ *
+ * Work that nothing in the step waits for goes to a side stream, beside the recording's
+ * last operator and not sooner: a persistent kernel fills every multiprocessor, and a
+ * block of anything else that sits there when it starts holds up one of its own, and
+ * with that all of it.
+ */
+
+import type { CudaBudgets } from "./budgets.ts";
+import type { AccessWindow, Driver } from "./driver/driver.ts";
+import type { EventPool } from "./driver/events.ts";
+import type { CudaStream, Point, Recording } from "./recorder.ts";
+import type { NativeStreams } from "./streams.ts";
+import type { KernelWork, Work } from "./work.ts";
+
+export interface IssueSite {
+  readonly driver: Driver;
+  readonly streams: NativeStreams;
+  /** Events without timing. */
+  readonly events: EventPool;
+  /** How many multiprocessors the device has. */
+  readonly multiprocessors: number;
+  /** Longest range of memory that an access-policy window covers, in bytes. */
+  readonly maxWindowBytes: number;
+}
+
+/** A kernel whose grid follows the budgets. */
+export interface BudgetedKernel {
+  readonly work: KernelWork;
+  readonly group: number;
+  /** Streams that share the group's budget. */
+  readonly streams: number;
+}
+
+/** The side stream's priority, of all the highest: a block or two, and the launch is not over before they are. */
+const SIDE_PRIORITY = Number.MAX_SAFE_INTEGER;
+
+/**
+ * @param issued told of every kernel whose grid follows the budgets, right after its launch
+ * @throws CudaError if the driver refuses something; what was issued before it is not taken back
+ */
+export function issue(
+  recording: Recording,
+  site: IssueSite,
+  budgets: CudaBudgets,
+  issued?: (kernel: BudgetedKernel, stream: bigint) => void,
+): void {
+  const issuer = new Issuer(recording, site, budgets, issued);
+  try {
+    issuer.run();
+  } finally {
+    site.streams.returnAll();
+    issuer.returnEvents();
+  }
+}
+
+/** Hands one piece of work to a stream. @param multiprocessors how many a kernel may fill */
+export function issueWork(
+  driver: Driver,
+  work: Work,
+  stream: bigint,
+  multiprocessors: number,
+): void {
+  switch (work.kind) {
+    case "kernel": {
+      const { launch } = work;
+      launch.setStream(stream);
+      launch.setBlocks(work.blocks(multiprocessors));
+      driver.launchKernel(launch.config, launch.fn, launch.params);
+      break;
+    }
+    case "fill":
+      driver.fillWords(work.address, work.value, work.words, stream);
+      break;
+    case "copy":
+      driver.copyOnDevice(work.target, work.source, work.bytes, stream);
+      break;
+    case "mirror":
+      driver.copyToHost(work.target, work.source, work.bytes, stream);
+      break;
+  }
+}
+
+class Issuer {
+  readonly #recording: Recording;
+  readonly #site: IssueSite;
+  readonly #budgets: CudaBudgets;
+  readonly #issued: ((kernel: BudgetedKernel, stream: bigint) => void) | undefined;
+  readonly #native = new Map<CudaStream, bigint>();
+  readonly #points = new Map<Point, bigint>();
+  readonly #events: bigint[] = [];
+  /** Where the recording begins. */
+  readonly #begin: bigint;
+  #side: bigint | undefined;
+  /** Work for the side stream, and the events that it comes after. */
+  readonly #later: { readonly beside: readonly Work[]; readonly after: bigint }[] = [];
+
+  constructor(
+    recording: Recording,
+    site: IssueSite,
+    budgets: CudaBudgets,
+    issued: ((kernel: BudgetedKernel, stream: bigint) => void) | undefined,
+  ) {
+    this.#recording = recording;
+    this.#site = site;
+    this.#budgets = budgets;
+    this.#issued = issued;
+    this.#begin = this.#event();
+  }
+
+  run(): void {
+    const { driver, streams } = this.#site;
+    driver.recordEvent(this.#begin, streams.launch);
+    const { steps } = this.#recording;
+    const last = steps.findLast((step) => step.kind === "operator");
+    for (const step of steps) {
+      const stream = this.#nativeOf(step.stream);
+      if (step.kind === "operator") {
+        const { work, beside, afterBeside } = step.operator;
+        if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
+        if (afterBeside && this.#side !== undefined) this.#order(this.#side, stream);
+        for (const item of work) this.#work(item, step.stream, stream);
+        if (beside.length > 0) this.#later.push({ beside, after: this.#mark(stream) });
+      } else if (step.kind === "wait") {
+        driver.waitEvent(stream, this.#points.get(step.point) as bigint);
+      } else if (step.point.awaited) {
+        const event = this.#event();
+        driver.recordEvent(event, stream);
+        this.#points.set(step.point, event);
+      }
+    }
+    this.#doLater();
+    for (const stream of this.#native.values()) {
+      if (stream !== streams.launch) this.#order(stream, streams.launch);
+    }
+    if (this.#side !== undefined) this.#order(this.#side, streams.launch);
+  }
+
+  /** A wait that was issued keeps to the record that came before it, so events are free once all is issued. */
+  returnEvents(): void {
+    for (const event of this.#events) this.#site.events.give(event);
+  }
+
+  #event(): bigint {
+    const event = this.#site.events.take();
+    this.#events.push(event);
+    return event;
+  }
+
+  #nativeOf(stream: CudaStream): bigint {
+    let native = this.#native.get(stream);
+    if (native !== undefined) return native;
+    const { streams, driver } = this.#site;
+    const partition = this.#budgets.partitionOf(stream.group);
+    const plain = partition === undefined && streams.native(stream.priority) === streams.native(0);
+    if (stream === this.#recording.origin && plain) {
+      native = streams.launch;
+    } else {
+      native = streams.lend(stream.priority, partition);
+      driver.waitEvent(native, this.#begin);
+    }
+    this.#native.set(stream, native);
+    return native;
+  }
+
+  #work(work: Work, stream: CudaStream, native: bigint): void {
+    const { driver, multiprocessors } = this.#site;
+    if (work.kind !== "kernel" || !work.budgeted) {
+      issueWork(driver, work, native, multiprocessors);
+      return;
+    }
+    const { group } = stream;
+    const streams = this.#recording.streamsOfGroup[group] ?? 1;
+    work.launch.setWindow(this.#windowOf(work, group));
+    issueWork(driver, work, native, this.#budgets.shareOf(group, streams));
+    if (work.persistent) this.#issued?.({ work, group, streams }, native);
+  }
+
+  /**
+   * The part of a group's weights that its cache budget has room for. Which lines those are is the
+   * hardware's choice, by hit ratio: experts that are asked for often are found again, others are not.
+   */
+  #windowOf({ weights }: KernelWork, group: number): AccessWindow | null {
+    const room = this.#budgets.cacheOf(group);
+    if (room === 0 || weights === undefined) return null;
+    const bytes = Math.min(weights.bytes, this.#site.maxWindowBytes);
+    const hitRatio = Math.min(1, room / this.#weightBytesOf(group));
+    return bytes === 0 ? null : { address: weights.address, bytes, hitRatio };
+  }
+
+  /** Bytes of all the weights that a group's kernels read in this recording. */
+  #weightBytesOf(group: number): number {
+    const ranges = new Map<bigint, number>();
+    for (const step of this.#recording.steps) {
+      if (step.kind !== "operator" || step.stream.group !== group) continue;
+      for (const work of step.operator.work) {
+        if (work.kind === "kernel" && work.weights !== undefined) {
+          ranges.set(work.weights.address, work.weights.bytes);
+        }
+      }
+    }
+    return [...ranges.values()].reduce((sum, bytes) => sum + bytes, 0);
+  }
+
+  /** Issues what was put off. @param not not before what is on this stream */
+  #doLater(not?: bigint): void {
+    if (this.#later.length === 0) return;
+    const { driver, streams, multiprocessors } = this.#site;
+    this.#side ??= streams.lend(SIDE_PRIORITY, undefined);
+    if (not !== undefined) this.#order(not, this.#side);
+    for (const { beside, after } of this.#later.splice(0)) {
+      driver.waitEvent(this.#side, after);
+      for (const work of beside) issueWork(driver, work, this.#side, multiprocessors);
+    }
+  }
+
+  /** What comes on `after` from here on runs once what is on `before` so far is done. */
+  #order(before: bigint, after: bigint): void {
+    this.#site.driver.waitEvent(after, this.#mark(before));
+  }
+
+  #mark(stream: bigint): bigint {
+    const event = this.#event();
+    this.#site.driver.recordEvent(event, stream);
+    return event;
+  }
+}

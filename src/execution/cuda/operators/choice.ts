@@ -1,0 +1,128 @@
+/**
+ * Which kernel suits a product, and how tall the tiles of a launch are.
+ *
+ * A launch has one class of tiles, from the rows that an expert has on average:
+ * few rows want small tiles, whose kernels stream weights at memory speed; many
+ * want tall ones, which read weights fewer times. Lists of tiles are made before
+ * it is known which products will use them, so tiles are never taller than any
+ * product's kernels can be. A kernel may be taller than the tiles of its list.
+ */
+
+import type { Activation } from "../../operators.ts";
+import type { Kernel } from "../bundle/kernel-set.ts";
+import type { Manifest } from "../bundle/manifest.ts";
+import type { RowType } from "../rows.ts";
+import type { OperatorContext } from "./context.ts";
+
+/** Rows of a tile by the even share of rows that calls for it, measured on an H200; beyond, the tallest. */
+const CLASSES = [
+  { share: 8, rows: 16 },
+  { share: 128, rows: 64 },
+  { share: Number.POSITIVE_INFINITY, rows: 128 },
+] as const;
+
+/** What a kernel knows of activations: none, the formula of SwiGLU and its relatives, or any by a code. */
+export type ActivationSet = "identity" | "logistic" | "coded";
+
+/** The sets that have an activation, the fastest first. */
+export function activationSets(
+  { activations }: Manifest,
+  { kind }: Activation,
+  gated: boolean,
+): readonly ActivationSet[] {
+  if (!gated) return kind === "none" ? ["identity", "coded"] : ["coded"];
+  // The formula's code is that of its best-known case.
+  const logistic = activations[kind]?.["code"] === activations["silu"]?.["code"];
+  return logistic ? ["logistic", "coded"] : ["coded"];
+}
+
+export interface ProductNeeds {
+  readonly element: RowType;
+  readonly gated: boolean;
+  readonly activation: Activation;
+  /** Whether there is a bias or an input scale. */
+  readonly extras: boolean;
+  /** Rows of a tile at least. */
+  readonly rows: number;
+}
+
+/** What `precision` selects for rows of this type. */
+function precisionOf(element: RowType, { float32 }: Pick<OperatorContext, "float32">): string {
+  return element === "float32" ? float32 : "ieee";
+}
+
+/** The rows that tiles should have for so many rows a matrix. */
+function wantedRows(share: number): number {
+  return (CLASSES.find((each) => share <= each.share) as (typeof CLASSES)[number]).rows;
+}
+
+/** Rows of a tile in lists for products of this element type. */
+export function tileRows(
+  context: Pick<OperatorContext, "kernels" | "float32">,
+  element: RowType,
+  share: number,
+): number {
+  const selects = {
+    operator: "project",
+    element,
+    precision: precisionOf(element, context),
+    // The kernels with extras can do what the ones without them can.
+    extras: true,
+  };
+  const kernels = context.kernels.all(selects);
+  const tallest = new Map<string, number>();
+  const heights = kernels.map((kernel) => {
+    const { gated, activations } = kernel.entry.selects;
+    const rows = rowsOf(kernel);
+    const product = `${gated} ${activations}`;
+    tallest.set(product, Math.max(rows, tallest.get(product) ?? 0));
+    return rows;
+  });
+  if (kernels.length === 0) context.kernels.missing(selects);
+  const most = Math.min(...tallest.values());
+  const wanted = wantedRows(share);
+  return Math.min(most, ...heights.filter((rows) => rows >= wanted));
+}
+
+/** The kernel for a product: of the fastest set of activations, the lowest that is tall enough. */
+export function projectKernel(
+  context: Pick<OperatorContext, "kernels" | "float32">,
+  needs: ProductNeeds,
+): Kernel {
+  const { kernels } = context;
+  const { element, gated, activation, extras, rows } = needs;
+  const selects = {
+    operator: "project",
+    element,
+    precision: precisionOf(element, context),
+    gated,
+  };
+  const sets = activationSets(kernels.manifest, activation, gated);
+  for (const activations of sets) {
+    const found = kernels
+      .all({ ...selects, activations })
+      .filter((kernel) => rowsOf(kernel) >= rows && (extrasOf(kernel) || !extras))
+      .sort((a, b) => rowsOf(a) - rowsOf(b) || Number(extrasOf(a)) - Number(extrasOf(b)));
+    if (found[0] !== undefined) return found[0];
+  }
+  return kernels.missing({ ...selects, activations: sets.join(" or "), rows_per_tile: rows });
+}
+
+/** The kernel for the dense product of up to `mostTokens` rows, and the rows of its tiles. */
+export function denseKernel(
+  context: Pick<OperatorContext, "kernels" | "float32">,
+  needs: Omit<ProductNeeds, "rows">,
+  mostTokens: number,
+): { readonly kernel: Kernel; readonly rows: number } {
+  const rows = tileRows(context, needs.element, mostTokens);
+  const kernel = projectKernel(context, { ...needs, rows });
+  return { kernel, rows: rowsOf(kernel) };
+}
+
+function rowsOf({ entry }: Kernel): number {
+  return Number(entry.selects["rows_per_tile"]);
+}
+
+function extrasOf({ entry }: Kernel): boolean {
+  return entry.selects["extras"] === true;
+}

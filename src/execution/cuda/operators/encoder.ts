@@ -1,0 +1,62 @@
+/**
+ * An operator on its way to becoming work: its checked arguments, and the launches,
+ * copies and fills written so far. What was written is given back if a later check
+ * fails, and when the encoded operator is disposed of.
+ */
+
+import type { CudaBuffer } from "../buffer.ts";
+import type { Kernel } from "../bundle/kernel-set.ts";
+import type { KernelValues, Launch } from "../launch/launch.ts";
+import type { EncodedOperator, Work } from "../work.ts";
+import { OperatorArguments } from "./arguments.ts";
+import type { OperatorContext } from "./context.ts";
+import type { Grid } from "./grids.ts";
+import { kernelWork, type WorkOptions } from "./kernel-work.ts";
+
+/** An encoded operator; disposing of it gives its launches back, once nothing will issue them again. */
+export type OwnedOperator = EncodedOperator & Disposable;
+
+export class OperatorEncoder extends OperatorArguments implements OwnedOperator {
+  readonly context: OperatorContext;
+  readonly work: Work[] = [];
+  readonly beside: Work[] = [];
+  /** Set where the operator reads or writes what the `beside` of an earlier one does. */
+  afterBeside = false;
+  readonly #launches: Launch[] = [];
+
+  constructor(context: OperatorContext, operator: string) {
+    super(context.owner, operator);
+    this.context = context;
+  }
+
+  kernel(kernel: Kernel, values: KernelValues, grid: Grid, options?: WorkOptions): void {
+    this.work.push(this.#written(kernel, values, grid, options));
+  }
+
+  kernelBeside(kernel: Kernel, values: KernelValues, grid: Grid, options?: WorkOptions): void {
+    this.beside.push(this.#written(kernel, values, grid, options));
+  }
+
+  /** Brings buffers that were written to the host, those of them that are mirrored. */
+  mirror(...written: readonly CudaBuffer[]): void {
+    for (const { mirror, address, byteLength } of written) {
+      if (mirror === undefined) continue;
+      this.beside.push({
+        kind: "mirror",
+        target: mirror.address,
+        source: address,
+        bytes: byteLength,
+      });
+    }
+  }
+
+  #written(kernel: Kernel, values: KernelValues, grid: Grid, options?: WorkOptions): Work {
+    const work = kernelWork(this.context, kernel, values, grid, options);
+    this.#launches.push(work.launch);
+    return work;
+  }
+
+  [Symbol.dispose](): void {
+    for (const launch of this.#launches) launch[Symbol.dispose]();
+  }
+}

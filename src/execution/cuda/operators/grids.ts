@@ -1,0 +1,51 @@
+/**
+ * How many blocks a kernel is launched with: the manifest's grid rules.
+ *
+ * Persistent kernels take as many blocks as their multiprocessors hold, each
+ * walking through the work; never more than there can be pieces. The others have a
+ * block for every piece there is room for.
+ */
+
+import { DeviceUnavailableError } from "../../../errors.ts";
+import { type KernelEntry, REINSTALL } from "../bundle/manifest.ts";
+
+export interface Grid {
+  /** Blocks along x for so many multiprocessors. */
+  blocks(multiprocessors: number): number;
+  /** Whether that depends on them. */
+  readonly persistent: boolean;
+  readonly y: number;
+}
+
+/** A persistent kernel's grid, over `rows` rows or tiles of so many columns at most. */
+export function persistentGrid(entry: KernelEntry, rows: number, columns: number): Grid {
+  const { blocks_per_multiprocessor, columns_per_block } = entry.grid;
+  const stretch = columns_per_block ?? incomplete(entry, "columns_per_block");
+  const most = Math.max(1, rows * Math.ceil(columns / stretch));
+  return {
+    blocks: (multiprocessors) => Math.min(multiprocessors * blocks_per_multiprocessor, most),
+    persistent: true,
+    y: 1,
+  };
+}
+
+/** The grid of a kernel that covers its work, whose extents the manifest gives in these sizes. */
+export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, number>>): Grid {
+  const extent = (axis: "x" | "y"): number => {
+    const rule = entry.grid[axis];
+    if (rule === undefined) return axis === "x" ? incomplete(entry, axis) : 1;
+    const size = sizes[rule.of] ?? incomplete(entry, `meaning to ${rule.of}`);
+    return Math.max(1, Math.ceil(size / rule.by));
+  };
+  return fixedGrid(extent("x"), extent("y"));
+}
+
+export function fixedGrid(x: number, y = 1): Grid {
+  return { blocks: () => x, persistent: false, y };
+}
+
+function incomplete(entry: KernelEntry, what: string): never {
+  throw new DeviceUnavailableError(
+    `The grid of kernel ${entry.name} cannot be told: the manifest gives no ${what}. ${REINSTALL}`,
+  );
+}

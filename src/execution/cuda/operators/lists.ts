@@ -1,0 +1,89 @@
+/**
+ * The work lists of tiles: written by the bucket kernel, one for each lane, read by
+ * the products. They belong to the order buffer that is written with them.
+ *
+ * In one block of memory: what the kernel is told of every list, how many tiles
+ * each one got, the tiles.
+ */
+
+import type { CudaBuffer } from "../buffer.ts";
+import type { OperatorContext } from "./context.ts";
+import { Scratch } from "./scratch.ts";
+
+/** Sizes that lists are made for; an operator finds the lists of its own. */
+export interface ListSizes {
+  readonly experts: number;
+  readonly lanes: number;
+  readonly mostTokens: number;
+  readonly topK: number;
+  /** Rows of a tile. */
+  readonly rows: number;
+}
+
+export interface TileLists {
+  readonly buffer: CudaBuffer;
+  /** Tiles that each list has room for. */
+  readonly most: number;
+  /** Address of what the kernel is told of the lists. */
+  readonly lists: bigint;
+  /** Address of the first lane's number of tiles; the other lanes' follow. */
+  readonly counts: bigint;
+  /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
+  readonly tiles: bigint;
+}
+
+/** Bytes of a tile: matrix, first row, rows, and a word that makes it 16. */
+export const TILE_BYTES = 16;
+
+/** Parts of the block begin at multiples of this, which is what the kernels' 16-byte accesses need and more. */
+const ALIGNMENT = 256;
+
+/** Rows of an expert in a list's class, where there is one class: any number. */
+const ANY_ROWS = 0x7fffffff;
+
+const lists = new Scratch<TileLists>();
+
+/** The lists of an order buffer for these sizes, if a bucket operator has been encoded with them. */
+export function findLists(order: CudaBuffer, sizes: ListSizes): TileLists | undefined {
+  return lists.find(order, ...keyOf(sizes));
+}
+
+/** The lists of an order buffer for these sizes, made now if need be. */
+export function listsOf(order: CudaBuffer, sizes: ListSizes, context: OperatorContext): TileLists {
+  return lists.of(order, keyOf(sizes), () => makeLists(order, sizes, context));
+}
+
+function keyOf({ experts, lanes, mostTokens, topK, rows }: ListSizes): number[] {
+  return [experts, lanes, mostTokens, topK, rows];
+}
+
+function makeLists(
+  order: CudaBuffer,
+  { experts, lanes, mostTokens, topK, rows }: ListSizes,
+  context: OperatorContext,
+): TileLists {
+  const slots = mostTokens * topK;
+  // Every expert can end with a tile that is not full, and all of them can be on one lane.
+  const most = Math.floor(slots / rows) + Math.min(experts, slots);
+  const words = context.kernels.manifest.list_words;
+  const countsAt = aligned(lanes * words * 4);
+  const tilesAt = countsAt + aligned(lanes * 4);
+  const buffer = context.scratch(
+    tilesAt + lanes * most * TILE_BYTES,
+    `work lists of ${order.label}`,
+  );
+  const told = new Int32Array(lanes * words);
+  for (let lane = 0; lane < lanes; lane++) told.set([rows, ANY_ROWS, lane * most], lane * words);
+  context.upload(buffer.address, told);
+  return {
+    buffer,
+    most,
+    lists: buffer.address,
+    counts: buffer.address + BigInt(countsAt),
+    tiles: buffer.address + BigInt(tilesAt),
+  };
+}
+
+function aligned(bytes: number): number {
+  return Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+}

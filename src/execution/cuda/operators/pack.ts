@@ -1,0 +1,108 @@
+/**
+ * Matrices into the kernels' layout: converted, at a pitch, padded with zeros. For
+ * weights, and for rows that come in another type or width. No operator: the
+ * device runs this work of its own accord.
+ */
+
+import { InvalidArgumentError } from "../../../errors.ts";
+import type { DType } from "../../../tensor.ts";
+import { type RowLayout, rowBytes } from "../../device.ts";
+import type { CudaBuffer } from "../buffer.ts";
+import { padded, type RowType, requireRowType } from "../rows.ts";
+import type { Work } from "../work.ts";
+import { persistentGrid } from "./grids.ts";
+import { kernelWork, type LaunchContext, type OwnKernelWork } from "./kernel-work.ts";
+
+/** A matrix in device memory and where it goes; strides and steps in elements. */
+export interface Packing {
+  /** Address of element (0, 0). */
+  readonly source: bigint;
+  readonly sourceType: RowType;
+  readonly rows: number;
+  readonly columns: number;
+  readonly rowStride: number;
+  readonly columnStride: number;
+  readonly target: bigint;
+  readonly targetType: RowType;
+  /** From one row of the target to the next. */
+  readonly rowStep: number;
+  /** Elements written of each target row: the columns, then zeros. */
+  readonly pitch: number;
+}
+
+/** The kernel that does it; its launch is the caller's to dispose of. */
+export function packWork(context: LaunchContext, packing: Packing): OwnKernelWork {
+  const { source, sourceType, target, targetType, rows, columns, pitch } = packing;
+  const kernel = context.kernels.find({
+    operator: "pack",
+    source: sourceType,
+    element: targetType,
+  });
+  return kernelWork(
+    context,
+    kernel,
+    {
+      source,
+      destination: target,
+      rows,
+      columns,
+      row_stride: packing.rowStride,
+      column_stride: packing.columnStride,
+      row_step: packing.rowStep,
+      pitch,
+    },
+    persistentGrid(kernel.entry, rows, pitch),
+  );
+}
+
+/**
+ * Dense rows [rows, width] in device memory into a layout: a copy where they lie that way already.
+ *
+ * @param target checked to be open and of this device
+ * @returns nothing for no rows
+ * @throws InvalidArgumentError if layout, type or sizes do not fit
+ */
+export function rowsWork(
+  context: LaunchContext,
+  target: CudaBuffer,
+  layout: RowLayout,
+  source: bigint,
+  dtype: DType,
+  rows: number,
+): (Work | OwnKernelWork)[] {
+  const { width, pitch } = layout;
+  requireRowType("Rows", layout.dtype);
+  requireRowType("Source rows", dtype);
+  if (!(width >= 1) || pitch !== padded(width)) {
+    throw new InvalidArgumentError(
+      `Rows of ${width} values at a pitch of ${pitch} are not this device's layout. Use what rowLayout() gives.`,
+    );
+  }
+  if (!Number.isInteger(rows) || rows < 0) {
+    throw new InvalidArgumentError(`${String(rows)} rows cannot be written. Use 0 or more.`);
+  }
+  const bytes = rowBytes(layout, rows);
+  if (target.byteLength < bytes) {
+    throw new InvalidArgumentError(
+      `Buffer "${target.label}" has ${target.byteLength} bytes; ${rows} rows of ${pitch} ${layout.dtype} need ${bytes}. Allocate it larger, or write fewer rows.`,
+    );
+  }
+  if (rows === 0) return [];
+  if (dtype === layout.dtype && width === pitch) {
+    return [{ kind: "copy", target: target.address, source, bytes }];
+  }
+  return [
+    packWork(context, {
+      source,
+      sourceType: dtype,
+      rows,
+      columns: width,
+      rowStride: width,
+      columnStride: 1,
+      target: target.address,
+      targetType: layout.dtype,
+      rowStep: pitch,
+      pitch,
+    }),
+  ];
+}

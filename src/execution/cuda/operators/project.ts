@@ -1,0 +1,202 @@
+/**
+ * `project`: one product of every expert on a lane's work list, or of all rows with
+ * one matrix. Gates, whose output is float32, have kernels of their own.
+ */
+
+import type { AllRows, BucketRows, ProjectOperator } from "../../operators.ts";
+import type { CudaBuffer } from "../buffer.ts";
+import type { Kernel } from "../bundle/kernel-set.ts";
+import type { KernelValues } from "../launch/launch.ts";
+import type { CudaProjection } from "../projection.ts";
+import { activationValues } from "./activation.ts";
+import { denseKernel, projectKernel, tileRows } from "./choice.ts";
+import type { OperatorEncoder } from "./encoder.ts";
+import { coverGrid, persistentGrid } from "./grids.ts";
+import { findLists, TILE_BYTES } from "./lists.ts";
+
+/** Row tiles that go through the columns of a matrix together, so that its weights are found in the L2. */
+const TILE_GROUP = 8;
+
+const ROWS_FROM = ["all", "bucket"] as const;
+
+export function encodeProject(operator: ProjectOperator, to: OperatorEncoder): void {
+  const projection = to.projection("projection", operator.projection);
+  const { rows } = operator;
+  to.oneOf("rows.from", rows.from, ROWS_FROM);
+  if (projection.spec.output === "float32") encodeGate(operator, projection, to);
+  else if (rows.from === "all") encodeDense(operator, rows, projection, to);
+  else encodeLane(operator, rows, projection, to);
+}
+
+/** Rows of the input, rows of the output: the buffers, with room for so many. */
+function rowBuffers(
+  operator: ProjectOperator,
+  projection: CudaProjection,
+  inputs: number,
+  outputs: number,
+  to: OperatorEncoder,
+): { readonly input: CudaBuffer; readonly output: CudaBuffer } {
+  const { input, output } = projection.spec;
+  const float32 = output === "float32";
+  const width = float32 ? projection.spec.outputs : projection.outputPitch;
+  return {
+    input: to.input("input", operator.input, inputs * projection.k, input),
+    output: to.output("output", operator.output, outputs * width, float32 ? "float32" : input),
+  };
+}
+
+function encodeDense(
+  operator: ProjectOperator,
+  rows: AllRows,
+  projection: CudaProjection,
+  to: OperatorEncoder,
+): void {
+  const { spec, element } = projection;
+  const activation = activationValues(operator.activation, spec.gated, to);
+  const mostTokens = to.integer("rows.mostTokens", rows.mostTokens, 1);
+  const matrix = to.integer("rows.matrix", rows.matrix, 0, spec.count - 1);
+  const tokens = to.input("rows.tokens", rows.tokens, 1);
+  const buffers = rowBuffers(operator, projection, mostTokens, mostTokens, to);
+  const needs = {
+    element,
+    gated: spec.gated,
+    activation: operator.activation,
+    extras: spec.bias,
+  };
+  const { kernel, rows: tile } = denseKernel(to.context, needs, mostTokens);
+  const { dense = 0, bias = 0 } = to.context.kernels.manifest.options["project"] ?? {};
+  to.kernel(
+    kernel,
+    {
+      ...commonValues(kernel, projection, buffers),
+      ...activation,
+      tiles: null,
+      tile_count: tokens.address,
+      order: null,
+      input_scale: null,
+      top_k: 1,
+      dense_matrix: matrix,
+      options: dense | (spec.bias ? bias : 0),
+    },
+    persistentGrid(kernel.entry, Math.ceil(mostTokens / tile), projection.n),
+    { budgeted: true, weights: projection.weights },
+  );
+  to.mirror(buffers.output);
+}
+
+function encodeLane(
+  operator: ProjectOperator,
+  rows: BucketRows,
+  projection: CudaProjection,
+  to: OperatorEncoder,
+): void {
+  const { spec, element } = projection;
+  const { context } = to;
+  const activation = activationValues(operator.activation, spec.gated, to);
+  const experts = spec.count;
+  const topK = to.integer("rows.topK", rows.topK, 1);
+  const mostTokens = to.integer("rows.mostTokens", rows.mostTokens, 1);
+  const slots = to.slots("rows.mostTokens", mostTokens, topK);
+  const lanes = to.integer("rows.lanes", rows.lanes, 1);
+  const lane = to.integer("rows.lane", rows.lane, 0, lanes - 1);
+  const order = to.input("rows.buckets.order", rows.buckets.order, slots);
+  const scale = to.optional("rows.inputScale", rows.inputScale, slots);
+  // Not filled: the device says so in `timesExperts`.
+  to.optional("rows.busy", rows.busy, experts, "int32");
+  const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
+  const height = tileRows(context, element, slots / experts);
+  const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
+  if (lists === undefined) {
+    to.fail(
+      `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
+      "Enqueue the bucket operator that fills them first, with the same sizes; a projection needs one matrix for each expert.",
+    );
+  }
+  const kernel = projectKernel(context, {
+    element,
+    gated: spec.gated,
+    activation: operator.activation,
+    extras: spec.bias || scale !== null,
+    rows: height,
+  });
+  const bits = context.kernels.manifest.options["project"] ?? {};
+  const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
+  to.kernel(
+    kernel,
+    {
+      ...commonValues(kernel, projection, buffers),
+      ...activation,
+      tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
+      tile_count: lists.counts + BigInt(lane * 4),
+      order: order.address,
+      input_scale: scale,
+      top_k: topK,
+      dense_matrix: 0,
+      options:
+        bit("gather", rows.gather) | bit("bias", spec.bias) | bit("input_scale", scale !== null),
+    },
+    persistentGrid(kernel.entry, lists.most, projection.n),
+    { budgeted: true, weights: projection.weights },
+  );
+  to.mirror(buffers.output);
+}
+
+function commonValues(
+  { entry }: Kernel,
+  projection: CudaProjection,
+  { input, output }: { readonly input: CudaBuffer; readonly output: CudaBuffer },
+): KernelValues {
+  const [map] = entry.tensordesc_meta;
+  return {
+    x: input.address,
+    w: map === undefined ? projection.address : projection.tensorMap(map),
+    bias: projection.bias(0),
+    out: output.address,
+    n: projection.n,
+    k: projection.k,
+    x_pitch: projection.k,
+    out_pitch: projection.outputPitch,
+    group: TILE_GROUP,
+  };
+}
+
+function encodeGate(
+  operator: ProjectOperator,
+  projection: CudaProjection,
+  to: OperatorEncoder,
+): void {
+  const { spec, element } = projection;
+  const { rows, activation } = operator;
+  if (rows.from !== "all") {
+    to.fail('rows.from is "bucket"', 'A projection to float32 takes rows from "all".');
+  }
+  const kind = to.oneOf("activation.kind", activation.kind, ["none", "sigmoid"]);
+  const mostTokens = to.integer("rows.mostTokens", rows.mostTokens, 1);
+  to.integer("rows.matrix", rows.matrix, 0, 0);
+  const tokens = to.input("rows.tokens", rows.tokens, 1);
+  const { input, output } = rowBuffers(operator, projection, mostTokens, mostTokens, to);
+  const { kernels } = to.context;
+  const kernel = kernels.find({
+    operator: "gate",
+    element: spec.input,
+    weights: element,
+    tokens: mostTokens,
+  });
+  const { bias = 0, sigmoid = 0 } = kernels.manifest.options["gate"] ?? {};
+  to.kernel(
+    kernel,
+    {
+      x: input.address,
+      w: projection.address,
+      bias: projection.bias(0),
+      out: output.address,
+      tokens: tokens.address,
+      n: spec.outputs,
+      k: projection.k,
+      x_pitch: projection.k,
+      options: (spec.bias ? bias : 0) | (kind === "sigmoid" ? sigmoid : 0),
+    },
+    coverGrid(kernel.entry, { n: spec.outputs, most_tokens: mostTokens }),
+  );
+  to.mirror(output);
+}

@@ -1,0 +1,356 @@
+/**
+ * Weights on the GPU: all matrices of a projection as the kernels read them, then
+ * their biases, in one block of memory.
+ *
+ * Layout: [count, n, k], k contiguous; k is the inputs and n the outputs, both
+ * rounded up to a multiple of 64, the rest zero. Of a gated projection n is twice
+ * the (rounded) outputs: rows are interleaved, gate 0, value 0, gate 1, ... Elements
+ * have the type of the rows that the projection reads; a gate, whose output is
+ * float32, keeps its own type if it is that of the rows, else float32. Biases are
+ * float32 [count, n], in the same order.
+ *
+ * Writing a matrix is staged: a piece of the source goes to the device as it stands
+ * and a kernel puts its elements in place.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { BYTES_PER_ELEMENT, type MatrixView } from "../../tensor.ts";
+import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
+import type { CudaBuffer } from "./buffer.ts";
+import type { KernelEntry } from "./bundle/manifest.ts";
+import type { Driver } from "./driver/driver.ts";
+import { TENSOR_MAP } from "./driver/structs.ts";
+import type { Slot } from "./launch/arena.ts";
+import { chunksOf, type MatrixChunk } from "./matrix-chunks.ts";
+import { persistentGrid } from "./operators/grids.ts";
+import { kernelWork, type LaunchContext, type OwnKernelWork } from "./operators/kernel-work.ts";
+import { packWork } from "./operators/pack.ts";
+import { padded, type RowType, requireRowType } from "./rows.ts";
+import type { MemoryRange, Work } from "./work.ts";
+
+/** Brings host memory to the device and runs work that reads it. */
+export interface WeightUploader {
+  /**
+   * Copies `chunk` (at most STAGING_BYTES) to device memory, then runs the work that is made for its
+   * address there, in order. The copy is taken from `chunk` before this returns its promise or while it
+   * is pending; the promise resolves when the work is finished.
+   */
+  uploadAndRun(
+    chunk: ArrayBufferView,
+    makeWork: (stagedAddress: bigint) => readonly Work[],
+  ): Promise<void>;
+}
+
+/** What a projection needs of the device it belongs to. */
+export interface ProjectionOwner extends LaunchContext, WeightUploader {
+  /** What `Projection.owner` is compared with: the same object that the device's buffers have as theirs. */
+  readonly owner: object;
+  readonly driver: Pick<Driver, "encodeTensorMap">;
+  /** Device memory, all zero. @throws OutOfDeviceMemoryError */
+  scratch(bytes: number, label: string): CudaBuffer;
+  /** Writes device memory now; work enqueued later finds it there. */
+  upload(address: bigint, data: ArrayBufferView): void;
+}
+
+/** Largest piece of a matrix that is staged at once: enough that copies run at full speed. */
+export const STAGING_BYTES = 16 * 2 ** 20;
+
+/** Where biases begin: what an allocation of their own would be aligned to. */
+const ALIGNMENT = 256;
+
+/** Rows of all matrices are numbered by an int32 in the kernels. */
+const MOST_ROWS = 0x7fffffff;
+
+/** A descriptor's box, as the manifest has it. */
+export type TensorMapMeta = KernelEntry["tensordesc_meta"][number];
+
+export class CudaProjection implements Projection {
+  readonly owner: object;
+  readonly spec: ProjectionSpec;
+  /** Element type of the weights. */
+  readonly element: RowType;
+  /** Rows of a matrix, padding included: 2 for every output if gated. */
+  readonly n: number;
+  /** Elements of a row, padding included; also the pitch of the rows it reads. */
+  readonly k: number;
+  readonly #device: ProjectionOwner;
+  readonly #buffer: CudaBuffer;
+  readonly #biasOffset: number;
+  /** The biases as they are on the device: gates and values are written apart and lie interleaved. */
+  readonly #bias: Float32Array | null;
+  readonly #maps = new Map<string, Slot>();
+
+  /**
+   * Reserves the memory, all zero.
+   *
+   * @throws InvalidArgumentError if the spec makes no sense
+   * @throws OutOfDeviceMemoryError
+   */
+  constructor(device: ProjectionOwner, spec: ProjectionSpec, label: string) {
+    this.element = elementOf(spec);
+    const { count, inputs, outputs, gated, bias } = spec;
+    this.#device = device;
+    this.owner = device.owner;
+    this.spec = { ...spec };
+    this.n = (gated ? 2 : 1) * padded(outputs);
+    this.k = padded(inputs);
+    if (count * this.n > MOST_ROWS) {
+      throw new InvalidArgumentError(
+        `A projection of ${count} matrices has ${count * this.n} rows in all, padding included. Use fewer than 2^31.`,
+      );
+    }
+    const weights = count * this.n * this.k * BYTES_PER_ELEMENT[this.element];
+    this.#biasOffset = Math.ceil(weights / ALIGNMENT) * ALIGNMENT;
+    this.#bias = bias ? new Float32Array(count * this.n) : null;
+    const biases = this.#bias?.byteLength ?? 0;
+    this.#buffer = device.scratch(this.#biasOffset + biases, label);
+  }
+
+  get byteLength(): number {
+    return this.#buffer.byteLength;
+  }
+
+  get label(): string {
+    return this.#buffer.label;
+  }
+
+  get closed(): boolean {
+    return this.#buffer.closed;
+  }
+
+  /** Address of the first matrix. */
+  get address(): bigint {
+    return this.#buffer.address;
+  }
+
+  /** Bytes of all matrices, without biases. */
+  get weightBytes(): number {
+    return this.spec.count * this.n * this.k * BYTES_PER_ELEMENT[this.element];
+  }
+
+  /** Where the matrices lie. */
+  get weights(): MemoryRange {
+    return { address: this.address, bytes: this.weightBytes };
+  }
+
+  /** Pitch of the rows it puts out. */
+  get outputPitch(): number {
+    return this.n / this.#parts;
+  }
+
+  get #parts(): number {
+    return this.spec.gated ? 2 : 1;
+  }
+
+  /** Address of the biases from one matrix on, or null. */
+  bias(matrix: number): bigint | null {
+    if (this.#bias === null) return null;
+    return this.address + BigInt(this.#biasOffset + matrix * this.n * 4);
+  }
+
+  /** The tensor map through which a kernel with such a box reads all matrices, one below the other. */
+  tensorMap({ block_size, swizzle, l2_promotion }: TensorMapMeta): Uint8Array {
+    const key = `${block_size} ${swizzle} ${l2_promotion}`;
+    let slot = this.#maps.get(key);
+    if (slot === undefined) {
+      slot = this.#device.arena.allocate(TENSOR_MAP.size);
+      this.#device.driver.encodeTensorMap(slot.address, {
+        address: this.address,
+        element: this.element,
+        rows: this.spec.count * this.n,
+        columns: this.k,
+        box: block_size,
+        swizzle,
+        l2Promotion: l2_promotion,
+      });
+      this.#maps.set(key, slot);
+    }
+    return new Uint8Array(slot.view.buffer, slot.view.byteOffset, TENSOR_MAP.size);
+  }
+
+  /**
+   * @throws ShapeError if the matrix is not [outputs, inputs] in the projection's element type, or
+   *   does not lie within its data
+   * @throws DisposedError if the projection is closed before all of it is written
+   */
+  async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
+    this.#check(index, part);
+    this.#checkMatrix(matrix);
+    for (const chunk of chunksOf(matrix, STAGING_BYTES)) {
+      if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
+      const made: OwnKernelWork[] = [];
+      try {
+        await this.#device.uploadAndRun(chunk.data, (staged) => {
+          made.push(this.#packing(index, part, matrix, chunk, staged));
+          return made;
+        });
+      } finally {
+        for (const { launch } of made) launch[Symbol.dispose]();
+      }
+    }
+  }
+
+  writeBias(index: number, part: ProjectionPart, bias: Float32Array): void {
+    this.#check(index, part);
+    const { outputs } = this.spec;
+    if (this.#bias === null) {
+      throw new InvalidArgumentError(`Projection "${this.label}" has no bias.`);
+    }
+    if (!(bias instanceof Float32Array) || bias.length !== outputs) {
+      throw new ShapeError(
+        `The bias of projection "${this.label}" is a Float32Array of ${outputs} elements, got ${bias instanceof Float32Array ? `${bias.length} elements` : typeof bias}.`,
+      );
+    }
+    const own = this.#bias.subarray(index * this.n, (index + 1) * this.n);
+    const first = this.#place(part);
+    for (let i = 0; i < outputs; i++) own[first + i * this.#parts] = bias[i] as number;
+    this.#device.upload(this.bias(index) as bigint, own);
+  }
+
+  /**
+   * The kernel that fills all weights with noise over [-scale, scale]; its launch is the caller's to
+   * dispose of.
+   *
+   * @throws InvalidArgumentError, DisposedError
+   */
+  fillWork(seed: number, scale: number): OwnKernelWork {
+    if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
+    if (!Number.isSafeInteger(seed)) {
+      throw new InvalidArgumentError(`seed is ${String(seed)}. Use a whole number.`);
+    }
+    if (!Number.isFinite(scale) || scale < 0) {
+      throw new InvalidArgumentError(`scale is ${String(scale)}. Use a finite number, 0 or more.`);
+    }
+    const { count, inputs, outputs } = this.spec;
+    const kernel = this.#device.kernels.find({ operator: "fill", element: this.element });
+    const validRows = this.#parts * outputs;
+    return kernelWork(
+      this.#device,
+      kernel,
+      {
+        destination: this.address,
+        seed,
+        matrices: count,
+        n: this.n,
+        k: this.k,
+        valid_rows: validRows,
+        valid_columns: inputs,
+        scale,
+      },
+      persistentGrid(kernel.entry, count * validRows, inputs),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.#buffer[Symbol.dispose]();
+    for (const slot of this.#maps.values()) slot[Symbol.dispose]();
+    this.#maps.clear();
+  }
+
+  /** Which of an output's rows is a part's: the gate comes before its value. */
+  #place(part: ProjectionPart): number {
+    return this.spec.gated && part === "value" ? 1 : 0;
+  }
+
+  #packing(
+    index: number,
+    part: ProjectionPart,
+    { rowStride, columnStride }: MatrixView,
+    chunk: MatrixChunk,
+    staged: bigint,
+  ): OwnKernelWork {
+    const row = index * this.n + chunk.row * this.#parts + this.#place(part);
+    const element = row * this.k + chunk.column;
+    return packWork(this.#device, {
+      source: staged + BigInt(chunk.origin * chunk.data.BYTES_PER_ELEMENT),
+      sourceType: this.spec.dtype as RowType,
+      rows: chunk.rows,
+      columns: chunk.columns,
+      rowStride,
+      columnStride,
+      target: this.address + BigInt(element * BYTES_PER_ELEMENT[this.element]),
+      targetType: this.element,
+      rowStep: this.#parts * this.k,
+      // The padding has held zeros since the memory was reserved.
+      pitch: chunk.columns,
+    });
+  }
+
+  #check(index: number, part: ProjectionPart): void {
+    if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
+    if (!Number.isInteger(index) || index < 0 || index >= this.spec.count) {
+      throw new InvalidArgumentError(
+        `Projection "${this.label}" has ${this.spec.count} matrices; there is no number ${index}.`,
+      );
+    }
+    if (part !== "value" && !(part === "gate" && this.spec.gated)) {
+      throw new InvalidArgumentError(
+        `Projection "${this.label}" has no part "${String(part)}". Use "value"${this.spec.gated ? ' or "gate"' : ""}.`,
+      );
+    }
+  }
+
+  #checkMatrix(matrix: MatrixView): void {
+    const { inputs, outputs, dtype } = this.spec;
+    if (matrix.rows !== outputs || matrix.columns !== inputs) {
+      throw new ShapeError(
+        `Projection "${this.label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
+      );
+    }
+    if (matrix.dtype !== dtype) {
+      throw new ShapeError(
+        `Projection "${this.label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
+      );
+    }
+    if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
+      throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
+    }
+    const rowSpan = (matrix.rows - 1) * matrix.rowStride;
+    const columnSpan = (matrix.columns - 1) * matrix.columnStride;
+    const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);
+    const most = matrix.offset + Math.max(0, rowSpan) + Math.max(0, columnSpan);
+    if (least < 0 || most >= matrix.data.length) {
+      throw new ShapeError(
+        `A matrix for projection "${this.label}" reaches from element ${least} to ${most}, but its data has ${matrix.data.length} elements.`,
+      );
+    }
+    if (matrix.data.BYTES_PER_ELEMENT !== BYTES_PER_ELEMENT[dtype]) {
+      throw new ShapeError(
+        `A ${dtype} matrix has elements of ${BYTES_PER_ELEMENT[dtype]} bytes, but its data is a ${matrix.data.constructor.name}.`,
+      );
+    }
+  }
+}
+
+/** The element type that weights are kept in. @throws InvalidArgumentError if the spec makes no sense */
+function elementOf(spec: ProjectionSpec): RowType {
+  for (const name of ["count", "inputs", "outputs"] as const) {
+    if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
+      throw new InvalidArgumentError(
+        `A projection's ${name} is ${String(spec[name])}. Use a whole number, 1 or more.`,
+      );
+    }
+  }
+  const { dtype, input, output, count, gated } = spec;
+  requireRowType("Weights", dtype);
+  requireRowType("Input rows", input);
+  if (output === "float32") {
+    if (gated || count > 1) {
+      throw new InvalidArgumentError(
+        `A projection to float32 is ${gated ? "gated" : `of ${count} matrices`}. Use one matrix without a gate, or "rows" as its output.`,
+      );
+    }
+    return dtype === input ? dtype : "float32";
+  }
+  if (output !== "rows") {
+    throw new InvalidArgumentError(
+      `A projection's output is "${String(output)}". Use "rows" or "float32".`,
+    );
+  }
+  if (dtype !== input && input !== "float32") {
+    throw new InvalidArgumentError(
+      `${dtype} weights would have to be rounded for rows of ${input}. Use rows of ${dtype} or float32: what rowLayout() gives for the layer's weights.`,
+    );
+  }
+  return input;
+}

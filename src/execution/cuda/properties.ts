@@ -1,0 +1,75 @@
+/** What a CUDA device says of itself. */
+
+import type { Availability, DeviceProperties } from "../device.ts";
+import type { KernelSet } from "./bundle/kernel-set.ts";
+import type { DeviceFacts } from "./driver/driver.ts";
+import { DECODE_TOKENS } from "./operators/decode.ts";
+import { ROW_TYPES } from "./rows.ts";
+
+/** Tensor-core instructions that Triton compiles products to, by major compute capability. */
+const MATRIX_INSTRUCTIONS: Readonly<Record<number, string>> = { 9: "wgmma", 10: "tcgen05" };
+
+/**
+ * Streams that a layer's experts are best spread over: a persistent grid fills the GPU
+ * by itself, and a second one only adds launches (measured on an H200).
+ */
+const RECOMMENDED_STREAMS = 1;
+
+/**
+ * @param partitions why multiprocessors cannot be divided, or null
+ * @param mig whether NVML lists MIG instances
+ */
+export function cudaProperties(
+  facts: DeviceFacts,
+  kernels: Pick<KernelSet, "architecture" | "manifest">,
+  partitions: string | null,
+  mig: Availability,
+): DeviceProperties {
+  return {
+    kind: "cuda",
+    name: facts.name,
+    computeUnits: facts.multiprocessors,
+    // A partition may get more than it asks for: the driver deals multiprocessors out in
+    // groups (of 8, or 2, on an H200).
+    computeUnitGranularity: 1,
+    memoryBytes: facts.memoryBytes,
+    cacheBytes: facts.l2Bytes,
+    features: features(facts, kernels),
+    weightDTypes: ROW_TYPES,
+    logitsDTypes: ROW_TYPES,
+    realisations: {
+      shared: { available: true },
+      partitioned:
+        partitions === null ? { available: true } : { available: false, reason: partitions },
+      mig,
+    },
+    enforces: {
+      bandwidth: {
+        available: false,
+        reason:
+          "A GPU has no switch for a kernel's share of memory bandwidth. It is budgeted through the multiprocessors: fewer of them ask for less.",
+      },
+      cache:
+        facts.maxPersistingL2Bytes > 0
+          ? { available: true }
+          : { available: false, reason: `${facts.name} cannot set parts of its L2 cache aside.` },
+    },
+    timesExperts: {
+      available: false,
+      reason:
+        "The experts of a lane run in one kernel, tile by tile on all multiprocessors; reading clocks in it would slow it down.",
+    },
+    recommendedStreams: RECOMMENDED_STREAMS,
+    decodeTokens: DECODE_TOKENS,
+  };
+}
+
+function features(
+  { capability }: DeviceFacts,
+  { architecture, manifest }: Pick<KernelSet, "architecture" | "manifest">,
+): readonly string[] {
+  const own = manifest.kernels.filter(({ arch }) => arch === architecture);
+  const usesTensorMaps = own.some(({ args }) => args.some(({ type }) => type === "tensormap"));
+  const instructions = architecture === "ptx" ? undefined : MATRIX_INSTRUCTIONS[capability[0]];
+  return [architecture, instructions ?? "mma", ...(usesTensorMaps ? ["tma"] : [])];
+}

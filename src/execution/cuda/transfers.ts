@@ -1,0 +1,212 @@
+/**
+ * What passes between the host, buffers and weights, all of it on the launch stream
+ * and so in the order of the calls: what is called or launched next comes after it.
+ * Copies and small writes do not wait for the GPU, and large writes for no more than that
+ * the driver has read their source; reading waits by promise. A mirrored buffer whose
+ * mirror is current is read without asking the GPU for anything.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
+import type { DeviceBuffer, RowLayout } from "../device.ts";
+import type { CachingAllocator } from "./driver/allocator.ts";
+import type { Driver } from "./driver/driver.ts";
+import type { EventPool } from "./driver/events.ts";
+import { issueWork } from "./issue.ts";
+import { type BufferOwner, GpuBuffer } from "./memory.ts";
+import type { LaunchContext, OwnKernelWork } from "./operators/kernel-work.ts";
+import { rowsWork } from "./operators/pack.ts";
+import { STAGING_BYTES, type WeightUploader } from "./projection.ts";
+import { RING_PIECE_BYTES, StagingSlots, WriteRing } from "./staging.ts";
+import type { Work } from "./work.ts";
+
+/** What transfers need of the device they belong to. */
+export interface TransferOwner extends BufferOwner, LaunchContext {
+  readonly driver: Driver;
+  readonly events: EventPool;
+  readonly allocator: CachingAllocator;
+  readonly launchStream: bigint;
+  requireOpen(): void;
+  /** Resolves once everything handed to the launch stream so far is done. */
+  reached(): Promise<void>;
+  /** Does something once everything submitted so far is over. */
+  afterwards(action: () => void): void;
+}
+
+export class Transfers implements WeightUploader {
+  readonly #owner: TransferOwner;
+  readonly #driver: Driver;
+  readonly #stream: bigint;
+  readonly #ring: WriteRing;
+  readonly #slots: StagingSlots;
+
+  constructor(owner: TransferOwner) {
+    this.#owner = owner;
+    this.#driver = owner.driver;
+    this.#stream = owner.launchStream;
+    this.#ring = new WriteRing(owner.driver, owner.events, owner.launchStream);
+    this.#slots = new StagingSlots(owner.driver, owner.allocator);
+  }
+
+  write(target: DeviceBuffer, source: ArrayBufferView, byteOffset: number): void {
+    const buffer = this.#range(target, byteOffset, source.byteLength);
+    buffer.mirrorCurrent = false;
+    this.upload(at(buffer, byteOffset), source);
+  }
+
+  /** Writes device memory now; work enqueued later finds it there. The source may change right afterwards. */
+  upload(address: bigint, source: ArrayBufferView): void {
+    this.#owner.requireOpen();
+    const { byteLength } = source;
+    if (byteLength === 0) return;
+    if (byteLength <= RING_PIECE_BYTES && this.#ring.write(address, bytesOf(source))) return;
+    // Ordinary memory is staged by the driver, which has read all of it by the time it returns.
+    this.#driver.copyToDevice(address, source, byteLength, this.#stream);
+    // Unless the GPU can do without: then it may be read as late as it is the copy's turn.
+    if (this.#owner.facts.readsPageable) this.#driver.synchronizeStream(this.#stream);
+  }
+
+  async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset: number): Promise<void> {
+    const buffer = this.#range(source, byteOffset, target.byteLength);
+    const bytes = bytesOf(target);
+    if (buffer.mirrorCurrent && buffer.mirror !== undefined) {
+      bytes.set(buffer.mirror.bytes.subarray(byteOffset, byteOffset + bytes.byteLength));
+      return;
+    }
+    if (bytes.byteLength === 0) return;
+    await this.#slots.with(async ({ host }) => {
+      for (let done = 0; done < bytes.byteLength; done += STAGING_BYTES) {
+        this.#require(buffer);
+        const part = bytes.subarray(done, done + STAGING_BYTES);
+        const from = at(buffer, byteOffset + done);
+        this.#driver.copyToHost(host.address, from, part.byteLength, this.#stream);
+        await this.#owner.reached();
+        part.set(host.bytes.subarray(0, part.byteLength));
+      }
+    });
+  }
+
+  async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {
+    const to = this.#range(target, 0, byteLength);
+    const from = this.#range(source, 0, byteLength);
+    if (byteLength === 0) return;
+    to.mirrorCurrent = false;
+    this.#driver.copyOnDevice(to.address, from.address, byteLength, this.#stream);
+  }
+
+  writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {
+    const buffer = this.#require(target);
+    const rows = sizeOf(source.shape) / layout.width;
+    if (source.shape.at(-1) !== layout.width) {
+      throw new ShapeError(
+        `Rows of ${layout.width} values cannot come from a tensor of shape [${source.shape.join(", ")}]. Its last extent must be ${layout.width}.`,
+      );
+    }
+    const { data, dtype } = source;
+    const dense = dtype === layout.dtype && layout.pitch === layout.width;
+    const staged = dense
+      ? undefined
+      : this.#owner.allocator.allocate(data.byteLength, "rows to write");
+    try {
+      const from = staged?.address ?? buffer.address;
+      const work = rowsWork(this.#owner, buffer, layout, from, dtype, rows);
+      buffer.mirrorCurrent = false;
+      this.upload(from, data);
+      if (!dense) this.#run(work);
+    } finally {
+      if (staged !== undefined) this.#owner.afterwards(() => staged.close());
+    }
+  }
+
+  async copyRows(
+    target: DeviceBuffer,
+    layout: RowLayout,
+    source: DeviceBuffer,
+    dtype: DType,
+    rows: number,
+  ): Promise<void> {
+    const to = this.#require(target);
+    const from = this.#require(source);
+    const work = rowsWork(this.#owner, to, layout, from.address, dtype, rows);
+    try {
+      this.#range(source, 0, rows * layout.width * BYTES_PER_ELEMENT[dtype]);
+    } catch (error) {
+      dispose(work);
+      throw error;
+    }
+    to.mirrorCurrent = false;
+    this.#run(work);
+  }
+
+  /** Runs a kernel of the device's own on all of it; its launch is given back. */
+  async runKernel(work: OwnKernelWork): Promise<void> {
+    this.#run([work]);
+    await this.#owner.reached();
+  }
+
+  async uploadAndRun(
+    chunk: ArrayBufferView,
+    makeWork: (stagedAddress: bigint) => readonly Work[],
+  ): Promise<void> {
+    this.#owner.requireOpen();
+    await this.#slots.with(async ({ host, device }) => {
+      this.#owner.requireOpen();
+      const bytes = bytesOf(chunk);
+      host.bytes.set(bytes);
+      this.#driver.copyToDevice(device.address, host.address, bytes.byteLength, this.#stream);
+      for (const work of makeWork(device.address)) this.#issue(work);
+      await this.#owner.reached();
+    });
+  }
+
+  close(): void {
+    this.#ring.close();
+    this.#slots.close();
+  }
+
+  /** Issues work and gives its launches back: the driver has read them by then. */
+  #run(work: readonly (Work | OwnKernelWork)[]): void {
+    try {
+      for (const item of work) this.#issue(item);
+    } finally {
+      dispose(work);
+    }
+  }
+
+  #issue(work: Work): void {
+    issueWork(this.#driver, work, this.#stream, this.#owner.facts.multiprocessors);
+  }
+
+  #require(buffer: DeviceBuffer): GpuBuffer {
+    this.#owner.requireOpen();
+    if (!(buffer instanceof GpuBuffer) || buffer.owner !== this.#owner) {
+      throw new InvalidArgumentError("The buffer is not one of this device.");
+    }
+    if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
+    return buffer;
+  }
+
+  /** A buffer that has bytes `begin` to `begin + length - 1`. */
+  #range(buffer: DeviceBuffer, begin: number, length: number): GpuBuffer {
+    const found = this.#require(buffer);
+    const whole = Number.isInteger(begin) && Number.isInteger(length);
+    if (!whole || begin < 0 || length < 0 || begin + length > found.byteLength) {
+      throw new InvalidArgumentError(
+        `Buffer "${found.label}" has ${found.byteLength} bytes, so there are no ${length} from byte ${begin} on.`,
+      );
+    }
+    return found;
+  }
+}
+
+function at({ address }: GpuBuffer, byteOffset: number): bigint {
+  return byteOffset === 0 ? address : address + BigInt(byteOffset);
+}
+
+function bytesOf({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, byteLength);
+}
+
+function dispose(work: readonly (Work | OwnKernelWork)[]): void {
+  for (const item of work) if ("launch" in item) (item as OwnKernelWork).launch[Symbol.dispose]();
+}

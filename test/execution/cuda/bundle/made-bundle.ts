@@ -1,0 +1,371 @@
+/**
+ * A kernel bundle in a temporary folder: the variants that the real build makes, with
+ * its argument lists and grid rules, and images that are no code. An image is JSON
+ * with the sizes of its parameters, so that a driver that only takes notes can
+ * answer for it.
+ */
+
+import { createHash } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { brotliCompressSync } from "node:zlib";
+
+type Json = Record<string, unknown>;
+
+const SHORT = { bfloat16: "bf16", float16: "fp16", float32: "fp32" } as const;
+type Element = keyof typeof SHORT;
+const ELEMENTS = Object.keys(SHORT) as Element[];
+const EXPERTS = [32, 64, 128, 256, 512, 1024];
+const SIZES: Readonly<Record<string, number>> = {
+  i32: 4,
+  fp32: 4,
+  i64: 8,
+  fp64: 8,
+  tensormap: 128,
+};
+
+interface Variant {
+  name: string;
+  args: [name: string, type: string, divisible?: number | null][];
+  grid: Json;
+  selects: Json;
+  map?: { swizzle: number; l2_promotion: number; block_size: [number, number] };
+  shared?: number;
+  warps?: number;
+}
+
+/** "a:i32 b:*fp32/16" */
+function parse(text: string): Variant["args"] {
+  return text.split(/\s+/).map((word) => {
+    const [name = "", rest = ""] = word.split(":");
+    const [type = "", divisible] = rest.split("/");
+    return [name, type, divisible === undefined ? null : Number(divisible)];
+  });
+}
+
+const ACTIVATION = "code:i32 linear:fp32 cubic:fp32 limit:fp32 shift:fp32";
+
+function project(
+  element: Element,
+  gated: boolean,
+  activations: string,
+  rows: number,
+  columns: number,
+  extras: boolean,
+  precision: string,
+  descriptor: boolean,
+): Variant {
+  const short = SHORT[element];
+  const w = descriptor
+    ? "w:tensormap w_shape0:i32 w_shape1:i32 w_stride0:i64 w_stride1:i64"
+    : `w:*${short}/16`;
+  return {
+    name: `project_${gated ? "gated" : "plain"}_${activations}${extras ? "_extras" : ""}_${precision === "tf32" ? "tf32" : short}_rows${rows}`,
+    args: parse(
+      `x:*${short}/16 ${w} bias:*fp32/16 out:*${short}/16 tiles:*i32 tile_count:*i32 order:*i32 input_scale:*fp32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 dense_matrix:i32 group:i32 options:i32 ${ACTIVATION}`,
+    ),
+    grid: { rule: "persistent", columns_per_block: columns, blocks_per_multiprocessor: 1 },
+    selects: {
+      operator: "project",
+      element,
+      gated,
+      activations,
+      rows_per_tile: rows,
+      precision,
+      extras,
+    },
+    ...(descriptor && {
+      map: { swizzle: 3, l2_promotion: 2, block_size: [columns, 64] as [number, number] },
+    }),
+    shared: 200 * rows,
+    warps: 8,
+  };
+}
+
+function projects(arch: string): Variant[] {
+  const found: Variant[] = [];
+  const own = arch === "sm_90a";
+  const heights = arch === "ptx" ? [64] : [128, 64, 16];
+  for (const element of ["bfloat16", "float16"] as const) {
+    for (const extras of own ? [false, true] : [true]) {
+      for (const rows of heights) {
+        const columns = rows === 16 ? 128 : 256;
+        found.push(project(element, true, "logistic", rows, columns, extras, "ieee", own));
+        found.push(project(element, false, "identity", rows, columns, extras, "ieee", own));
+      }
+    }
+    for (const rows of arch === "ptx" ? [64] : [128, 64]) {
+      for (const gated of [true, false]) {
+        found.push(project(element, gated, "coded", rows, 64, true, "ieee", false));
+      }
+    }
+  }
+  for (const rows of arch === "ptx" ? [64] : [64, 16]) {
+    for (const precision of ["ieee", "tf32"]) {
+      for (const gated of [true, false]) {
+        found.push(project("float32", gated, "coded", rows, 64, true, precision, false));
+      }
+    }
+  }
+  return found;
+}
+
+function decodes(element: Element): Variant[] {
+  const short = SHORT[element];
+  const first = (gated: boolean, activations: string): Variant => ({
+    name: `decode_first_${gated ? "gated" : "plain"}_${activations}_${short}`,
+    args: parse(
+      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
+    ),
+    grid: { rule: "cover", x: { of: "n", by: 8 }, y: "slots", blocks_per_multiprocessor: 7 },
+    selects: { operator: "decode_first", element, gated, activations },
+  });
+  const second = (output: Element, length: string, k: Json, by: number): Variant => ({
+    name: `decode_second_${short}_${SHORT[output]}_${length}`,
+    args: parse(
+      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32`,
+    ),
+    grid: { rule: "cover", x: { of: "n", by }, y: "tokens", blocks_per_multiprocessor: 14 },
+    selects: { operator: "decode_second", element, output, k },
+  });
+  return [
+    first(true, "logistic"),
+    first(true, "coded"),
+    first(false, "coded"),
+    ...[...new Set<Element>([element, "float32"])].flatMap((output) => [
+      second(output, "short", { most: 1024 }, 2),
+      second(output, "long", { least: 1025 }, 8),
+    ]),
+  ];
+}
+
+function combines(element: Element): Variant[] {
+  const short = SHORT[element];
+  return [...new Set<Element>([element, "float32"])].flatMap((output) =>
+    ["sum", "concat"].flatMap((mode) =>
+      [true, false].map((aligned): Variant => {
+        const extra =
+          mode === "sum" ? `shared:*${short}/16 shared_scale:*fp32 residual:*${short}/16 ` : "";
+        return {
+          name: `${mode === "sum" ? "combine" : mode}_${short}_${SHORT[output]}${aligned ? "" : "_any"}`,
+          args: parse(
+            `rows:*${short}/16 inverse:*i32 weights:*fp32 ${extra}out:*${SHORT[output]}/16 tokens:*i32 width:i32${aligned ? "/16" : ""} row_pitch:i32/16 top_k:i32 options:i32`,
+          ),
+          grid: {
+            rule: "persistent",
+            columns_per_block: mode === "sum" ? 256 : 1024,
+            blocks_per_multiprocessor: 32,
+          },
+          selects: { operator: "combine", mode, element, output },
+        };
+      }),
+    ),
+  );
+}
+
+function others(arch: string): Variant[] {
+  const found: Variant[] = [];
+  const cover = (x: Json, y?: Json): Json => ({
+    rule: "cover",
+    x,
+    ...(y && { y }),
+    blocks_per_multiprocessor: 8,
+  });
+  for (const element of ELEMENTS) {
+    const short = SHORT[element];
+    for (const source of ELEMENTS) {
+      found.push({
+        name: `pack_${SHORT[source]}_${short}`,
+        args: parse(
+          `source:*${SHORT[source]} destination:*${short} rows:i32 columns:i32 row_stride:i64 column_stride:i64 row_step:i64 pitch:i32`,
+        ),
+        grid: { rule: "persistent", columns_per_block: 1024, blocks_per_multiprocessor: 16 },
+        selects: { operator: "pack", source, element },
+      });
+    }
+    found.push({
+      name: `fill_uniform_${short}`,
+      args: parse(
+        `destination:*${short}/16 seed:i64 matrices:i32 n:i32/16 k:i32/16 valid_rows:i32 valid_columns:i32 scale:fp32`,
+      ),
+      grid: { rule: "persistent", columns_per_block: 1024, blocks_per_multiprocessor: 16 },
+      selects: { operator: "fill", element },
+    });
+    for (const experts of EXPERTS) {
+      for (const plain of arch === "ptx" ? [false] : [true, false]) {
+        found.push({
+          name: `route_${plain ? "plain_" : ""}${short}_experts${experts}`,
+          args: parse(
+            `logits:*${short} bias:*fp32 tokens:*i32 ids:*i32 weights:*fp32 sets:*i32 counts:*i32 fault:*i32 experts:i32 top_k:i32 most_tokens:i32 scoring:i32 options:i32 groups:i32 keep:i32 scale:fp32 jitter:fp32`,
+          ),
+          grid: cover({ of: "most_tokens", by: 8 }),
+          selects: { operator: "route", element, experts, plain },
+        });
+      }
+    }
+    for (const weights of new Set<Element>([element, "float32"])) {
+      for (const [amount, tokens, by] of [
+        ["few", { most: 4 }, [1, 1]],
+        ["some", { least: 5, most: 512 }, [16, 16]],
+        ["many", { least: 513 }, [64, 64]],
+      ] as const) {
+        found.push({
+          name: `gate_${short}_${SHORT[weights]}_${amount}`,
+          args: parse(
+            `x:*${short}/16 w:*${SHORT[weights]}/16 bias:*fp32 out:*fp32 tokens:*i32 n:i32 k:i32/16 x_pitch:i32/16 options:i32`,
+          ),
+          grid: cover({ of: "n", by: by[0] }, { of: "most_tokens", by: by[1] }),
+          selects: { operator: "gate", element, weights, tokens },
+        });
+      }
+    }
+  }
+  for (const experts of EXPERTS) {
+    found.push({
+      name: `bucket_experts${experts}`,
+      args: parse(
+        "ids:*i32 sets:*i32/16 tokens:*i32 lane_of:*i32 lists:*i32 counts:*i32 offsets:*i32 order:*i32 inverse:*i32 tiles:*i32/16 tile_counts:*i32 capacity_factor:fp64 experts:i32 top_k:i32 most_tokens:i32 lanes:i32 classes:i32 fill_programs:i32",
+      ),
+      grid: {
+        rule: "bucket",
+        tokens_per_word: 32,
+        shares_of_a_list: 4,
+        blocks_per_multiprocessor: 8,
+      },
+      selects: { operator: "bucket", experts },
+    });
+  }
+  found.push({
+    name: "mark",
+    args: parse("ids:*i32 tokens:*i32 sets:*i32 experts:i32 padded_experts:i32 top_k:i32"),
+    grid: cover({ of: "slots", by: 256 }),
+    selects: { operator: "mark" },
+  });
+  found.push({
+    name: "tidy",
+    args: parse(
+      "counts:*i32 out:*i32 counts_host:*i32 clear:*i32 fault:*i32 fault_host:*i32 experts:i32 clear_words:i32 options:i32",
+    ),
+    grid: cover({ of: "words", by: 100 }),
+    selects: { operator: "tidy" },
+  });
+  return found;
+}
+
+export const ARCHIVES = ["sm_80", "sm_90a", "sm_100a", "sm_120a", "ptx"];
+
+/** What is written into an image. */
+export interface ImageNote {
+  readonly name: string;
+  readonly sizes: readonly number[];
+}
+
+/** The manifest and the archives, before they are compressed. */
+export function madeBundle(): {
+  manifest: Json & { kernels: Json[]; tables: { args: Json[][]; grid: Json[] } };
+  archives: Map<string, Buffer>;
+} {
+  const kernels: Json[] = [];
+  const tables = { args: [] as Json[][], grid: [] as Json[] };
+  const archives = new Map<string, Buffer>();
+  for (const arch of ARCHIVES) {
+    const images: Buffer[] = [];
+    let offset = 0;
+    const variants = [
+      ...projects(arch),
+      ...ELEMENTS.flatMap(decodes),
+      ...ELEMENTS.flatMap(combines),
+      ...others(arch),
+    ];
+    for (const { name, args, grid, selects, map, shared = 0, warps = 4 } of variants) {
+      const all = [...args, ["global_scratch", "*i8"], ["profile_scratch", "*i8"]] as const;
+      const sizes = all.map(([, type = ""]) => SIZES[type] ?? 8);
+      const image = Buffer.from(JSON.stringify({ name, sizes } satisfies ImageNote));
+      images.push(image);
+      kernels.push({
+        name,
+        arch,
+        entry: name.split("_")[0],
+        image: {
+          offset,
+          bytes: image.length,
+          sha256: createHash("sha256").update(image).digest("hex"),
+        },
+        num_warps: warps,
+        shared,
+        args: tables.args.length,
+        tensordesc_meta: map === undefined ? [] : [map],
+        grid: tables.grid.length,
+        selects,
+        constants: {},
+        launch_pdl: false,
+      });
+      tables.grid.push(grid);
+      tables.args.push(
+        all.map(([argument, type, divisible = null]) => ({
+          name: argument,
+          type,
+          divisible_by: divisible,
+        })),
+      );
+      offset += image.length;
+    }
+    archives.set(arch, Buffer.concat(images));
+  }
+  const logistic = { code: 4, cubic: 0, limit: null, shift: 0 };
+  const coded = (code: number) => ({ code, linear: 0, cubic: 0, limit: null, shift: 0 });
+  const manifest = {
+    abi_version: 1,
+    triton_version: "3.6.0",
+    padding: 64,
+    options: {
+      project: { gather: 1, bias: 2, input_scale: 4, dense: 8 },
+      decode_first: { bias: 2, input_scale: 4 },
+      decode_second: { weights: 1, shared: 2, shared_scale: 4, residual: 8, bias: 16 },
+      combine: { weights: 1, shared: 2, shared_scale: 4, residual: 8 },
+      route: { bias: 1, renormalize: 2, top2_sum: 4, sets: 8, counts: 16 },
+      gate: { bias: 1, sigmoid: 2 },
+      tidy: { out: 1, counts_host: 2, fault_host: 4 },
+    },
+    scorings: { softmax: 0, sigmoid: 1, "topk-softmax": 2, "topk-sigmoid": 3, sparsemixer: 4 },
+    list_words: 4,
+    activations: {
+      silu: { ...logistic, linear: 1 },
+      "gelu-tanh": { ...logistic, linear: 1.5957691216057308, cubic: 0.07135481627260025 },
+      "swiglu-clamped": { ...logistic, linear: "alpha", limit: "limit", shift: 1 },
+      none: coded(0),
+      relu: coded(1),
+      gelu: coded(2),
+      sigmoid: coded(3),
+    },
+    sources_sha256: {},
+    archives: {} as Json,
+    tables,
+    kernels,
+  };
+  return { manifest, archives };
+}
+
+/** Writes a bundle down; returns where, and how to get rid of it. */
+export function writeBundle({ manifest, archives }: ReturnType<typeof madeBundle> = madeBundle()): {
+  directory: URL;
+  folder: string;
+  remove: () => void;
+} {
+  const folder = mkdtempSync(path.join(tmpdir(), "nexus-bundle-"));
+  for (const [arch, images] of archives) {
+    const packed = brotliCompressSync(images);
+    const file = `${arch}.br`;
+    writeFileSync(path.join(folder, file), packed);
+    const sha256 = createHash("sha256").update(packed).digest("hex");
+    (manifest["archives"] as Json)[arch] = { file, bytes: packed.length, sha256 };
+  }
+  writeFileSync(path.join(folder, "manifest.json"), JSON.stringify(manifest));
+  return {
+    directory: pathToFileURL(`${folder}/`),
+    folder,
+    remove: () => rmSync(folder, { recursive: true, force: true }),
+  };
+}

@@ -1,0 +1,101 @@
+/**
+ * Compiles `fake-cuda.c` and opens it the way libcuda is opened. Where there is no C
+ * compiler, or no foreign-function layer for the platform, it says so and the tests
+ * that need it are skipped.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { Driver } from "../../../../src/execution/cuda/driver/driver.ts";
+import {
+  driverOf,
+  type OpenedDriver,
+} from "../../../../src/execution/cuda/driver/native-driver.ts";
+import { type NativeLibrary, openLibrary } from "../../../../src/execution/native/library.ts";
+
+// The suite hides a real GPU from tests that want none; the fake one is to be seen.
+delete process.env["CUDA_VISIBLE_DEVICES"];
+
+const NOTES_BYTES = 1 << 16;
+
+/** The fake's own functions, beside those of CUDA. */
+export class FakeCuda {
+  readonly library: NativeLibrary;
+
+  constructor(library: NativeLibrary) {
+    this.library = library;
+  }
+
+  open(): OpenedDriver {
+    return driverOf(this.library);
+  }
+
+  driver(): Driver {
+    const opened = this.open();
+    assert.ok("driver" in opened, "reason" in opened ? opened.reason : "");
+    return opened.driver;
+  }
+
+  /** The named call fails with this code, once, after so many successes. */
+  fail(call: string, code: number, after = 0): void {
+    assert.equal(
+      this.library.find("fake_fail", ["str", "int32_t", "int32_t"])?.(call, code, after),
+      0,
+    );
+  }
+
+  /** Handles and allocations not yet destroyed. */
+  live(): number {
+    return this.library.find("fake_live", [])?.() ?? -1;
+  }
+
+  /** What the fake wrote down since the last time, by line. */
+  notes(): string[] {
+    const text = Buffer.alloc(NOTES_BYTES);
+    this.library.find("fake_take_notes", ["void *", "size_t"])?.(text, NOTES_BYTES);
+    return text.toString("latin1", 0, text.indexOf(0)).split("\n").slice(0, -1);
+  }
+
+  layout(): number[] {
+    const numbers = new Int32Array(64);
+    const count = this.library.find("fake_layout", ["void *"])?.(numbers) ?? 0;
+    return [...numbers.subarray(0, count)];
+  }
+}
+
+/** A fake of this CUDA version, or why there is none. */
+export function buildFake(version = 13000): FakeCuda | string {
+  const source = findSource();
+  if (source === null) return "fake-cuda.c is not here: only compiled code is";
+  const compiler = process.env["CC"] ?? "cc";
+  const library = join(directory(), `libfakecuda-${version}.so`);
+  const flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", `-DFAKE_VERSION=${version}`];
+  const built = spawnSync(compiler, [...flags, source, "-o", library], { encoding: "utf8" });
+  if (built.error !== undefined) return `no C compiler: ${built.error.message}`;
+  assert.equal(built.status, 0, built.stderr);
+  const opened = openLibrary("a fake CUDA driver", [library]);
+  return "reason" in opened ? opened.reason : new FakeCuda(opened.library);
+}
+
+let made: string | undefined;
+function directory(): string {
+  if (made === undefined) {
+    const path = mkdtempSync(join(tmpdir(), "nexus-fake-cuda-"));
+    process.once("exit", () => rmSync(path, { recursive: true, force: true }));
+    made = path;
+  }
+  return made;
+}
+
+/** The C file stands with the sources; the tests run from dist/. */
+function findSource(): string | null {
+  for (let folder = dirname(fileURLToPath(import.meta.url)); ; folder = dirname(folder)) {
+    const file = join(folder, "test", "execution", "cuda", "driver", "fake-cuda.c");
+    if (existsSync(file)) return file;
+    if (folder === dirname(folder)) return null;
+  }
+}

@@ -1,0 +1,141 @@
+/** Operators that are in order, with buffers just large enough, for tests to change one thing of. */
+
+import type {
+  BucketOperator,
+  CombineOperator,
+  DecodeOperator,
+  ProjectOperator,
+  RouteOperator,
+} from "../../../../src/execution/operators.ts";
+import type { DType } from "../../../../src/tensor.ts";
+import type { FakeDevice } from "./harness.ts";
+
+export interface Sizes {
+  readonly experts: number;
+  readonly topK: number;
+  readonly mostTokens: number;
+}
+
+export const SIZES: Sizes = { experts: 40, topK: 3, mostTokens: 100 };
+
+/** Buffers that the operators of a step share. */
+export function stepBuffers(device: FakeDevice, { experts, topK, mostTokens }: Sizes = SIZES) {
+  const slots = mostTokens * topK;
+  return {
+    tokens: device.buffer(4, "tokens"),
+    logits: device.buffer(mostTokens * experts * 4, "logits"),
+    ids: device.buffer(slots * 4, "ids"),
+    weights: device.buffer(slots * 4, "weights"),
+    counts: device.buffer(experts * 4, "counts", true),
+    buckets: {
+      offsets: device.buffer((experts + 1) * 4, "offsets"),
+      order: device.buffer(slots * 4, "order"),
+      inverse: device.buffer(slots * 4, "inverse"),
+      laneOf: device.buffer(experts * 4, "laneOf"),
+    },
+  };
+}
+
+export type StepBuffers = ReturnType<typeof stepBuffers>;
+
+export function routeOf(
+  buffers: StepBuffers,
+  changes: Partial<RouteOperator> = {},
+  sizes = SIZES,
+): RouteOperator {
+  const { tokens, logits, ids, weights, counts } = buffers;
+  return {
+    kind: "route",
+    rule: { scoring: "softmax", renormalize: true, scale: 1 },
+    ...sizes,
+    ...{ tokens, logits, ids, weights, counts },
+    bucketed: true,
+    ...changes,
+  };
+}
+
+export function bucketOf(
+  buffers: StepBuffers,
+  changes: Partial<BucketOperator> = {},
+  sizes = SIZES,
+): BucketOperator {
+  const { tokens, ids, buckets } = buffers;
+  return {
+    kind: "bucket",
+    ...sizes,
+    lanes: 2,
+    rowType: "bfloat16",
+    ...{ tokens, ids, buckets },
+    routed: true,
+    ...changes,
+  };
+}
+
+export const bytesOf = (dtype: DType) => (dtype === "float32" || dtype === "int32" ? 4 : 2);
+export const padded = (width: number) => Math.ceil(width / 64) * 64;
+
+export function projectAll(
+  device: FakeDevice,
+  changes: Partial<ProjectOperator> = {},
+  mostTokens = 100,
+): ProjectOperator {
+  const projection = changes.projection ?? device.projection({ count: 1 });
+  const { inputs, outputs, input, output } = projection.spec;
+  const float32 = output === "float32";
+  return {
+    kind: "project",
+    projection,
+    activation: { kind: "none" },
+    input: device.buffer(mostTokens * padded(inputs) * bytesOf(input), "input"),
+    output: device.buffer(
+      mostTokens * (float32 ? outputs * 4 : padded(outputs) * bytesOf(input)),
+      "output",
+    ),
+    rows: { from: "all", tokens: device.buffer(4, "tokens"), mostTokens, matrix: 0 },
+    ...changes,
+  };
+}
+
+export function combineOf(
+  device: FakeDevice,
+  changes: Partial<CombineOperator> = {},
+): CombineOperator {
+  const { mode = "sum", topK = 3, width = 100, mostTokens = 10 } = changes;
+  const { rowType = "bfloat16", outputType = "float32" } = changes;
+  const slots = mostTokens * topK;
+  return {
+    kind: "combine",
+    ...{ mode, topK, width, mostTokens, rowType, outputType },
+    tokens: device.buffer(4, "tokens"),
+    rows: device.buffer(slots * padded(width) * bytesOf(rowType), "rows"),
+    inverse: device.buffer(slots * 4, "inverse"),
+    output: device.buffer(
+      mostTokens * (mode === "concat" ? topK : 1) * width * bytesOf(outputType),
+      "output",
+    ),
+    ...changes,
+  };
+}
+
+export function decodeOf(
+  device: FakeDevice,
+  changes: Partial<DecodeOperator> = {},
+): DecodeOperator {
+  const first =
+    changes.first ?? device.projection({ count: 8, inputs: 100, outputs: 72, gated: true });
+  const second = changes.second ?? device.projection({ count: 8, inputs: 72, outputs: 100 });
+  const { topK = 3, mostTokens = 4, outputType = "float32" } = changes;
+  const { input } = first.spec;
+  const slots = topK * mostTokens;
+  return {
+    kind: "decode",
+    ...{ first, second, topK, mostTokens, outputType },
+    activation: { kind: "silu" },
+    tokens: device.buffer(4, "tokens"),
+    input: device.buffer(mostTokens * padded(first.spec.inputs) * bytesOf(input), "input"),
+    ids: device.buffer(slots * 4, "ids"),
+    inner: device.buffer(slots * padded(first.spec.outputs) * bytesOf(input), "inner"),
+    output: device.buffer(mostTokens * second.spec.outputs * bytesOf(outputType), "output"),
+    ...changes,
+  };
+}

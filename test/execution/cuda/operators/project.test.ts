@@ -1,0 +1,331 @@
+/** `project` as work: which kernel, which tiles, which values. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { tileRows } from "../../../../src/execution/cuda/operators/choice.ts";
+import { rowLayoutOf } from "../../../../src/execution/cuda/rows.ts";
+import type { ProjectionSpec } from "../../../../src/execution/device.ts";
+import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
+import { type FakeBuffer, FakeDevice } from "./harness.ts";
+import { bucketOf, bytesOf, projectAll, routeOf, type Sizes, stepBuffers } from "./operators.ts";
+
+const CLAMPED: Activation = { kind: "swiglu-clamped", alpha: 1.702, limit: 7 };
+
+describe("the height of tiles", () => {
+  for (const [capability, precision, element, heights] of [
+    [[9, 0], "ieee", "bfloat16", [16, 16, 64, 64, 128, 128]],
+    [[9, 0], "ieee", "float16", [16, 16, 64, 64, 128, 128]],
+    [[9, 0], "ieee", "float32", [16, 16, 64, 64, 64, 64]],
+    [[9, 0], "tf32", "float32", [16, 16, 64, 64, 64, 64]],
+    [[8, 0], "ieee", "bfloat16", [16, 16, 64, 64, 128, 128]],
+    [[12, 1], "ieee", "bfloat16", [64, 64, 64, 64, 64, 64]],
+    [[12, 1], "ieee", "float32", [64, 64, 64, 64, 64, 64]],
+  ] as const) {
+    it(`of ${element} (${precision}) on ${capability.join(".")} follows the even share`, async () => {
+      const device = await FakeDevice.open({ capability }, precision);
+      const found = [0.01, 8, 8.5, 128, 129, 5000].map((share) =>
+        tileRows(device.context, element, share),
+      );
+      assert.deepEqual(found, heights);
+    });
+  }
+
+  it("is never more than what every product's kernels take", async () => {
+    // An 8.6's blocks have less shared memory: here, not enough for the tallest kernels.
+    const device = await FakeDevice.open({ capability: [8, 6], sharedPerBlockOptin: 200 * 100 });
+    assert.equal(tileRows(device.context, "bfloat16", 5000), 64);
+  });
+});
+
+describe("a product of all rows", () => {
+  it("is a dense launch with one matrix", async () => {
+    const device = await FakeDevice.open();
+    const projection = device.projection({ count: 3, gated: true, bias: true });
+    const tokens = device.buffer(4);
+    const operator = projectAll(device, {
+      projection,
+      activation: { kind: "silu" },
+      rows: { from: "all", tokens, mostTokens: 100, matrix: 2 },
+    });
+    const { name, values, grid, work } = device.kernel(operator);
+    assert.equal(name, "project_gated_logistic_extras_bf16_rows64");
+    const { w, ...rest } = values;
+    assert.equal((w as Uint8Array).length, 128);
+    assert.equal((w as Uint8Array)[0], 1, "the first tensor map made");
+    assert.deepEqual(device.maps, [
+      {
+        address: projection.address,
+        element: "bfloat16",
+        rows: 3 * 256,
+        columns: 128,
+        box: [256, 64],
+        swizzle: 3,
+        l2Promotion: 2,
+      },
+    ]);
+    assert.deepEqual(rest, {
+      x: (operator.input as FakeBuffer).address,
+      w_shape0: 0,
+      w_shape1: 0,
+      w_stride0: 0,
+      w_stride1: 0,
+      bias: projection.bias(0),
+      out: (operator.output as FakeBuffer).address,
+      tiles: 0n,
+      tile_count: tokens.address,
+      order: 0n,
+      input_scale: 0n,
+      n: 256,
+      k: 128,
+      x_pitch: 128,
+      out_pitch: 128,
+      top_k: 1,
+      dense_matrix: 2,
+      group: 8,
+      options: 8 | 2,
+      code: 4,
+      linear: 1,
+      cubic: 0,
+      limit: Number.POSITIVE_INFINITY,
+      shift: 0,
+      global_scratch: 0n,
+      profile_scratch: 0n,
+    });
+    // Two row tiles by one run of columns.
+    assert.deepEqual(grid, { x: 2, y: 1, z: 1 });
+    assert.deepEqual([work.persistent, work.budgeted], [true, true]);
+    device.encode(operator);
+    assert.equal(device.maps.length, 1, "a box's tensor map is made once");
+  });
+
+  for (const [element, gated, activation, bias, name] of [
+    ["bfloat16", true, { kind: "silu" }, false, "project_gated_logistic_bf16_rows64"],
+    ["bfloat16", true, { kind: "gelu-tanh" }, false, "project_gated_logistic_bf16_rows64"],
+    ["float16", true, CLAMPED, true, "project_gated_logistic_extras_fp16_rows64"],
+    ["bfloat16", true, { kind: "gelu" }, false, "project_gated_coded_extras_bf16_rows64"],
+    ["bfloat16", true, { kind: "none" }, false, "project_gated_coded_extras_bf16_rows64"],
+    ["bfloat16", false, { kind: "none" }, false, "project_plain_identity_bf16_rows64"],
+    ["float16", false, { kind: "none" }, true, "project_plain_identity_extras_fp16_rows64"],
+    ["bfloat16", false, { kind: "silu" }, false, "project_plain_coded_extras_bf16_rows64"],
+    ["float16", false, { kind: "relu" }, true, "project_plain_coded_extras_fp16_rows64"],
+    ["float32", true, { kind: "silu" }, false, "project_gated_coded_extras_fp32_rows64"],
+    ["float32", false, { kind: "none" }, true, "project_plain_coded_extras_fp32_rows64"],
+  ] as const) {
+    it(`of ${element}, ${gated ? "gated" : "plain"}, ${activation.kind}${bias ? ", bias" : ""} takes ${name}`, async () => {
+      const device = await FakeDevice.open();
+      const projection = device.projection({ dtype: element, input: element, gated, bias });
+      assert.equal(device.kernel(projectAll(device, { projection, activation })).name, name);
+      if (element !== "float32") return;
+      const rounded = await FakeDevice.open({}, "tf32");
+      const other = rounded.projection({ dtype: element, input: element, gated, bias });
+      assert.equal(
+        rounded.kernel(projectAll(rounded, { projection: other, activation })).name,
+        name.replace("fp32", "tf32"),
+      );
+    });
+  }
+
+  it("takes taller kernels for more rows, and lists' heights where there is none so low", async () => {
+    const device = await FakeDevice.open();
+    const name = (mostTokens: number, activation: Activation) =>
+      device.kernel(projectAll(device, { activation }, mostTokens)).name;
+    assert.equal(name(8, { kind: "none" }), "project_plain_identity_bf16_rows16");
+    assert.equal(name(129, { kind: "none" }), "project_plain_identity_bf16_rows128");
+    assert.equal(name(8, { kind: "gelu" }), "project_plain_coded_extras_bf16_rows64");
+    assert.equal(name(129, { kind: "gelu" }), "project_plain_coded_extras_bf16_rows128");
+  });
+
+  it("has the numbers of its activation", async () => {
+    const device = await FakeDevice.open();
+    const numbers = (activation: Activation, gated: boolean) => {
+      const { values } = device.kernel(
+        projectAll(device, { projection: device.projection({ gated }), activation }),
+      );
+      return ["code", "linear", "cubic", "limit", "shift"].map((name) => values[name]);
+    };
+    const infinite = Number.POSITIVE_INFINITY;
+    assert.deepEqual(numbers(CLAMPED, true), [4, Math.fround(1.702), 0, 7, 1]);
+    assert.deepEqual(numbers({ kind: "relu" }, false), [1, 0, 0, infinite, 0]);
+    assert.deepEqual(numbers({ kind: "gelu-tanh" }, true), [
+      4,
+      Math.fround(1.5957691216057308),
+      Math.fround(0.07135481627260025),
+      infinite,
+      0,
+    ]);
+  });
+
+  it("fills its budget, and no more than there can be tiles", async () => {
+    const device = await FakeDevice.open();
+    const projection = device.projection({ outputs: 1000 });
+    const { work } = device.kernel(projectAll(device, { projection }, 1000));
+    // 8 tiles of 128 rows by 4 runs of 256 columns.
+    assert.deepEqual(
+      [1, 7, 32, 132].map((units) => work.blocks(units)),
+      [1, 7, 32, 32],
+    );
+  });
+});
+
+/** A lane's product after its route and bucket operators. */
+async function lane(
+  sizes: Sizes,
+  spec: Partial<ProjectionSpec> = {},
+  changes: Partial<BucketRows> = {},
+  activation: Activation = { kind: "none" },
+) {
+  const device = await FakeDevice.open();
+  const buffers = stepBuffers(device, sizes);
+  const rowType = spec.input ?? "bfloat16";
+  device.encode(routeOf(buffers, {}, sizes));
+  device.encode(bucketOf(buffers, { rowType }, sizes));
+  const projection = device.projection({ count: sizes.experts, ...spec });
+  const slots = sizes.mostTokens * sizes.topK;
+  const { topK, mostTokens } = sizes;
+  const rows: BucketRows = {
+    from: "bucket",
+    buckets: buffers.buckets,
+    lane: 1,
+    lanes: 2,
+    topK,
+    mostTokens,
+    gather: true,
+    ...changes,
+  };
+  const bytes = bytesOf(rowType);
+  const inputRows = rows.gather ? mostTokens : slots;
+  const operator = {
+    kind: "project" as const,
+    projection,
+    activation,
+    input: device.buffer(inputRows * projection.k * bytes, "input"),
+    output: device.buffer(slots * projection.outputPitch * bytes, "output"),
+    rows,
+  };
+  const lists = device.scratches.find(({ label }) => label.startsWith("work lists")) as FakeBuffer;
+  return { device, operator, buffers, projection, lists };
+}
+
+describe("a lane's product", () => {
+  it("reads its lane's list of tiles", async () => {
+    const sizes = { experts: 8, topK: 2, mostTokens: 1000 };
+    const { device, operator, buffers, lists } = await lane(sizes, { gated: true });
+    const { name, values, work } = device.kernel({ ...operator, activation: { kind: "silu" } });
+    // 250 rows an expert.
+    assert.equal(name, "project_gated_logistic_bf16_rows128");
+    const most = Math.floor(2000 / 128) + 8;
+    assert.equal(values["tiles"], lists.address + 512n + BigInt(most * 16));
+    assert.equal(values["tile_count"], lists.address + 256n + 4n);
+    assert.equal(values["order"], buffers.buckets.order.address);
+    assert.equal(values["options"], 1);
+    assert.deepEqual([values["top_k"], values["dense_matrix"], values["group"]], [2, 0, 8]);
+    assert.equal(work.blocks(10_000), most * 1);
+    assert.equal(work.budgeted, true);
+  });
+
+  it("takes input scales and rows as they stand", async () => {
+    const sizes = { experts: 8, topK: 2, mostTokens: 20 };
+    const { device, operator, buffers } = await lane(sizes, { bias: true }, { gather: false });
+    assert.equal(device.kernel(operator).values["options"], 2);
+    assert.equal(device.kernel(operator).name, "project_plain_identity_extras_bf16_rows16");
+    const scaled = { ...operator.rows, inputScale: buffers.weights, gather: false };
+    const { values } = device.kernel({ ...operator, rows: scaled });
+    assert.equal(values["options"], 2 | 4);
+    assert.equal(values["input_scale"], buffers.weights.address);
+  });
+
+  it("takes a kernel that is taller than the tiles where it must", async () => {
+    const sizes = { experts: 8, topK: 2, mostTokens: 20 };
+    const { device, operator } = await lane(sizes, {}, {}, { kind: "relu" });
+    assert.equal(device.kernel(operator).name, "project_plain_coded_extras_bf16_rows64");
+  });
+
+  it("is refused without lists of its sizes", async () => {
+    const sizes = { experts: 8, topK: 2, mostTokens: 20 };
+    const { device, operator } = await lane(sizes);
+    const refused = (rows: Partial<BucketRows>, projection = operator.projection) =>
+      assert.throws(
+        () =>
+          device.encode({
+            ...operator,
+            projection,
+            rows: { ...operator.rows, ...rows } as BucketRows,
+          }),
+        {
+          name: "InvalidArgumentError",
+          message: /project: rows\.buckets have no work lists for \d+ experts, \d+ lanes, topK \d/,
+        },
+      );
+    refused({ lanes: 3 });
+    refused({ topK: 1 });
+    refused({ mostTokens: 19 });
+    refused({}, device.projection({ count: 7 }));
+    assert.throws(
+      () => device.encode({ ...operator, rows: { ...operator.rows, lane: 2 } }),
+      /project: rows\.lane is 2\. Use a whole number from 0 to 1\./,
+    );
+  });
+});
+
+describe("a gate", () => {
+  const gate = (device: FakeDevice, spec: Partial<ProjectionSpec>) =>
+    device.projection({ count: 1, output: "float32", outputs: 40, ...spec });
+
+  for (const [dtype, input, mostTokens, name, grid] of [
+    ["bfloat16", "bfloat16", 4, "gate_bf16_bf16_few", { x: 40, y: 4, z: 1 }],
+    ["float32", "bfloat16", 5, "gate_bf16_fp32_some", { x: 3, y: 1, z: 1 }],
+    ["float16", "bfloat16", 512, "gate_bf16_fp32_some", { x: 3, y: 32, z: 1 }],
+    ["float16", "float16", 513, "gate_fp16_fp16_many", { x: 1, y: 9, z: 1 }],
+    ["float32", "float32", 20000, "gate_fp32_fp32_many", { x: 1, y: 313, z: 1 }],
+    ["bfloat16", "float32", 1, "gate_fp32_fp32_few", { x: 40, y: 1, z: 1 }],
+  ] as const) {
+    it(`of ${dtype} weights on up to ${mostTokens} ${input} rows takes ${name}`, async () => {
+      const device = await FakeDevice.open();
+      const projection = gate(device, { dtype, input, bias: true });
+      const operator = projectAll(
+        device,
+        { projection, activation: { kind: "sigmoid" } },
+        mostTokens,
+      );
+      const kernel = device.kernel(operator);
+      assert.equal(kernel.name, name);
+      assert.deepEqual(kernel.grid, grid);
+      assert.deepEqual([kernel.work.persistent, kernel.work.budgeted], [false, false]);
+      const { values } = kernel;
+      assert.deepEqual(
+        ["n", "k", "x_pitch", "options"].map((field) => values[field]),
+        [40, 128, 128, 3],
+      );
+      assert.equal(values["w"], projection.address);
+      assert.equal(values["bias"], projection.bias(0));
+    });
+  }
+
+  it("refuses what gates cannot do", async () => {
+    const device = await FakeDevice.open();
+    const operator = projectAll(device, { projection: gate(device, {}) });
+    assert.throws(
+      () => device.encode({ ...operator, activation: { kind: "silu" } }),
+      /project: activation\.kind is "silu"\. Use one of none, sigmoid\./,
+    );
+    assert.throws(
+      () => device.encode({ ...operator, rows: { from: "bucket" } as unknown as BucketRows }),
+      /rows\.from is "bucket"\. A projection to float32 takes rows from "all"/,
+    );
+    const { values } = device.kernel(operator);
+    assert.deepEqual([values["options"], values["bias"]], [0, 0n]);
+  });
+});
+
+describe("row layouts", () => {
+  it("have the weights' type and a pitch of whole 64s", () => {
+    assert.deepEqual(rowLayoutOf(100, "bfloat16"), { dtype: "bfloat16", width: 100, pitch: 128 });
+    assert.deepEqual(rowLayoutOf(64, "float32"), { dtype: "float32", width: 64, pitch: 64 });
+    assert.throws(() => rowLayoutOf(0, "float16"), /Rows cannot have 0 values/);
+    assert.throws(() => rowLayoutOf(2.5, "float16"), /Rows cannot have 2\.5 values/);
+    assert.throws(() => rowLayoutOf(64, "int32"), {
+      name: "InvalidArgumentError",
+      message: /Rows for weights of int32 are not supported/,
+    });
+  });
+});

@@ -1,0 +1,48 @@
+/** What a CUDA device says of itself. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { cudaProperties } from "../../../src/execution/cuda/properties.ts";
+import { FAKE_FACTS } from "./fake-driver.ts";
+
+type Kernels = Parameters<typeof cudaProperties>[1];
+
+const MIG = { available: false, reason: "MIG is off." } as const;
+
+function kernels(architecture: string, type: string): Kernels {
+  const entries = [
+    { arch: architecture, args: [{ type }] },
+    { arch: "another", args: [{ type: "tensormap" }] },
+  ];
+  return { architecture, manifest: { kernels: entries } } as unknown as Kernels;
+}
+
+describe("cudaProperties", () => {
+  it("says what the GPU has and what its kernels use", () => {
+    const properties = cudaProperties(FAKE_FACTS, kernels("sm_90a", "tensormap"), null, MIG);
+    const { kind, computeUnits, computeUnitGranularity, cacheBytes } = properties;
+    assert.deepEqual(
+      { kind, computeUnits, computeUnitGranularity, cacheBytes },
+      { kind: "cuda", computeUnits: 132, computeUnitGranularity: 1, cacheBytes: 50 * 2 ** 20 },
+    );
+    assert.deepEqual(properties.features, ["sm_90a", "wgmma", "tma"]);
+    assert.deepEqual(properties.weightDTypes, ["bfloat16", "float16", "float32"]);
+    const { shared, partitioned, mig } = properties.realisations;
+    assert.deepEqual([shared.available, partitioned.available], [true, true]);
+    assert.equal(mig, MIG);
+    const { bandwidth, cache } = properties.enforces;
+    assert.equal(cache.available, true);
+    assert.ok(!bandwidth.available && /multiprocessors/.test(bandwidth.reason));
+    assert.ok(!properties.timesExperts.available);
+  });
+
+  it("says what other GPUs lack", () => {
+    const facts = { ...FAKE_FACTS, capability: [8, 9], maxPersistingL2Bytes: 0 } as const;
+    const properties = cudaProperties(facts, kernels("sm_80", "*bf16"), "Too old.", MIG);
+    assert.deepEqual(properties.features, ["sm_80", "mma"]);
+    assert.deepEqual(properties.realisations.partitioned, { available: false, reason: "Too old." });
+    assert.ok(!properties.enforces.cache.available);
+    const ptx = cudaProperties({ ...FAKE_FACTS }, kernels("ptx", "*bf16"), null, MIG);
+    assert.deepEqual(ptx.features, ["ptx", "mma"]);
+  });
+});
