@@ -4,7 +4,7 @@
  * execution/probe.ts's.
  */
 
-import { type Check, type MachineReport, probeMachine } from "../execution/probe.ts";
+import type { Check, MachineReport } from "../execution/probe.ts";
 import { LINE_WIDTH, wrap } from "./terminal/format.ts";
 
 /** Room for the longest name and the longest status, and a gap after each. */
@@ -22,14 +22,15 @@ export interface DoctorOptions {
  *
  * @returns the exit code: 0 if Nexus can run here, on whatever device; 1 if it cannot run at all
  */
-export function runDoctor(options: DoctorOptions, report: MachineReport = probeMachine()): 0 | 1 {
+export function runDoctor(options: DoctorOptions, report: MachineReport): 0 | 1 {
   const text = options.json ? JSON.stringify(report, null, 2) : formatReport(report);
   options.stdout.write(`${text}\n`);
   return report.canRun ? 0 : 1;
 }
 
 function formatReport(report: MachineReport): string {
-  return [...report.checks.map(formatCheck), report.summary].join("\n\n");
+  const summary = wrap(report.summary).join("\n");
+  return [...report.checks.map(formatCheck), summary].join("\n\n");
 }
 
 function formatCheck(check: Check): string {

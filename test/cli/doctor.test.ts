@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { runDoctor } from "../../src/cli/doctor.ts";
 import { type MachineReport, probeMachine } from "../../src/execution/probe.ts";
+import { nexus } from "./nexus.ts";
 
 const report: MachineReport = {
   canRun: true,
@@ -20,7 +21,7 @@ const report: MachineReport = {
   ],
 };
 
-function output(json: boolean, shown?: MachineReport): { text: string; code: number } {
+function output(json: boolean, shown: MachineReport): { text: string; code: number } {
   let text = "";
   const stdout = { write: (part: string) => (text += part) };
   const code = runDoctor({ json, stdout }, shown);
@@ -41,8 +42,12 @@ describe("nexus doctor", () => {
     assert.ok(text.endsWith("\n\nNexus runs here.\n"));
   });
 
-  it("keeps to 80 columns, loses no word and leaves no blanks at line ends", () => {
-    for (const shown of [report, probeMachine()]) {
+  it("keeps to 80 columns, loses no word and leaves no blanks at line ends", async () => {
+    const long = {
+      ...report,
+      summary: "Nexus runs here, no CUDA because of much. ".repeat(4).trim(),
+    };
+    for (const shown of [report, long, await probeMachine()]) {
       const { text } = output(false, shown);
       for (const line of text.split("\n")) {
         assert.ok(line.length <= 80, line);
@@ -62,13 +67,17 @@ describe("nexus doctor", () => {
     assert.equal(code, 0);
   });
 
-  it("looks at this machine by default", () => {
-    const { text, code } = output(true);
-    assert.equal(code, 0);
-    assert.deepEqual(
-      (JSON.parse(text) as MachineReport).checks.map((check) => check.name),
-      probeMachine().checks.map((check) => check.name),
-    );
+  it("looks at this machine as a command", async () => {
+    const { code, stdout, stderr } = await nexus(["doctor", "--json"]);
+    assert.deepEqual([code, stderr], [0, ""]);
+    const { checks, summary } = JSON.parse(stdout) as MachineReport;
+    assert.match(summary, /^Nexus runs here on the (CPU|GPU): /);
+    for (const name of ["Node.js", "CPU", "native calls", "CUDA library", "NVML", "MIG"]) {
+      assert.ok(
+        checks.some((check) => check.name === name),
+        name,
+      );
+    }
   });
 
   it("exits with 1 only where Nexus cannot run", () => {

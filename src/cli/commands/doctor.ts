@@ -10,6 +10,7 @@ export function doctorCommand(): Command {
     .action(async ({ json = false }: { json?: boolean }) => {
       // Imported when run: help and version need none of it.
       const { runDoctor } = await import("../doctor.ts");
-      process.exitCode = runDoctor({ json, stdout: process.stdout });
+      const { probeMachine } = await import("../../execution/probe.ts");
+      process.exitCode = runDoctor({ json, stdout: process.stdout }, await probeMachine());
     });
 }

@@ -1,42 +1,29 @@
 /**
- * Which NVIDIA GPUs, driver and libraries a Linux machine has, told from the
- * files that the driver leaves in /proc, /dev and the library folders. No library
- * is loaded, so a broken driver cannot take the probe down with it; the price is
- * that "found" means that the file is there, not that a context can be made.
- *
- * This build has no CUDA device. Whatever is found here, it runs on the CPU, and
- * every check says so.
+ * Which NVIDIA GPUs and which driver a Linux machine has, told from the files that
+ * the driver leaves in /proc and /dev and from the PCI bus; and whether Nexus can
+ * use them, which only trying tells (cuda.ts). The files say what to do where
+ * trying fails: a GPU without a driver is another matter than none at all.
  */
 
 import { join } from "node:path";
 import type { Check } from "./check.ts";
+import { checkCuda, describeGpu, NOT_USED, whyNoCuda } from "./cuda.ts";
+import type { CudaGpu, GpuFindings } from "./gpu-findings.ts";
 import { type Host, isReadable, listMatching, readText } from "./host.ts";
 
 const DRIVER_FOLDER = "/proc/driver/nvidia";
 
-/** Where distributions, container runtimes and WSL put the driver's libraries. */
-const LIBRARY_FOLDERS = [
-  "/usr/lib/x86_64-linux-gnu",
-  "/usr/lib/aarch64-linux-gnu",
-  "/usr/lib64",
-  "/usr/lib",
-  "/usr/local/nvidia/lib64",
-  "/usr/lib/wsl/lib",
-  "/run/opengl-driver/lib",
-];
-
-const NOT_USED = "nothing: this build has no CUDA device and runs on the CPU";
-
 /** All that is told about NVIDIA GPUs, in the order in which one builds on the other. */
-export function checkGpu(host: Host): Check[] {
+export function checkGpu(host: Host, findings: GpuFindings): Check[] {
   const machine = surveyGpu(host);
+  const works = whyNoCuda(findings) === null;
   return [
-    checkDevices(host, machine),
-    checkDriver(host, machine),
-    checkLibrary(host, machine, "CUDA library", "libcuda.so.1"),
-    checkLibrary(host, machine, "NVML", "libnvidia-ml.so.1"),
-    checkMig(host, machine),
-    checkVisibility(host),
+    ...(findings.driver?.ok
+      ? findings.driver.gpus.map((gpu, ordinal) => checkCudaGpu(gpu, ordinal, works))
+      : [checkDevices(host, machine)]),
+    checkDriver(host, machine, works),
+    ...checkCuda(findings, machine.present),
+    checkVisibility(host, works),
   ];
 }
 
@@ -73,6 +60,18 @@ function surveyGpu(host: Host): GpuSurvey {
   };
 }
 
+/** @param works whether the CUDA device opens */
+function checkCudaGpu(gpu: CudaGpu, ordinal: number, works: boolean): Check {
+  const name = `GPU ${ordinal}`;
+  const found = describeGpu(gpu);
+  if (!works) {
+    return { name, status: "limited", found, use: NOT_USED, remedy: "See what is missing below." };
+  }
+  return ordinal === 0
+    ? { name, status: "ok", found, use: "the CUDA device" }
+    : { name, status: "ok", found, use: `the CUDA device if it is opened with ordinal ${ordinal}` };
+}
+
 function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check {
   const name = "GPU";
   if (models.length === 0 && devices.length === 0) {
@@ -90,7 +89,7 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check 
       name,
       status: "missing",
       found,
-      use: "the CPU instead",
+      use: NOT_USED,
       remedy: `None is needed. If there is a GPU outside of this container, start the container with "--gpus all".`,
     };
   }
@@ -115,76 +114,34 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check 
       remedy: `Let this user read and write ${locked}, usually by joining its group.`,
     };
   }
-  return { name, status: "limited", found, use: NOT_USED };
+  const remedy = "The CUDA library does not get at it: see there.";
+  return { name, status: "limited", found, use: NOT_USED, remedy };
 }
 
-function checkDriver(host: Host, { driverVersion, present }: GpuSurvey): Check {
+function checkDriver(host: Host, { driverVersion, present }: GpuSurvey, works: boolean): Check {
   const name = "GPU driver";
   if (driverVersion !== null) {
-    return { name, status: "ok", found: driverVersion, use: NOT_USED };
+    return { name, status: "ok", found: driverVersion, use: works ? "the CUDA device" : NOT_USED };
+  }
+  // Windows' Linux has the GPU without a kernel module of its own.
+  if (works) {
+    return { name, status: "ok", found: "the host system's", use: "the CUDA device" };
   }
   return {
     name,
     status: "missing",
     found: host.platform === "linux" ? `no ${DRIVER_FOLDER}/version` : "looked for on Linux only",
-    use: "the CPU instead",
+    use: NOT_USED,
     remedy: present ? "Install NVIDIA's driver." : "None is needed without a GPU.",
   };
 }
 
-function checkLibrary(host: Host, { present }: GpuSurvey, name: string, file: string): Check {
-  const searched = [
-    ...(host.env["LD_LIBRARY_PATH"] ?? "").split(":").filter((folder) => folder.startsWith("/")),
-    ...LIBRARY_FOLDERS,
-  ];
-  const folder = searched.find((candidate) => isReadable(host, join(candidate, file)));
-  if (folder !== undefined) {
-    return { name, status: "ok", found: join(folder, file), use: NOT_USED };
-  }
-  return {
-    name,
-    status: "missing",
-    found: `no ${file} in the library folders or LD_LIBRARY_PATH`,
-    use: "the CPU instead",
-    remedy: present
-      ? "Install the driver's libraries; for a container set NVIDIA_DRIVER_CAPABILITIES=compute,utility."
-      : "Comes with NVIDIA's driver; not needed without a GPU.",
-  };
-}
-
-function checkMig(host: Host, { driverVersion, present }: GpuSurvey): Check {
-  const name = "MIG";
-  const capabilities = join(DRIVER_FOLDER, "capabilities");
-  const instances = listMatching(host, capabilities, /^gpu\d+$/).flatMap((gpu) =>
-    listMatching(host, join(capabilities, gpu, "mig"), /^gi\d+$/),
-  ).length;
-  if (instances > 0) {
-    return {
-      name,
-      status: "limited",
-      found: `${instances} GPU instances`,
-      use: "nothing: slice F is absent, because this build has no CUDA device",
-    };
-  }
-  const absent = { name, status: "missing", use: "slice F is absent" } as const;
-  if (driverVersion === null) {
-    const remedy = present
-      ? "Install NVIDIA's driver."
-      : "Use a GPU that can be partitioned, such as A100, H100 or H200.";
-    return { ...absent, found: "needs an NVIDIA driver, and there is none", remedy };
-  }
-  return {
-    ...absent,
-    found: "no GPU instance",
-    remedy:
-      "Where the GPU has MIG (A100, H100, H200), turn it on with sudo nvidia-smi -mig 1 and make instances with -cgi.",
-  };
-}
-
-function checkVisibility(host: Host): Check {
+function checkVisibility(host: Host, works: boolean): Check {
   const name = "CUDA_VISIBLE_DEVICES";
   const value = host.env[name];
-  const use = "nothing: the CPU device does not read it";
+  const use = works
+    ? "says which GPUs there are, and which is the first"
+    : "nothing: the CPU device does not read it";
   if (value === undefined) {
     return { name, status: "ok", found: "not set, so no GPU is hidden", use };
   }
