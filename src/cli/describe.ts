@@ -2,17 +2,23 @@
 
 import type { EnergyReading } from "../control/energy-monitor.ts";
 import type { LayerSpec } from "../data/spec.ts";
+import type { DeviceKind } from "../execution/device.ts";
 import type { DeviceSummary } from "./device.ts";
 import { formatBytes, formatNumber, LINE_WIDTH, plural, wrap } from "./terminal/format.ts";
 import type { Style } from "./terminal/style.ts";
+
+/** What a compute unit is called: streaming multiprocessors of a GPU, worker threads of the CPU device. */
+export const UNIT_NAMES: Readonly<Record<DeviceKind, string>> = { cpu: "thread", cuda: "SM" };
 
 /** Columns that the name of a fact takes. */
 const NAME_COLUMNS = 10;
 
 export function describeDevice(device: DeviceSummary): string {
-  const units = device.kind === "cpu" ? "worker thread" : "multiprocessor";
-  const features = device.features.length === 0 ? "" : `, ${device.features.join(", ")}`;
-  return `${device.name}, ${plural(device.computeUnits, units)}${features}`;
+  const { kind, name, computeUnits, memoryBytes, features, driver } = device;
+  const facts = [name, plural(computeUnits, UNIT_NAMES[kind])];
+  if (kind === "cuda") facts.push(formatBytes(memoryBytes));
+  if (driver !== undefined) facts.push(`driver ${driver}`);
+  return [...facts, ...features].join(", ");
 }
 
 export function describeSpec(spec: LayerSpec, weightBytes: number): string {

@@ -1,5 +1,6 @@
 /** The device a command runs on: from flags to an open device, and to what reports say about it. */
 
+import { InvalidArgumentError } from "../errors.ts";
 import type { Device, DeviceProperties } from "../execution/device.ts";
 import { openDevice } from "../execution/open.ts";
 
@@ -7,19 +8,72 @@ export interface DeviceFlags {
   readonly device: "auto" | "cpu" | "cuda";
   /** Worker threads of the CPU device. */
   readonly threads?: number;
+  /** Which of the visible GPUs. */
+  readonly gpu?: number;
+  /** How a GPU multiplies float32 rows. */
+  readonly float32?: "ieee" | "tf32";
 }
 
-export type DeviceSummary = Pick<
-  DeviceProperties,
-  "kind" | "name" | "computeUnits" | "memoryBytes" | "cacheBytes" | "features"
->;
-
-/** @throws DeviceUnavailableError saying why, and what would change that */
-export function openFromFlags({ device, threads }: DeviceFlags): Promise<Device> {
-  return openDevice({ kind: device, ...(threads !== undefined && { threads }) });
+export interface DeviceSummary
+  extends Pick<
+    DeviceProperties,
+    "kind" | "name" | "computeUnits" | "memoryBytes" | "cacheBytes" | "features"
+  > {
+  /** Version of a GPU's driver, where the driver tells. */
+  readonly driver?: string;
 }
 
-export function summaryOf({ properties }: Device): DeviceSummary {
+/**
+ * Flags that only one kind of device has ask for that kind.
+ *
+ * @throws InvalidArgumentError if the flags contradict each other
+ * @throws DeviceUnavailableError saying why, and what would change that
+ */
+export async function openFromFlags(flags: DeviceFlags): Promise<Device> {
+  const { device, threads, gpu, float32 } = flags;
+  const forCpu = threads === undefined ? undefined : "--threads";
+  const forGpu = gpu !== undefined ? "--gpu" : float32 !== undefined ? "--float32" : undefined;
+  if (forCpu !== undefined && forGpu !== undefined) {
+    throw new InvalidArgumentError(
+      `${forCpu} is for the CPU device and ${forGpu} for a GPU. Leave one of them out.`,
+    );
+  }
+  if (device === "cuda" && forCpu !== undefined) {
+    throw new InvalidArgumentError(`${forCpu} is for the CPU device. Leave it out, or --device.`);
+  }
+  if (device === "cpu" && forGpu !== undefined) {
+    throw new InvalidArgumentError(`${forGpu} is for a GPU. Leave it out, or --device.`);
+  }
+  const implied = forCpu !== undefined ? "cpu" : forGpu !== undefined ? "cuda" : "auto";
+  return openDevice({
+    kind: device === "auto" ? implied : device,
+    ...(threads !== undefined && { threads }),
+    ...(gpu !== undefined && { ordinal: gpu }),
+    ...(float32 !== undefined && { float32 }),
+  });
+}
+
+export async function summaryOf({ properties }: Device): Promise<DeviceSummary> {
   const { kind, name, computeUnits, memoryBytes, cacheBytes, features } = properties;
-  return { kind, name, computeUnits, memoryBytes, cacheBytes, features };
+  const driver = kind === "cuda" ? await driverVersion() : undefined;
+  return {
+    ...{ kind, name, computeUnits, memoryBytes, cacheBytes, features },
+    ...(driver !== undefined && { driver }),
+  };
+}
+
+/** Only NVML tells the version that people know a driver by; where there is none it is not worth a failure. */
+async function driverVersion(): Promise<string | undefined> {
+  // Imported when there is a GPU: the other device needs no native library.
+  const { NvmlSession } = await import("../execution/cuda/nvml/session.ts");
+  try {
+    const session = await NvmlSession.open();
+    try {
+      return await session.use((nvml) => nvml.driverVersion());
+    } finally {
+      session.close();
+    }
+  } catch {
+    return undefined;
+  }
 }

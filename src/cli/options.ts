@@ -43,6 +43,13 @@ export function withDeviceOptions(command: Command): Command {
       "--threads <n>",
       "worker threads of the CPU device (default: all)",
       wholeNumber(1, 1024),
+    )
+    .option("--gpu <n>", "which GPU, counted from 0 (default: the first)", wholeNumber(0))
+    .addOption(
+      new Option("--float32 <how>", "how a GPU multiplies float32 (default: ieee)").choices([
+        "ieee",
+        "tf32",
+      ]),
     );
 }
 

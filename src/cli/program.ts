@@ -11,7 +11,7 @@ import { packageVersion } from "./version.ts";
 export function buildProgram(): Command {
   const program = new Command("nexus")
     .description(
-      "Runs Mixture-of-Experts layers from Node.js: on the CPU, with nothing to compile.",
+      "Runs Mixture-of-Experts layers from Node.js: on a GPU or the CPU, with nothing to compile.",
     )
     .version(packageVersion(), "-V, --version", "print the version")
     .helpOption("-h, --help", "print help")

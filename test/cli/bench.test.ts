@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { nexus } from "./nexus.ts";
 
-const TINY = ["bench", "--preset", "small", "--tokens", "1,8", "--repeat", "3"];
+const TINY = ["bench", "--device", "cpu", "--preset", "small", "--tokens", "1,8", "--repeat", "3"];
 
 test("a small benchmark as JSON: every cell with its samples, figures that agree with them", async () => {
   const routing = ["--routing", "uniform", "--routing", "zipf:1.2"];
@@ -19,6 +19,8 @@ test("a small benchmark as JSON: every cell with its samples, figures that agree
   assert.ok(Math.abs(Date.parse(report.date) - Date.now()) < 600_000);
   assert.deepEqual(Object.keys(report.limits.gflops), ["float32"]);
   assert.ok(report.limits.gflops.float32 > 0 && report.limits.gigabytesPerSecond > 0);
+  assert.equal(report.limits.productSize, 1024);
+  assert.equal(report.limits.memoryTest, "weights read for one row");
   assert.deepEqual(report.options, {
     streams: "default",
     policy: "default",
@@ -53,6 +55,7 @@ test("a small benchmark as JSON: every cell with its samples, figures that agree
       const share = rate.gflops / report.limits.gflops.float32;
       assert.ok(Math.abs(rate.shareOfArithmetic - share) < 1e-9);
     }
+    assert.equal(cell.graph, undefined, "the CPU device has no clock of its own");
     const speedup = cell.sequential.seconds.median / cell.nexus.seconds.median;
     assert.ok(Math.abs(cell.speedup - speedup) < 1e-9);
   }

@@ -7,77 +7,83 @@
  * written down as a loop over its experts.
  */
 
+import { tokenBucket } from "../../control/graph-manager.ts";
 import { recordAggregation } from "../../data/aggregation.ts";
-import type { LayerSpec } from "../../data/spec.ts";
-import { StepBuffers } from "../../data/step-buffers.ts";
-import type { Device, Stream } from "../../execution/device.ts";
-import type { LayerModules } from "../../layer/layer-modules.ts";
+import type { StepBuffers } from "../../data/step-buffers.ts";
+import type { Stream } from "../../execution/device.ts";
+import { DeviceTensor } from "../../execution/device-tensor.ts";
 import type { Tensor } from "../../tensor.ts";
+import { type LoadedLayer, stepBuffers, writeBatch } from "./bare-step.ts";
 
 export class SequentialLayer implements Disposable {
-  readonly #device: Device;
-  readonly #spec: LayerSpec;
-  readonly #modules: LayerModules;
+  readonly #layer: LoadedLayer;
   readonly #buffers: StepBuffers;
   readonly #stream: Stream;
+  #tokens = 0;
 
   /**
-   * @param modules the weights; they stay the caller's
+   * @param layer its weights stay the caller's
    * @param capacity most tokens of a batch
    * @throws OutOfDeviceMemoryError
    */
-  constructor(device: Device, spec: LayerSpec, modules: LayerModules, capacity: number) {
-    const { hiddenSize, router, experts, aggregation } = spec;
-    this.#device = device;
-    this.#spec = spec;
-    this.#modules = modules;
-    this.#buffers = new StepBuffers(
-      device,
-      {
-        hiddenSize,
-        experts: router.experts,
-        topK: router.topK,
-        expertForm: experts,
-        aggregation: aggregation.mode,
-      },
-      capacity,
-    );
+  constructor(layer: LoadedLayer, capacity: number) {
+    const { device, spec } = layer;
+    this.#layer = layer;
+    this.#buffers = stepBuffers(layer, tokenBucket(capacity));
     this.#stream = device.createStream({ group: 0, priority: 0 });
     // Every expert is a lane of its own, so that it can be enqueued by itself.
     device.write(
       this.#buffers.buckets.laneOf,
-      Int32Array.from({ length: router.experts }, (_, expert) => expert),
+      Int32Array.from({ length: spec.router.experts }, (_, expert) => expert),
     );
   }
 
-  /** @param hidden float32 [T, H] @returns float32 [T, H] */
-  async forward(hidden: Tensor<Float32Array>): Promise<Float32Array> {
-    const { hiddenSize, router, aggregation } = this.#spec;
-    const device = this.#device;
+  /** A whole call: for hidden states in host memory it brings the output there too. */
+  async forward(hidden: Tensor | DeviceTensor): Promise<void> {
+    await this.write(hidden);
+    await this.run();
+    if (!(hidden instanceof DeviceTensor)) await this.output();
+  }
+
+  /** @param hidden float [T, H] */
+  write(hidden: Tensor | DeviceTensor): Promise<void> {
+    this.#tokens = hidden.shape[0] as number;
+    return writeBatch(this.#layer, this.#buffers, hidden);
+  }
+
+  /** Routes what was written, waits for the counts, and runs expert after expert. */
+  async run(): Promise<void> {
+    const { device, spec, modules } = this.#layer;
+    const { hiddenSize, router, aggregation } = spec;
+    const { experts: lanes, topK } = router;
     const buffers = this.#buffers;
-    const { routing, experts } = this.#modules.parts;
+    const { routing, experts } = modules.parts;
+    const mostTokens = tokenBucket(this.#tokens);
     const { computeUnits } = device.properties;
     device.setComputeBudgets({ realisation: "shared", units: [computeUnits] });
-    device.write(buffers.hidden, hidden.data);
-    device.write(buffers.tokens, Int32Array.of(hidden.shape[0] as number));
-    routing.record(this.#stream, buffers, router.experts);
+    routing.record(this.#stream, buffers, { mostTokens, lanes });
     await device.synchronize();
 
-    const counts = new Int32Array(router.experts);
+    const counts = new Int32Array(lanes);
     await device.read(buffers.counts, counts);
-    counts.forEach((count, expert) => {
+    counts.forEach((count, lane) => {
       if (count === 0) return;
       experts.record(this.#stream, buffers.hidden, buffers.inner, buffers.rows, {
         from: "bucket",
         buckets: buffers.buckets,
-        lane: expert,
-        topK: router.topK,
+        ...{ lane, lanes, topK, mostTokens },
       });
     });
-    recordAggregation(this.#stream, aggregation, { hiddenSize, topK: router.topK }, buffers);
+    const scope = { mostTokens, outputType: "float32" } as const;
+    recordAggregation(this.#stream, aggregation, { hiddenSize, topK }, buffers, scope);
     await device.synchronize();
-    const output = new Float32Array(hidden.data.length);
-    await device.read(buffers.output, output);
+  }
+
+  /** float32 [T, H]: what the last run put out. */
+  async output(): Promise<Float32Array> {
+    const { device, spec } = this.#layer;
+    const output = new Float32Array(this.#tokens * spec.hiddenSize);
+    await device.read(this.#buffers.output, output);
     return output;
   }
 

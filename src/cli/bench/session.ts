@@ -2,27 +2,30 @@
 
 import { cpus } from "node:os";
 import type { PolicyName } from "../../control/index.ts";
-import { OutOfDeviceMemoryError } from "../../errors.ts";
 import type { Device } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
-import { BYTES_PER_ELEMENT, type DType } from "../../tensor.ts";
+import type { DType } from "../../tensor.ts";
 import { formatSkew, type RoutingSkew } from "../../workload/popularity.ts";
 import { layerSpecOf, type Preset } from "../../workload/presets.ts";
 import { Random } from "../../workload/random.ts";
-import { RandomLayer } from "../../workload/random-layer.ts";
+import { FilledLayer } from "../../workload/random-layer.ts";
 import { type DeviceFlags, type DeviceSummary, openFromFlags, summaryOf } from "../device.ts";
-import { formatBytes } from "../terminal/format.ts";
 import { Progress } from "../terminal/progress.ts";
 import { packageVersion } from "../version.ts";
+import { loadedLayer } from "./bare-step.ts";
 import { type CellResult, type CellSpec, measureCell } from "./cell.ts";
 import { type MachineLimits, measureLimits } from "./machine-limits.ts";
+import { checkFits, DEFAULT_PRESETS, DEFAULT_ROUTING, DEFAULT_TOKENS } from "./presets.ts";
 import { SequentialLayer } from "./sequential.ts";
 import type { Effort } from "./timing.ts";
 
 export interface BenchOptions extends DeviceFlags {
-  readonly presets: readonly Preset[];
-  readonly tokens: readonly number[];
-  readonly routing: readonly RoutingSkew[];
+  /** Default: what suits the device. */
+  readonly presets?: readonly Preset[];
+  /** Default: what suits the device. */
+  readonly tokens?: readonly number[];
+  /** Default: uniform, and Zipf's law. */
+  readonly routing?: readonly RoutingSkew[];
   /** Default: each preset's own. */
   readonly dtype?: DType;
   readonly streams?: number;
@@ -55,34 +58,37 @@ export type BenchHead = Omit<BenchReport, "cells">;
 export interface BenchEvents {
   onBegin(head: BenchHead): void;
   /** The cells of one preset are done. */
-  onPreset(preset: Preset, dtype: DType, cells: readonly CellResult[]): void;
+  onPreset(head: BenchHead, preset: Preset, dtype: DType, cells: readonly CellResult[]): void;
 }
 
 /** @throws OutOfDeviceMemoryError before any work if the weights of a preset do not fit */
 export async function runBench(options: BenchOptions, events: BenchEvents): Promise<BenchReport> {
   await using device = await openFromFlags(options);
+  const { kind } = device.properties;
+  const { presets = DEFAULT_PRESETS[kind], tokens: sizes = DEFAULT_TOKENS[kind] } = options;
+  const { routing = DEFAULT_ROUTING } = options;
   const dtypeOf = (preset: Preset) => options.dtype ?? preset.dtype;
-  for (const preset of options.presets) checkFits(device, preset, dtypeOf(preset));
+  for (const preset of presets) checkFits(device, preset, dtypeOf(preset));
 
   using progress = new Progress();
   progress.show(0, "measuring what the machine can do");
-  const limits = await measureLimits(device, new Set(options.presets.map(dtypeOf)));
-  const head = headOf(options, device, limits);
+  const limits = await measureLimits(device, new Set(presets.map(dtypeOf)));
+  const head = await headOf(options, device, limits);
   progress.clear();
   events.onBegin(head);
 
   const cells: CellResult[] = [];
-  const total = options.presets.length * options.tokens.length * options.routing.length;
-  for (const preset of options.presets) {
-    const specs = options.tokens.flatMap((tokens) =>
-      options.routing.map((skew): CellSpec => ({ preset, dtype: dtypeOf(preset), tokens, skew })),
+  const total = presets.length * sizes.length * routing.length;
+  for (const preset of presets) {
+    const specs = sizes.flatMap((tokens) =>
+      routing.map((skew): CellSpec => ({ preset, dtype: dtypeOf(preset), tokens, skew })),
     );
     const results = await measurePreset(options, device, limits, preset, specs, (done, label) =>
       progress.show((cells.length + done * specs.length) / total, label),
     );
     cells.push(...results);
     progress.clear();
-    events.onPreset(preset, dtypeOf(preset), results);
+    events.onPreset(head, preset, dtypeOf(preset), results);
   }
   return { ...head, cells };
 }
@@ -99,15 +105,16 @@ async function measurePreset(
   const dtype = options.dtype ?? preset.dtype;
   onProgress(0, `${preset.name}: making weights`);
   const spec = layerSpecOf(preset, dtype);
-  const weights = new RandomLayer(preset, dtype, seed);
+  const weights = new FilledLayer(preset, dtype, seed);
   await using layer = await new MoELayer(spec, weights, {
     device,
     ...(streams !== undefined && { streams }),
     ...(policy !== undefined && { slices: { policy } }),
   }).ready();
-  const modules = await layer.modules;
-  using sequential = new SequentialLayer(device, spec, modules, Math.max(...options.tokens));
-  const bench = { weights, layer, sequential, limits, effort };
+  const loaded = loadedLayer(device, spec, await layer.modules);
+  const most = Math.max(...specs.map(({ tokens }) => tokens));
+  using sequential = new SequentialLayer(loaded, most);
+  const bench = { weights, loaded, layer, sequential, limits, effort };
   const results: CellResult[] = [];
   for (const [i, cell] of specs.entries()) {
     const name = `${preset.name}, ${cell.tokens} tokens, ${formatSkew(cell.skew)}`;
@@ -119,11 +126,11 @@ async function measurePreset(
   return results;
 }
 
-function headOf(
+async function headOf(
   { seed, streams, policy, effort }: BenchOptions,
   device: Device,
   limits: MachineLimits,
-): BenchHead {
+): Promise<BenchHead> {
   return {
     nexus: packageVersion(),
     command: "bench",
@@ -132,22 +139,8 @@ function headOf(
     node: process.version,
     platform: `${process.platform} ${process.arch}`,
     cpu: cpus()[0]?.model ?? "unknown",
-    device: summaryOf(device),
+    device: await summaryOf(device),
     options: { streams: streams ?? "default", policy: policy ?? "default", effort },
     limits,
   };
-}
-
-function checkFits(device: Device, preset: Preset, dtype: DType): void {
-  const { hiddenSize, intermediateSize, experts } = preset;
-  const bytes = experts * 3 * hiddenSize * intermediateSize * BYTES_PER_ELEMENT[dtype];
-  const { limitBytes, usedBytes } = device.memory();
-  const available = limitBytes - usedBytes;
-  if (bytes <= available) return;
-  throw new OutOfDeviceMemoryError(
-    `the ${dtype} weights of preset ${preset.name} (${formatBytes(bytes)})`,
-    bytes,
-    available,
-    dtype === "float32" ? "Try --dtype bfloat16." : "Choose a smaller preset.",
-  );
 }

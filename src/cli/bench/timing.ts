@@ -1,6 +1,6 @@
 /**
- * Two ways to do the same work, timed in turns, so that whatever else happens on
- * the machine meanwhile falls on both alike.
+ * Wall-clock times of repeated work. Two ways to do the same are timed in turns, so
+ * that whatever else happens on the machine meanwhile falls on both alike.
  */
 
 import { quantile } from "../statistics.ts";
@@ -53,7 +53,29 @@ export async function timeInTurns(
   return [timingOf(samples[0]), timingOf(samples[1])];
 }
 
-function timingOf(samples: readonly number[]): Timing {
+/** One way by itself. @param work does one piece; `turn` counts up from 0 */
+export async function timeOne(
+  work: (turn: number) => Promise<unknown>,
+  effort: Effort,
+): Promise<Timing> {
+  const samples: number[] = [];
+  let spent = 0;
+  for (let turn = 0; turn < MAXIMUM_SAMPLES; turn++) {
+    const done =
+      "repeat" in effort
+        ? turn >= effort.repeat
+        : turn >= MINIMUM_SAMPLES && spent >= effort.minimumSeconds;
+    if (done) break;
+    const started = performance.now();
+    await work(turn);
+    const seconds = (performance.now() - started) / 1000;
+    samples.push(seconds);
+    spent += seconds;
+  }
+  return timingOf(samples);
+}
+
+export function timingOf(samples: readonly number[]): Timing {
   return {
     median: quantile(samples, 0.5),
     lowerQuartile: quantile(samples, 0.25),

@@ -5,15 +5,12 @@ import { POLICY_NAMES, type PolicyName } from "../../control/slices/manager.ts";
 import type { DType } from "../../tensor.ts";
 import { parseSkew, type RoutingSkew } from "../../workload/popularity.ts";
 import { PRESETS, type Preset, presetOf } from "../../workload/presets.ts";
+import type { BenchOptions } from "../bench/session.ts";
 import type { DeviceFlags } from "../device.ts";
 import { jsonOption, listOf, positiveNumber, wholeNumber, withDeviceOptions } from "../options.ts";
 import { printJson, printLines } from "../terminal/print.ts";
 import { styleFor } from "../terminal/style.ts";
 
-const DEFAULT_PRESETS = ["small", "medium"];
-/** Decode, a small batch, a prefill. */
-const DEFAULT_TOKENS = [1, 16, 256];
-const DEFAULT_ROUTING = ["uniform", "zipf:1.0"];
 /** Of each way, for each cell. */
 const DEFAULT_SECONDS = 0.5;
 const MOST_TOKENS = 65_536;
@@ -23,17 +20,29 @@ const DETAILS = `
 Presets (hidden/intermediate/experts/top-k, weights kept in):
 ${PRESETS.map(presetLine).join("\n")}
 
-What is timed: one whole call, from hidden states in host memory to outputs in
-host memory, for the layer (planned, sliced, on several streams, replayed from
-a captured graph) and in turns for a baseline, the row "loop": the same kernels
+Without --preset and --tokens: small and medium at 1, 16 and 256 tokens on a
+CPU; qwen3-30b-a3b and mixtral-8x7b at 1, 64 and 1024 tokens on a GPU.
+
+What is timed: one whole call for the layer (planned, sliced, replayed from a
+captured graph) and in turns for a baseline, the row "loop": the same kernels
 and weights as a loop over the experts, one after the other on one stream,
-eagerly. The outputs of the two are compared first. Times are medians after
-warm-up; the spread is half the distance between the quartiles. Weights and
-tokens are made up; the batch changes from call to call. GB/s counts the
-weights of the experts that a batch uses, once. Skew is the tokens of the
-busiest expert over the mean. The last line of a cell is the share of what the
-same device reached in this run in a 1024^3 product, and in reading weights for
-a single row. JSON holds every sample.`;
+eagerly. The outputs of the two are compared first. A call goes from hidden
+states to outputs, in host memory on a CPU and in device memory on a GPU; there
+the row "graph" is one replay of the step alone, by the GPU's own clock. Times
+are medians after warm-up; the spread is half the distance between the
+quartiles. Weights and tokens are made up; the batch changes from call to call.
+GB/s counts the weights of the experts that a batch uses, once. Skew is the
+tokens of the busiest expert over the mean. The last line of a cell is the
+share of what the same device reached in this run: with these kernels in one
+large product, and in reading weights for a single row (CPU) or copying within
+device memory (GPU, bytes read and written). JSON holds every sample.
+
+--ablation takes the step apart instead: experts one by one, then fused kernels,
+a captured graph, slices by load, and streams (--streams, default 8), each
+measured against the one before, with tokens per joule where the device counts
+joules, and the share of the limit that leaves the longer time. Default:
+zipf:1.0; small at 1, 16 and 256 tokens on a CPU, qwen3-30b-a3b at 1, 64, 1024
+and 8192 on a GPU.`;
 
 interface BenchFlags extends DeviceFlags {
   readonly preset?: readonly Preset[];
@@ -45,23 +54,16 @@ interface BenchFlags extends DeviceFlags {
   readonly repeat?: number;
   readonly minTime: number;
   readonly seed: number;
+  readonly ablation?: boolean;
   readonly json?: boolean;
 }
 
 export function benchCommand(): Command {
   const command = new Command("bench")
     .description("Measure the layer's speed beside a plain loop over its experts.")
-    .option("--preset <names>", `default: ${DEFAULT_PRESETS.join(",")}`, listOf(presetOf))
-    .option(
-      "--tokens <list>",
-      `tokens of a batch (default: ${DEFAULT_TOKENS.join(",")})`,
-      listOf(wholeNumber(1, MOST_TOKENS)),
-    )
-    .option(
-      "--routing <list>",
-      `uniform or zipf:S (default: ${DEFAULT_ROUTING.join(",")})`,
-      listOf(parseSkew),
-    )
+    .option("--preset <names>", "layers, from the list below", listOf(presetOf))
+    .option("--tokens <list>", "tokens of a batch", listOf(wholeNumber(1, MOST_TOKENS)))
+    .option("--routing <list>", "uniform or zipf:S (default: uniform,zipf:1.0)", listOf(parseSkew))
     .addOption(
       new Option("--dtype <type>", "element type of the weights (default: the preset's)").choices([
         "float32",
@@ -74,33 +76,45 @@ export function benchCommand(): Command {
     .addOption(new Option("--repeat <n>", "timed calls of each").argParser(wholeNumber(1, 1000)))
     .option("--min-time <s>", "seconds of timed calls of each", positiveNumber, DEFAULT_SECONDS)
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
+    .option("--ablation", "take the step apart: what each part of the design brings")
     .addOption(jsonOption());
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)
     .action(async (flags: BenchFlags) => {
-      // Imported when run: help and version need none of it.
-      const { runBench } = await import("../bench/session.ts");
-      const { benchHead, benchPreset } = await import("../bench/report.ts");
-      const style = styleFor();
-      const show = flags.json ? () => {} : printLines;
-      const report = await runBench(
-        {
-          ...flags,
-          presets: flags.preset ?? DEFAULT_PRESETS.map(presetOf),
-          tokens: flags.tokens ?? DEFAULT_TOKENS,
-          routing: flags.routing ?? DEFAULT_ROUTING.map(parseSkew),
-          effort:
-            flags.repeat === undefined
-              ? { minimumSeconds: flags.minTime }
-              : { repeat: flags.repeat },
-        },
-        {
-          onBegin: (head) => show(benchHead(style, head)),
-          onPreset: (preset, dtype, cells) => show(benchPreset(style, preset, dtype, cells)),
-        },
-      );
-      if (flags.json) printJson(report);
+      const { preset, repeat, minTime, ablation, json, ...rest } = flags;
+      const options = {
+        ...rest,
+        ...(preset && { presets: preset }),
+        effort: repeat === undefined ? { minimumSeconds: minTime } : { repeat },
+      };
+      const show = json ? () => {} : printLines;
+      const report = await (ablation ? takeApart(options, show) : measure(options, show));
+      if (json) printJson(report);
     });
+}
+
+type Show = (lines: readonly string[]) => void;
+
+// Sessions and reports are imported when run: help and version need none of them.
+
+async function measure(options: BenchOptions, show: Show): Promise<object> {
+  const { runBench } = await import("../bench/session.ts");
+  const { benchHead, benchPreset } = await import("../bench/report.ts");
+  const style = styleFor();
+  return runBench(options, {
+    onBegin: (head) => show(benchHead(style, head)),
+    onPreset: (head, preset, dtype, cells) => show(benchPreset(style, head, preset, dtype, cells)),
+  });
+}
+
+async function takeApart(options: BenchOptions, show: Show): Promise<object> {
+  const { runAblation } = await import("../ablation/session.ts");
+  const { ablationHead, ablationTable } = await import("../ablation/report.ts");
+  const style = styleFor();
+  return runAblation(options, {
+    onBegin: (head) => show(ablationHead(style, head)),
+    onResult: (head, result) => show(ablationTable(style, head, result)),
+  });
 }
 
 function presetLine(preset: Preset): string {

@@ -1,7 +1,7 @@
 /** The demo's report for people: what happened, top to bottom, in 80 columns. */
 
 import type { Slice, SliceBudget, SliceId } from "../../control/plan.ts";
-import { describeDevice, describeEnergy, describeSpec, fact } from "../describe.ts";
+import { describeDevice, describeEnergy, describeSpec, fact, UNIT_NAMES } from "../describe.ts";
 import { bar } from "../terminal/bar.ts";
 import {
   formatBytes,
@@ -86,7 +86,8 @@ function loadOf(style: Style, title: string, phase: DemoPhase): string[] {
   ];
 }
 
-function slicesOf(style: Style, { before, after }: DemoReport): string[] {
+function slicesOf(style: Style, report: DemoReport): string[] {
+  const { before, after } = report;
   const rows = before.plan.slices.map((from, i): Cell[] => {
     const to = after.plan.slices[i] as Slice;
     const idle = to.state === "idle" ? " (idle)" : "";
@@ -101,7 +102,7 @@ function slicesOf(style: Style, { before, after }: DemoReport): string[] {
       from.id === "D" ? "" : cell(({ experts }) => `${experts.length}`),
     ];
   });
-  const columns = ["slice", "units", "bandwidth", "cache", "experts"];
+  const columns = ["slice", `${UNIT_NAMES[report.device.kind]}s`, "bandwidth", "cache", "experts"];
   const { policy, realisation, realisationReason, version } = after.plan;
   return [
     ...heading(

@@ -104,7 +104,7 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     command: "run",
     checkpoint: { directory: options.checkpoint, family, layer: options.layer },
     spec,
-    device: summaryOf(device),
+    device: await summaryOf(device),
     input: { file: options.input, tensor: options.tensor },
     output: { file: options.output },
     tokens: input.tokens,
