@@ -1,0 +1,66 @@
+/** kernels/triton/experts/decode.py */
+
+import type { KernelCall } from "../call.ts";
+import { activate, activationNumbers, joinGate } from "./activation.ts";
+import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
+import { dot } from "./project.ts";
+
+const BIAS = 2;
+const INPUT_SCALE = 4;
+const SECOND_BIAS = 16;
+
+export function decodeFirst(call: KernelCall): void {
+  const number = (name: string) => call.number(name);
+  const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
+  const gated = call.flag("GATED");
+  const numbers = activationNumbers(call);
+  // Nothing masks the rows: the grid says how many there are.
+  const rows = call.grid.x * call.constant("ROWS");
+  for (let slot = 0; slot < call.grid.y; slot++) {
+    const token = Math.floor(slot / topK);
+    const matrix = call.pointer("ids").int(slot);
+    if (token >= call.pointer("tokens").int(0) || matrix < 0) continue;
+    const x = call.pointer("x").load(token * number("x_pitch"), k);
+    const scale = options & INPUT_SCALE ? call.pointer("input_scale").float(slot) : 1;
+    const bias = options & BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
+    const acc = Array.from({ length: rows }, (_, row) => {
+      const w = call.pointer("w").load((matrix * n + row) * k, k);
+      return dot(x, w) * scale + (bias?.[row] ?? 0);
+    });
+    const result = new Float32Array(gated ? rows / 2 : rows);
+    for (let i = 0; i < result.length; i++) {
+      result[i] = gated
+        ? joinGate(acc[2 * i] as number, acc[2 * i + 1] as number, numbers)
+        : activate(acc[i] as number, numbers);
+    }
+    call.pointer("out").store(slot * number("out_pitch"), result);
+  }
+}
+
+export function decodeSecond(call: KernelCall): void {
+  const number = (name: string) => call.number(name);
+  const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
+  const width = number("width");
+  const rows = call.grid.x * call.constant("ROWS");
+  const w = call.pointer("w");
+  for (let token = 0; token < call.grid.y; token++) {
+    if (token >= call.pointer("tokens").int(0)) continue;
+    const total = new Float32Array(rows);
+    for (let choice = 0; choice < topK; choice++) {
+      const slot = token * topK + choice;
+      const matrix = call.pointer("ids").int(slot);
+      const given = options & WEIGHTS ? call.pointer("weights").float(slot) : 1;
+      if (matrix < 0) continue;
+      const x = call.pointer("x").load(slot * number("x_pitch"), k);
+      const bias = options & SECOND_BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
+      for (let row = 0; row < rows; row++) {
+        const product = dot(x, w.load((matrix * n + row) * k, k));
+        total[row] = (total[row] as number) + given * (product + (bias?.[row] ?? 0));
+      }
+    }
+    const stored = Math.min(rows, width);
+    const sums = total.subarray(0, stored);
+    addSharedAndResidual(call, sums, token, 0);
+    call.pointer("out").store(token * width, sums);
+  }
+}

@@ -1,0 +1,17 @@
+/** What each kernel of the bundle does, by its function's name. */
+
+import type { KernelCall } from "../call.ts";
+import { combine, concat } from "./aggregation.ts";
+import { bucket, mark } from "./buckets.ts";
+import { decodeFirst, decodeSecond } from "./decode.ts";
+import { gate, gateFew } from "./gate.ts";
+import { fillUniform, packRows } from "./layout.ts";
+import { project } from "./project.ts";
+import { route } from "./route.ts";
+import { tidy } from "./tidy.ts";
+
+export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
+  ...{ route, mark, bucket, tidy, gate, gate_few: gateFew },
+  ...{ project, decode_first: decodeFirst, decode_second: decodeSecond },
+  ...{ combine, concat, pack_rows: packRows, fill_uniform: fillUniform },
+};

@@ -1,0 +1,122 @@
+/** kernels/triton/experts/grouped.py */
+
+import type { KernelCall } from "../call.ts";
+import { toTf32, update } from "../numbers.ts";
+import { activate, activationNumbers, joinGate } from "./activation.ts";
+
+const GATHER = 1;
+const BIAS = 2;
+const INPUT_SCALE = 4;
+const DENSE = 8;
+
+interface Tile {
+  readonly matrix: number;
+  readonly first: number;
+  readonly rows: number;
+  readonly column: number;
+}
+
+export function project(call: KernelCall): void {
+  const [height, width] = [call.constant("BLOCK_M"), call.constant("BLOCK_N")];
+  const columns = Math.ceil(call.number("n") / width);
+  const dense = (call.number("options") & DENSE) !== 0;
+  const count = call.pointer("tile_count").int(0);
+  const rowTiles = dense ? Math.ceil(count / height) : count;
+  for (let program = 0; program < call.grid.x; program++) {
+    for (let work = program; work < rowTiles * columns; work += call.grid.x) {
+      run(call, tileOf(call, work, columns, rowTiles, dense ? count : undefined, height, width));
+    }
+  }
+}
+
+/** Pieces are numbered column after column through groups of `group` row tiles. */
+function tileOf(
+  call: KernelCall,
+  work: number,
+  columns: number,
+  rowTiles: number,
+  denseRows: number | undefined,
+  height: number,
+  width: number,
+): Tile {
+  const group = call.number("group");
+  const block = Math.floor(work / (group * columns));
+  const inBlock = Math.min(rowTiles - block * group, group);
+  const within = work - block * group * columns;
+  const tile = block * group + (within % inBlock);
+  const column = Math.floor(within / inBlock) * width;
+  if (denseRows !== undefined) {
+    const first = tile * height;
+    const rows = Math.min(denseRows - first, height);
+    return { matrix: call.number("dense_matrix"), first, rows, column };
+  }
+  const [matrix, first, rows] = call.pointer("tiles").loadInts(4 * tile, 3) as unknown as number[];
+  // A tile taller than the kernel loses the rows that are beyond it.
+  return {
+    ...{ matrix: matrix as number, first: first as number, column },
+    rows: Math.min(rows as number, height),
+  };
+}
+
+function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
+  const [n, k, topK, options] = ["n", "k", "top_k", "options"].map((name) => call.number(name)) as [
+    number,
+    number,
+    number,
+    number,
+  ];
+  const [x, out, xPitch, outPitch] = [
+    call.pointer("x"),
+    call.pointer("out"),
+    call.number("x_pitch"),
+    call.number("out_pitch"),
+  ];
+  const gated = call.flag("GATED");
+  const extras = call.flag("EXTRAS");
+  const numbers = activationNumbers(call);
+  const tf32 = call.entry.constants["PRECISION"] === "tf32" && x.element === "fp32";
+  const width = Math.min(call.constant("BLOCK_N"), n - column);
+  const weights = weightRows(call, matrix * n + column, width, k);
+  const scaled = extras && (options & INPUT_SCALE) !== 0;
+  const biased = extras && (options & BIAS) !== 0;
+  const bias = biased ? call.pointer("bias").load(matrix * n + column, width) : undefined;
+  const outputs = gated ? width / 2 : width;
+  if (tf32) for (const row of weights) update(row, toTf32);
+  for (let r = 0; r < rows; r++) {
+    const row = first + r;
+    const gathered = (options & GATHER) !== 0;
+    const slot = gathered || scaled ? call.pointer("order").int(row) : 0;
+    const a = x.load((gathered ? Math.floor(slot / topK) : row) * xPitch, k);
+    if (tf32) update(a, toTf32);
+    const scale = scaled ? call.pointer("input_scale").float(slot) : 1;
+    const acc = weights.map((w, i) => dot(a, w) * scale + (bias?.[i] ?? 0));
+    const result = new Float32Array(outputs);
+    for (let i = 0; i < outputs; i++) {
+      result[i] = gated
+        ? joinGate(acc[2 * i] as number, acc[2 * i + 1] as number, numbers)
+        : activate(acc[i] as number, numbers);
+    }
+    out.store(row * outPitch + (gated ? column / 2 : column), result);
+  }
+}
+
+function weightRows(call: KernelCall, first: number, count: number, k: number): Float32Array[] {
+  const map = call.tensorMap("w");
+  if (map !== undefined) {
+    const [meta] = call.entry.tensordesc_meta;
+    const fits = map.box.join() === meta?.block_size.join() && map.swizzle === meta.swizzle;
+    if (!fits || map.columns !== k || first + count > map.rows) {
+      throw new Error(
+        `A tensor map of [${map.rows}, ${map.columns}] in boxes of [${map.box}] does not fit.`,
+      );
+    }
+  }
+  const w = map === undefined ? call.pointer("w") : call.mapped(map);
+  return Array.from({ length: count }, (_, i) => w.load((first + i) * k, k));
+}
+
+export function dot(a: Float32Array, b: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i] as number) * (b[i] as number);
+  return Math.fround(sum);
+}
