@@ -4,10 +4,11 @@
  *   node test/run.mjs [FILTER...]
  *
  * Without filters all of dist/test, otherwise the files whose path contains one
- * of them. The files are listed here because glob patterns on the command line of
- * `node --test` mean different things from Node 20 to 24. Needs node, dist/ and
- * the production dependencies, nothing else: files that draw their cases from
- * fast-check are left out where it is not installed, and named.
+ * of them; those that need a GPU (*.gpu.test.js) last. The files are listed here
+ * because glob patterns on the command line of `node --test` mean different things
+ * from Node 20 to 24. Needs node, dist/ and the production dependencies, nothing
+ * else: files that draw their cases from fast-check are left out where it is not
+ * installed, and named.
  */
 
 import { spawnSync } from "node:child_process";
@@ -62,11 +63,25 @@ if (files.length === 0) {
   process.exit(1);
 }
 
-const { status, signal, error } = spawnSync(
-  process.execPath,
-  ["--test", `--test-concurrency=${CONCURRENCY}`, "--test-reporter=spec", ...files],
-  { cwd: root, stdio: "inherit" },
+/** @returns exit status of the test runner */
+function run(wanted, concurrency, env) {
+  if (wanted.length === 0) return 0;
+  const { status, signal, error } = spawnSync(
+    process.execPath,
+    ["--test", `--test-concurrency=${concurrency}`, "--test-reporter=spec", ...wanted],
+    { cwd: root, stdio: "inherit", env: { ...process.env, ...env } },
+  );
+  if (error !== undefined) throw error;
+  if (signal !== null) console.error(`The test runner was ended by ${signal}.`);
+  return status ?? 1;
+}
+
+// Tests that need a GPU watch the free memory of the whole card: one at a time, after all others.
+const needsGpu = (file) => file.endsWith(".gpu.test.js");
+const others = run(
+  files.filter((file) => !needsGpu(file)),
+  CONCURRENCY,
+  // Theirs is the CPU, also on a machine with a GPU.
+  { CUDA_VISIBLE_DEVICES: "" },
 );
-if (error !== undefined) throw error;
-if (signal !== null) console.error(`The test runner was ended by ${signal}.`);
-process.exit(status ?? 1);
+process.exit(run(files.filter(needsGpu), 1) || others);

@@ -1,0 +1,120 @@
+/**
+ * Many replays with changing routing, and many openings of the device: memory stays
+ * as it is, on the card and in the process, and outputs do not drift. NEXUS_REPLAYS
+ * sets how many replays.
+ */
+
+import assert from "node:assert/strict";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { median } from "../../src/cli/statistics.ts";
+import { MoELayer } from "../../src/layer/moe-layer.ts";
+import { batch, gatedExperts, plainSpec, randomLayer } from "../support/layers.ts";
+import { normal, randomFor } from "../support/seed.ts";
+import { freeDeviceBytes } from "./free-memory.ts";
+import { gpuTest, openGpu } from "./gpu.ts";
+
+const REPLAYS = Number(process.env["NEXUS_REPLAYS"] ?? 20_000);
+if (!Number.isInteger(REPLAYS) || REPLAYS < 100) {
+  throw new Error(
+    `NEXUS_REPLAYS is ${process.env["NEXUS_REPLAYS"]}; give a number of 100 or more.`,
+  );
+}
+const OPENINGS = 20;
+const HIDDEN = 64;
+const TOKENS = 24;
+const BATCHES = 16;
+/** Lanes change their order every few hundred steps, and each order has a graph of its own. */
+const WARM_UP = 1200;
+/** What live objects, and native memory that they hold, may grow by after that: noise of the collector. */
+const LIVE_BYTES = 4 << 20;
+/**
+ * What the process may grow by in the second half of the replays. In the first the engine settles on
+ * the sizes of its heap, which takes it up to 100 MB whether there is a GPU or not.
+ */
+const PROCESS_BYTES = 24 << 20;
+/** How often the output of a batch is held against its first. */
+const CHECK_EVERY = 97;
+
+setFlagsFromString("--expose-gc");
+const collectGarbage = runInNewContext("gc") as () => void;
+
+gpuTest(`${REPLAYS} replays with changing routing`, async (device, t) => {
+  const random = randomFor("gpu endurance");
+  const spec = {
+    ...plainSpec(HIDDEN, 48, 16, 4),
+    experts: gatedExperts(HIDDEN, 48, { dtype: "bfloat16" }),
+  };
+  const { tensors } = randomLayer(random, spec);
+  // One lane layout and fixed slices: the one graph that steps replay is never left.
+  const options = { streams: 1, slices: { policy: "static" as const } };
+  await using layer = new MoELayer(spec, tensors, { device, ...options });
+  const inputs = Array.from({ length: BATCHES }, () =>
+    batch(normal(random, TOKENS * HIDDEN), HIDDEN),
+  );
+  const inputOf = (i: number) => inputs[i % BATCHES] as (typeof inputs)[number];
+  const reading = () => {
+    collectGarbage();
+    const { usedBytes, allocations } = device.memory();
+    const { rss, heapUsed, external } = process.memoryUsage();
+    return { usedBytes, allocations, free: freeDeviceBytes(), rss, live: heapUsed + external };
+  };
+
+  const first: Float32Array[] = [];
+  for (let i = 0; i < WARM_UP; i++) {
+    const { output } = await layer.forward(inputOf(i));
+    if (i < BATCHES) first.push(output.data);
+  }
+  const before = reading();
+  const statistics = await layer.statistics();
+  const started = performance.now();
+  let middle = before;
+  for (let i = 0; i < REPLAYS; i++) {
+    if (i === REPLAYS >> 1) middle = reading();
+    const { output } = await layer.forward(inputOf(i));
+    if (i % CHECK_EVERY === 0) assert.deepEqual(output.data, first[i % BATCHES], `replay ${i}`);
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const after = reading();
+  const { graphs } = await layer.statistics();
+  assert.equal(graphs.replays - statistics.graphs.replays, REPLAYS, "not all steps were replays");
+  assert.equal(graphs.captures, statistics.graphs.captures);
+  assert.equal(after.usedBytes, before.usedBytes);
+  assert.equal(after.allocations, before.allocations);
+  assert.equal(after.free, before.free, "free memory of the card");
+  const live = after.live - before.live;
+  assert.ok(live < LIVE_BYTES, `live objects grew by ${live} bytes`);
+  const growth = [middle.rss - before.rss, after.rss - middle.rss] as const;
+  assert.ok(growth[1] < PROCESS_BYTES, `the process grew by ${growth.join(" and ")} bytes`);
+  t.diagnostic(
+    `${((seconds / REPLAYS) * 1e6).toFixed(1)} us a call; live objects grew by ${live} bytes, the process by ${growth.join(", then ")}`,
+  );
+});
+
+gpuTest(`the device opened and closed ${OPENINGS} times`, async () => {
+  const random = randomFor("gpu openings");
+  const spec = {
+    ...plainSpec(HIDDEN, 48, 16, 4),
+    experts: gatedExperts(HIDDEN, 48, { dtype: "bfloat16" }),
+  };
+  const { tensors } = randomLayer(random, spec);
+  const input = batch(normal(random, TOKENS * HIDDEN), HIDDEN);
+  const open = async (closeLayer: boolean) => {
+    const device = await openGpu();
+    const layer = new MoELayer(spec, tensors, { device, streams: 4 });
+    for (let i = 0; i < 4; i++) await layer.forward(input);
+    // Closing the device closes all it owns.
+    if (closeLayer) await layer.close();
+    await device.close();
+  };
+  await open(true);
+  const free = [freeDeviceBytes()];
+  for (let i = 0; i < OPENINGS; i++) {
+    await open(i % 2 === 0);
+    free.push(freeDeviceBytes());
+  }
+  // What the driver keeps for itself once is no leak; what every opening leaves behind is.
+  const lost = free.slice(1).map((bytes, i) => (free[i] as number) - bytes);
+  assert.equal(median(lost), 0, `free memory of the card: ${free.join(", ")}`);
+  assert.ok((free[0] as number) - (free.at(-1) as number) < OPENINGS << 20, free.join(", "));
+});
