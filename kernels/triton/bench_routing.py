@@ -65,7 +65,7 @@ def main():
         for tokens in TOKENS:
             sets = []
             for _ in range(STEPS):
-                routing = Routing(bundle, torch.float32, experts, top_k, tokens, [[(64, 2**31)]],
+                routing = Routing(bundle, experts, top_k, tokens, [[(64, 2**31)]],
                                   multiprocessors=multiprocessors)  # fmt: skip
                 routing.tokens.fill_(tokens)
                 routing.logits = torch.randn(tokens, experts, device=DEVICE)

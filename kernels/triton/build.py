@@ -1,10 +1,11 @@
-"""Compiles every kernel ahead of time into bundle/, with a manifest that says how to launch it.
+"""Compiles every kernel ahead of time: cubins, PTX, and a manifest that says how to launch each.
 
-    python build.py            compile into bundle/
-    python build.py --check    compile into memory and compare: exit 1 if bundle/ is not what the sources give
+    python build.py [--out DIR] [--jobs N]
 
-Needs Triton 3.6.0 and neither a GPU nor PyTorch. The same sources give the same bytes: line
-information, which holds paths, is left out, and nothing is taken from Triton's cache.
+Needs Triton 3.6.0 and neither a GPU nor PyTorch. What it writes (bundle/ here, which git ignores) has a file for every
+kernel, for launch.py and the tests; kernels/pack.mjs makes of it what is committed and shipped, and `npm run kernels`
+does both. The same sources give the same bytes: line information, which holds paths, is left out, nothing is taken
+from Triton's cache, and memory addresses, by which ptxas decides ties between registers, are not randomized.
 """
 
 import os
@@ -15,8 +16,9 @@ os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="nexus-triton-")
 
 import argparse  # noqa: E402
-import hashlib  # noqa: E402
+import ctypes  # noqa: E402
 import json  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import struct  # noqa: E402
 import sys  # noqa: E402
@@ -29,7 +31,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 import variants  # noqa: E402
 from experts import activation, combine, decode, grouped  # noqa: E402
-from routing import bucket, route  # noqa: E402
+from routing import bucket, gate, route, tidy  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE / "bundle"
@@ -49,8 +51,22 @@ MULTIPROCESSOR = {
 SHARED_PER_BLOCK = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 # Columns of tensor memory on sm_100, the accumulators' place there.
 TENSOR_MEMORY_COLUMNS = 512
+# personality(2): ask for the present value; give this and all processes that it starts the same addresses every time.
+PERSONALITY_ASK = 0xFFFFFFFF
+ADDR_NO_RANDOMIZE = 0x0040000
+# Exit code of --exact where addresses are randomized all the same.
+NOT_EXACT = 3
+# The least of all architectures from sm_80 on: what PTX can count on.
+SHARED_PER_BLOCK_LEAST = min(SHARED_PER_BLOCK.values())
 # Shared memory that every block takes for the system's own use.
 SHARED_RESERVED = 1024
+
+
+def fix_addresses():
+    """Whether it could be done: container runtimes may forbid it. ptxas decides ties between registers by addresses."""
+    personality = ctypes.CDLL(None).personality
+    personality.argtypes = [ctypes.c_ulong]
+    return personality(personality(PERSONALITY_ASK) | ADDR_NO_RANDOMIZE) != -1
 
 
 def registers_per_thread(cubin, entry):
@@ -104,8 +120,21 @@ def passed_arguments(variant, tensordesc_meta):
     return passed
 
 
-def compile_variant(variant, architecture, want_ptx):
-    """(manifest entry, cubin, PTX or None)."""
+PTX_BYTES = {"b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8}
+TYPE_BYTES = {"i32": 4, "fp32": 4, "i64": 8, "fp64": 8}
+
+
+def check_parameters(entry, ptx):
+    """Holds the manifest's arguments against the parameters of the PTX."""
+    listed = re.search(rf"\.entry {re.escape(entry['entry'])}\((.*?)\n\)", ptx, re.DOTALL)[1]
+    found = [PTX_BYTES[kind] for kind in re.findall(r"^\s*\.param \.(\w+)", listed, re.MULTILINE)]
+    wanted = [8 if a["type"].startswith("*") else TYPE_BYTES[a["type"]] for a in entry["args"]]
+    if found != wanted:
+        raise ValueError(f"{entry['name']}: the PTX's parameters have {found} bytes, the manifest's {wanted}")
+
+
+def compile_variant(variant, architecture):
+    """[(manifest entry, image)]: the cubin, and the PTX where there is to be one."""
     names = list(variant.arguments)
     source = ASTSource(
         variant.function,
@@ -118,6 +147,8 @@ def compile_variant(variant, architecture, want_ptx):
     compiled = triton.compile(source, target=target, options=options)
     metadata = compiled.metadata
     cubin = compiled.asm["cubin"]
+    if metadata.num_ctas != 1 or metadata.global_scratch_size or metadata.profile_scratch_size:
+        raise ValueError(f"{variant.name}: the launchers know neither clusters nor scratch memory")
     if metadata.shared > SHARED_PER_BLOCK[architecture]:
         raise ValueError(f"{variant.name} needs {metadata.shared} bytes of shared memory on sm_{architecture}")
     registers = registers_per_thread(cubin, metadata.name)
@@ -128,41 +159,33 @@ def compile_variant(variant, architecture, want_ptx):
         "name": variant.name,
         "arch": f"sm_{architecture}{suffix}",
         "entry": metadata.name,
-        "cubin": f"sm_{architecture}/{variant.name}.cubin",
-        "cubin_sha256": hashlib.sha256(cubin).hexdigest(),
+        "file": f"sm_{architecture}/{variant.name}.cubin",
         "num_warps": metadata.num_warps,
-        "num_ctas": metadata.num_ctas,
-        "num_stages": variant.num_stages,
         "shared": metadata.shared,
-        "registers": registers,
-        "global_scratch_size": metadata.global_scratch_size,
-        "global_scratch_align": metadata.global_scratch_align,
-        "profile_scratch_size": metadata.profile_scratch_size,
-        "profile_scratch_align": metadata.profile_scratch_align,
-        "launch_pdl": False,
+        "launch_pdl": variant.dependent,
         "args": passed_arguments(variant, tensordesc_meta),
         "constants": variant.constants,
-        "tensordesc_meta": tensordesc_meta or [],
+        "tensordesc_meta": [{**meta, "l2_promotion": variant.l2_promotion} for meta in tensordesc_meta or []],
         "grid": {**variant.grid, "blocks_per_multiprocessor": blocks},
         "selects": variant.selects,
     }
-    ptx = None
-    if want_ptx and variant.ptx:
-        ptx = triton.compile(source, target=target, options={**options, "ptx_version": PTX_VERSION}).asm["ptx"]
-        entry["ptx"] = f"ptx/{variant.name}.ptx"
-        entry["ptx_sha256"] = hashlib.sha256(ptx.encode()).hexdigest()
-    return entry, cubin, ptx
+    made = [(entry, cubin)]
+    if architecture == variants.PTX_ARCHITECTURE and variant.ptx:
+        compiled = triton.compile(source, target=target, options={**options, "ptx_version": PTX_VERSION})
+        if compiled.metadata.shared > SHARED_PER_BLOCK_LEAST:
+            raise ValueError(f"{variant.name} needs {compiled.metadata.shared} bytes of shared memory: too many for PTX")
+        ptx = compiled.asm["ptx"]
+        check_parameters(entry, ptx)
+        # Registers will be the driver's choice; the blocks that fit are those of the architecture it was made for.
+        ptx_entry = {"arch": "ptx", "file": f"ptx/{variant.name}.ptx", "shared": compiled.metadata.shared}
+        made.append(({**entry, **ptx_entry}, ptx.encode()))
+    return made
 
 
 def _compile(job):
     architecture, index = job
     variant = variants.variants(architecture)[index]
-    return compile_variant(variant, architecture, architecture in variants.PTX_ARCHITECTURES)
-
-
-def source_hashes():
-    files = sorted([*HERE.glob("experts/*.py"), *HERE.glob("routing/*.py"), HERE / "variants.py", HERE / "build.py"])
-    return {str(f.relative_to(HERE)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return compile_variant(variant, architecture)
 
 
 def build(architectures, jobs):
@@ -170,13 +193,10 @@ def build(architectures, jobs):
     work = [(a, i) for a in architectures for i in range(len(variants.variants(a)))]
     with ProcessPoolExecutor(jobs) as pool:
         results = list(pool.map(_compile, work, chunksize=1))
-    files = {}
-    kernels = []
-    for entry, cubin, ptx in results:
-        kernels.append(entry)
-        files[entry["cubin"]] = cubin
-        if ptx is not None:
-            files[entry["ptx"]] = ptx.encode()
+    made = [kernel for result in results for kernel in result]
+    files = {entry["file"]: image for entry, image in made}
+    # Architecture after architecture, PTX at the end.
+    kernels = sorted((entry for entry, _ in made), key=lambda entry: entry["arch"] == "ptx")
     manifest = {
         "abi_version": ABI_VERSION,
         "triton_version": TRITON_VERSION,
@@ -187,6 +207,8 @@ def build(architectures, jobs):
             "decode_second": decode.SECOND_OPTIONS,
             "combine": combine.OPTIONS,
             "route": route.OPTIONS,
+            "gate": gate.OPTIONS,
+            "tidy": tidy.OPTIONS,
         },
         "scorings": route.SCORINGS,
         "list_words": bucket.LIST_WORDS,
@@ -194,39 +216,30 @@ def build(architectures, jobs):
             kind: dict(zip(("code", "linear", "cubic", "limit", "shift"), numbers))
             for kind, numbers in activation.KINDS.items()
         },
-        "sources_sha256": source_hashes(),
         "kernels": kernels,
     }
     files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     return files
 
 
-def differences(files):
-    """Why bundle/ is not `files`; empty if it is."""
-    there = {str(f.relative_to(BUNDLE)): f for f in BUNDLE.rglob("*") if f.is_file()}
-    found = [f"missing: {name}" for name in sorted(files.keys() - there.keys())]
-    found += [f"not built by these sources: {name}" for name in sorted(there.keys() - files.keys())]
-    found += [f"differs: {name}" for name in sorted(files.keys() & there.keys()) if there[name].read_bytes() != files[name]]
-    return found
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compare with bundle/ instead of writing it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=BUNDLE, help="where to put the build instead of bundle/")
+    parser.add_argument("--exact", action="store_true", help=f"exit with {NOT_EXACT} if the bytes may differ from run to run")
     options = parser.parse_args()
     if triton.__version__ != TRITON_VERSION:
         sys.exit(f"Triton {TRITON_VERSION} is needed, {triton.__version__} is installed: pip install triton=={TRITON_VERSION}")
+    if not fix_addresses():
+        print("Address randomization cannot be turned off here: a few kernels may come out with other registers.")
+        if options.exact:
+            sys.exit(NOT_EXACT)
     files = build(variants.ARCHITECTURES, options.jobs)
-    if options.check:
-        found = differences(files)
-        print("\n".join(found) if found else f"bundle/ is what the sources give ({len(files)} files)")
-        sys.exit(1 if found else 0)
-    shutil.rmtree(BUNDLE, ignore_errors=True)
+    shutil.rmtree(options.out, ignore_errors=True)
     for name, data in files.items():
-        (BUNDLE / name).parent.mkdir(parents=True, exist_ok=True)
-        (BUNDLE / name).write_bytes(data)
-    print(f"{len(files)} files, {sum(map(len, files.values())) / 2**20:.1f} MiB, in {BUNDLE}")
+        (options.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (options.out / name).write_bytes(data)
+    print(f"{len(files)} files, {sum(map(len, files.values())) / 2**20:.1f} MiB, in {options.out}")
 
 
 if __name__ == "__main__":

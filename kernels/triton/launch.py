@@ -30,6 +30,14 @@ class LaunchConfig(ctypes.Structure):
     ]
 
 
+class LaunchAttribute(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_uint), ("padding", ctypes.c_uint), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+
+
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: the kernel may start before the one ahead of it has ended.
+DEPENDENT_LAUNCH = LaunchAttribute(id=6, value=1)
+
+
 def check(code, call):
     if code != 0:
         name = ctypes.c_char_p()
@@ -62,7 +70,7 @@ class TensorMap:
             (ctypes.c_uint32 * 2)(1, 1),
             0,
             meta["swizzle"],
-            2,
+            meta["l2_promotion"],
             0,
         )
         check(code, "cuTensorMapEncodeTiled")
@@ -74,7 +82,7 @@ class Kernel:
         self.name = entry["name"]
         self.grid = entry["grid"]
         self.constants = entry["constants"]
-        image = (directory / entry["cubin"]).read_bytes()
+        image = (directory / entry["file"]).read_bytes()
         module = ctypes.c_void_p()
         check(cuda.cuModuleLoadData(ctypes.byref(module), image), f"cuModuleLoadData({self.name})")
         self.function = ctypes.c_void_p()
@@ -126,8 +134,8 @@ class Kernel:
             (ctypes.c_uint * 3)(32 * self.entry["num_warps"], 1, 1),
             self.entry["shared"],
             torch.cuda.current_stream().cuda_stream,
-            None,
-            0,
+            ctypes.addressof(DEPENDENT_LAUNCH),
+            1 if self.entry["launch_pdl"] else 0,
         )
         check(cuda.cuLaunchKernelEx(ctypes.byref(config), self.function, parameters, None), f"launch of {self.name}")
 
@@ -204,9 +212,25 @@ def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k,
     kernel.launch((n // kernel.grid["x"]["by"], most_tokens, 1), {
         "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
-        "x_pitch": x.shape[1], "shared_pitch": n, "top_k": top_k,
+        "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,
         "options": aggregation_options(bundle.manifest["options"]["decode_second"], weights, shared, shared_scale,
                                        residual, bias),
+    })
+
+
+def covering(grid, **sizes):
+    """The grid of a "cover" rule."""
+    extents = [grid.get(axis, {"of": "one", "by": 1}) for axis in "xyz"]
+    return tuple(-(-{"one": 1, **sizes}[extent["of"]] // extent["by"]) for extent in extents)
+
+
+def gate(bundle, kernel, x, w, out, tokens, *, most_tokens, bias=None, sigmoid=False):
+    """w is [padded n, k], out [*, n]."""
+    options = bundle.manifest["options"]["gate"]
+    n = out.shape[1]
+    kernel.launch(covering(kernel.grid, n=n, most_tokens=most_tokens), {
+        "x": x, "w": w, "bias": bias, "out": out, "tokens": tokens, "n": n, "k": w.shape[1], "x_pitch": x.shape[1],
+        "options": options["bias"] * (bias is not None) | options["sigmoid"] * sigmoid,
     })
 
 
@@ -234,6 +258,17 @@ def pack(kernel, source, destination, row_step, pitch, multiprocessors):
     kernel.launch((grid, 1, 1), {
         "source": source, "destination": destination, "rows": rows, "columns": columns,
         "row_stride": source.stride(0), "column_stride": source.stride(1), "row_step": row_step, "pitch": pitch,
+    })
+
+
+def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, multiprocessors):
+    """destination is [matrices, n, k]."""
+    matrices, n, k = destination.shape
+    stretches = -(-valid_columns // kernel.grid["columns_per_block"])
+    grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], matrices * valid_rows * stretches)
+    kernel.launch((grid, 1, 1), {
+        "destination": destination, "seed": seed, "matrices": matrices, "n": n, "k": k, "valid_rows": valid_rows,
+        "valid_columns": valid_columns, "scale": scale,
     })
 
 

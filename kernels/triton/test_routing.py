@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import launch
 from launch import Bundle
 
 DEVICE = "cuda"
@@ -31,12 +32,14 @@ def padded_experts(experts):
 class Routing:
     """Buffers for `most_tokens` tokens, poisoned (the sets: empty), and the two launches over them."""
 
-    def __init__(self, bundle, dtype, experts, top_k, most_tokens, lists, lane_of=None, multiprocessors=132):
+    def __init__(self, bundle, experts, top_k, most_tokens, lists, lane_of=None, multiprocessors=132,
+                 dtype=torch.float32):  # fmt: skip
         """lists: for every lane its classes, each (rows of a tile, most rows of an expert in it)."""
         self.bundle, self.experts, self.top_k, self.most_tokens = bundle, experts, top_k, most_tokens
-        padded = padded_experts(experts)
+        padded = self.padded_experts = padded_experts(experts)
         self.route_kernels = [bundle[f"route_{plain}{SHORT[dtype]}_experts{padded}"] for plain in ("plain_", "")]
         self.bucket_kernel = bundle[f"bucket_experts{padded}"]
+        self.mark_kernel = bundle["mark"]
         slots = most_tokens * top_k
         self.lanes, self.classes = len(lists), len(lists[0])
         words = []
@@ -91,6 +94,13 @@ class Routing:
             "options": bits["bias"] * (bias is not None) | bits["renormalize"] * renormalize
             | bits["top2_sum"] * (score == "top2-sum") | bits["sets"] | bits["counts"] * counts,
             "groups": groups, "keep": keep, "scale": scale, "jitter": jitter,
+        })  # fmt: skip
+
+    def mark(self):
+        grid = launch.covering(self.mark_kernel.grid, slots=self.most_tokens * self.top_k)
+        self.mark_kernel.launch(grid, {
+            "ids": self.ids, "tokens": self.tokens, "sets": self.sets, "experts": self.experts,
+            "padded_experts": self.padded_experts, "top_k": self.top_k,
         })  # fmt: skip
 
     def bucket(self, capacity_factor=math.inf):
@@ -281,11 +291,32 @@ def check_bucket(checks, label, routing, tokens, lists, capacity_factor):
         checks.that(f"{label}: tiles past the list's end", bool((tiles[first + len(mine) : room_ends] == routing.POISON).all()))
 
 
-def draw_logits(experts, rows, dtype, kind):
+def check_mark(checks, label, routing, tokens):
+    """The sets of the ids that are there: those that route left, or of ids written by the host."""
+    routing.sets.zero_()
+    routing.mark()
+    ids = routing.ids[:tokens].long()
+    known = (ids >= 0) & (ids < routing.experts)
+    chosen = torch.zeros(len(routing.sets) * WORD_TOKENS, routing.padded_experts + 1, dtype=torch.bool, device=DEVICE)
+    chosen[:tokens].scatter_(1, torch.where(known, ids, routing.padded_experts), True)
+    bits = chosen[:, :-1].reshape(len(routing.sets), WORD_TOKENS, -1).long() << torch.arange(WORD_TOKENS, device=DEVICE)[:, None]
+    checks.equal(f"{label}: sets", routing.sets.long() & 0xFFFFFFFF, bits.sum(1))
+
+
+def draw_ids(routing, tokens):
+    """Distinct experts for every token, some slots without any, and anything past the tokens."""
+    scores = torch.rand(routing.most_tokens, routing.experts, device=DEVICE)
+    ids = scores.topk(routing.top_k, dim=1).indices.to(torch.int32)
+    none = torch.rand(ids.shape, device=DEVICE) < random.choice([0, 0.2, 1])
+    routing.ids.copy_(torch.where(none, -1, ids))
+    routing.ids[tokens:] = torch.randint(-(2**31), 2**31 - 1, ids[tokens:].shape, device=DEVICE).to(torch.int32)
+
+
+def draw_logits(experts, rows, kind):
     if kind == "ties":
         logits = torch.randint(-2, 3, (rows, experts), device=DEVICE).float()
         # -0 is 0.
-        return torch.where(torch.rand_like(logits) < 0.3, -logits.abs() * (logits == 0) + logits, logits).to(dtype)
+        return torch.where(torch.rand_like(logits) < 0.3, -logits.abs() * (logits == 0) + logits, logits)
     logits = torch.randn(rows, experts, device=DEVICE) * 2
     if kind == "skewed":
         logits += torch.linspace(4, -4, experts, device=DEVICE)
@@ -293,7 +324,7 @@ def draw_logits(experts, rows, dtype, kind):
         few = torch.rand_like(logits) < 0.3
         few[:, : experts // 2 + 1] = False
         logits = logits.masked_fill(few, -math.inf)
-    return logits.to(dtype)
+    return logits
 
 
 def draw_rule(experts, top_k):
@@ -328,27 +359,33 @@ def plant(logits, tokens, rule):
     return rows
 
 
-def run_case(checks, bundle, dtype, experts, top_k, tokens, rule, kind, spoil=True):
+def run_case(checks, bundle, experts, top_k, tokens, rule, kind, spoil=True):
     room = tokens + random.choice([0, 1, 40, 100])
     lanes, classes = random.choice([1, 2, 4, 8]), random.choice([1, 1, 2, 3])
     lists = [
         [(random.choice([16, 64, 128]), most) for most in [8, 64, 2**31][3 - classes :]] for _ in range(lanes)
     ]  # fmt: skip
     lane_of = torch.randint(0, lanes, (experts,), dtype=torch.int32, device=DEVICE)
-    routing = Routing(bundle, dtype, experts, top_k, room, lists, lane_of, random.choice([132, 7, 1]))
-    logits = draw_logits(experts, room, dtype, kind)
+    dtype = random.choice([*SHORT])
+    routing = Routing(bundle, experts, top_k, room, lists, lane_of, random.choice([132, 7, 1]), dtype)
+    logits = draw_logits(experts, room, kind).to(dtype)
     logits[tokens:] = math.nan
     # A masked expert cannot be chosen with a weight by every rule; those rows are for their own case.
     bad = plant(logits, tokens, rule) if spoil else set()
     capacity = random.choice([math.inf, math.inf, 1.25, 1.0, 0.37])
     words = {k: ("yes" if torch.is_tensor(v) else v) for k, v in rule.items()}
-    label = f"{dtype} E{experts} k{top_k} T{tokens}/{room} {kind} {words} lanes {lanes}x{classes} capacity {capacity}"
+    label = f"{SHORT[dtype]} E{experts} k{top_k} T{tokens}/{room} {kind} {words} lanes {lanes}x{classes} capacity {capacity}"
     check_route(checks, label, routing, logits, tokens, rule, bad, counts=random.random() < 0.5)
     check_bucket(checks, label, routing, tokens, lists, capacity)
+    left = routing.sets.clone()
+    check_mark(checks, label, routing, tokens)
+    checks.equal(f"{label}: sets of route and mark", left, routing.sets)
+    draw_ids(routing, tokens)
+    check_mark(checks, f"{label}, ids from the host", routing, tokens)
+    check_bucket(checks, f"{label}, ids from the host", routing, tokens, lists, capacity)
 
 
 EXPERTS = (2, 3, 8, 16, 31, 32, 33, 60, 64, 72, 128, 160, 256, 288, 384, 512, 896, 1024)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run_all(bundle, seed, cases):
@@ -356,25 +393,24 @@ def run_all(bundle, seed, cases):
     random.seed(seed)
     checks = Checks()
     for experts in EXPERTS:
-        for dtype in DTYPES:
-            for tokens in (1, random.choice([5, 33, 64]), random.choice([200, 512, 1000])):
+        for tokens in (1, random.choice([5, 33, 64]), random.choice([200, 512, 1000])):
+            for kind in ("random", "skewed", "ties"):
                 top_k = random.randint(1, min(experts, 32))
-                rule = draw_rule(experts, top_k)
-                run_case(checks, bundle, dtype, experts, top_k, tokens, rule, random.choice(["random", "skewed", "ties"]))
+                run_case(checks, bundle, experts, top_k, tokens, draw_rule(experts, top_k), kind)
     for _ in range(cases):
         experts = random.choice(EXPERTS)
         top_k = min(experts, random.choice([1, 2, 4, 6, 8, 22, 32]))
         tokens = int(2 ** random.uniform(0, 11))
         rule = draw_rule(experts, top_k)
-        run_case(checks, bundle, random.choice(DTYPES), experts, top_k, tokens, rule, random.choice(["random", "skewed", "ties"]))
+        run_case(checks, bundle, experts, top_k, tokens, rule, random.choice(["random", "skewed", "ties"]))
     for scoring in ("softmax", "sigmoid", "topk-softmax", "topk-sigmoid"):
-        run_case(checks, bundle, torch.float32, 40, 8, 300, {"scoring": scoring}, "masked")
+        run_case(checks, bundle, 40, 8, 300, {"scoring": scoring}, "masked")
     softmax_rule = {"scoring": "softmax", "renormalize": True}
     groups_rule = {"scoring": "sigmoid", "renormalize": True, "group_limit": (8, 4, "top2-sum"), "scale": 2.5}
-    run_case(checks, bundle, torch.float32, 128, 8, 20000, softmax_rule, "skewed")
-    run_case(checks, bundle, torch.bfloat16, 256, 8, 20000, {**groups_rule, "bias": torch.randn(256, device=DEVICE)}, "random")
-    run_case(checks, bundle, torch.float16, 1024, 32, 3000, softmax_rule, "random")
-    run_case(checks, bundle, torch.float32, 8, 2, 20000, softmax_rule, "ties")
+    run_case(checks, bundle, 128, 8, 20000, softmax_rule, "skewed")
+    run_case(checks, bundle, 256, 8, 20000, {**groups_rule, "bias": torch.randn(256, device=DEVICE)}, "random")
+    run_case(checks, bundle, 1024, 32, 3000, softmax_rule, "random")
+    run_case(checks, bundle, 8, 2, 20000, softmax_rule, "ties")
     return checks
 
 

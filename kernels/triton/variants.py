@@ -6,15 +6,17 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import dataclass, field
 
-from experts import activation, combine, decode, grouped, pack
-from routing import bucket, route
+from experts import activation, combine, decode, fill, grouped, pack
+from routing import bucket, gate, mark, route, tidy
 
 # Every n, k and pitch of these kernels is a multiple of this many elements: see grouped.py.
 PADDING = 64
 
 ARCHITECTURES = (80, 90, 100, 120)
 # Compiled to PTX as well, for a driver to finish on architectures that are not in the bundle.
-PTX_ARCHITECTURES = (80,)
+PTX_ARCHITECTURE = 80
+# One height of tiles is enough there: a kernel takes lists of lower tiles as well.
+PTX_ROWS = 64
 
 ELEMENTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -59,6 +61,10 @@ class Variant:
     # What it is for: the loader picks by these.
     selects: dict = field(default_factory=dict)
     ptx: bool = False
+    # L2 promotion of its tensor maps, as cuTensorMapEncodeTiled numbers it: 128 bytes, or 256.
+    l2_promotion: int = 2
+    # A dependent launch (programmatic stream serialization): the kernel itself waits for the one before it.
+    dependent: bool = False
 
 
 # Sixteen-byte loads need these promises; all memory the driver hands out is 256-byte aligned.
@@ -74,6 +80,9 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
     w = f"tensordesc<{short}[{block_n}, {block_k}]>" if descriptor else f"*{short}"
     arguments = {"x": f"*{short}", "w": w, **PROJECT_ARGUMENTS, "out": f"*{short}"}
     kind = f"{'gated' if gated else 'plain'}_{activations}{'_extras' if extras else ''}"
+    # Few rows stream weights at memory speed, and longer pieces are asked for with less ado: 2 % of mixtral's products
+    # at 64 tokens. No difference for the other heights.
+    promotion = {"l2_promotion": 3} if block_m == 64 else {}
     return Variant(
         name=f"project_{kind}_{short if precision == 'ieee' else 'tf32'}_rows{block_m}",
         function=grouped.project,
@@ -108,6 +117,7 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
             "extras": extras,
         },
         ptx=ptx,
+        **promotion,
     )
 
 
@@ -174,19 +184,19 @@ def decode_second(element, out, length):
             "weights": "*fp32",
             "shared": f"*{short}",
             "shared_scale": "*fp32",
-            "residual": f"*{out_short}",
+            "residual": f"*{short}",
             "out": f"*{out_short}",
             "tokens": "*i32",
             "width": "i32",
             "n": "i32",
             "k": "i32",
             "x_pitch": "i32",
-            "shared_pitch": "i32",
+            "row_pitch": "i32",
             "top_k": "i32",
             "options": "i32",
         },
         constants={"ROWS": rows, "BLOCK_K": block_k, "STAGES": stages},
-        divisible=("x", "w", "bias", "n", "k", "x_pitch", "shared_pitch"),
+        divisible=("x", "w", "bias", "n", "k", "x_pitch", "row_pitch"),
         num_warps=warps,
         num_stages=3,
         grid={"rule": "cover", "words": f"x = n / {rows}; y = tokens the buffers have room for; z = 1",
@@ -212,7 +222,7 @@ def combine_variant(element, out, aligned, *, block=256, unroll=8, warps=1):
             "weights": "*fp32",
             "shared": f"*{short}",
             "shared_scale": "*fp32",
-            "residual": f"*{out_short}",
+            "residual": f"*{short}",
             "out": f"*{out_short}",
             "tokens": "*i32",
             "width": "i32",
@@ -295,11 +305,159 @@ def pack_variant(source, destination, block=1024):
     )
 
 
+def fill_variant(element, block=1024):
+    return Variant(
+        name=f"fill_uniform_{ELEMENTS[element]}",
+        function=fill.fill_uniform,
+        arguments={
+            "destination": f"*{ELEMENTS[element]}",
+            "seed": "i64",
+            "matrices": "i32",
+            "n": "i32",
+            "k": "i32",
+            "valid_rows": "i32",
+            "valid_columns": "i32",
+            "scale": "fp32",
+        },
+        constants={"BLOCK": block},
+        divisible=("destination", "n", "k"),
+        num_warps=4,
+        num_stages=1,
+        grid={
+            "rule": "persistent",
+            "words": "x = min(multiprocessors of the budget * blocks_per_multiprocessor, matrices * valid_rows"
+            f" * ceil(valid_columns / {block})); y = z = 1",
+            "columns_per_block": block,
+        },
+        selects={"operator": "fill", "element": element},
+        ptx=True,
+    )
+
+
+# Element types of a gate's rows and weights.
+GATES = (
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+    ("float32", "float32"),
+    ("bfloat16", "float32"),
+    ("float16", "float32"),
+)
+# Most tokens of gate_few and of the small tiles. The tiles walk through a row in one go, which takes them 29 us for 2048
+# columns on an H200 however few tokens there are; gate_few needs 3 us for 4 tokens and grows with them.
+GATE_FEW, GATE_SOME = 64, 512
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages), by whether weights are float32.
+GATE_TILES = {
+    "some": {False: (16, 16, 128, 2, 5), True: (16, 16, 64, 2, 5)},
+    "many": {False: (64, 64, 64, 4, 4), True: (64, 64, 32, 4, 3)},
+}
+
+
+def _gate_arguments(element, weights):
+    return {
+        "x": f"*{ELEMENTS[element]}",
+        "w": f"*{ELEMENTS[weights]}",
+        "bias": "*fp32",
+        "out": "*fp32",
+        "tokens": "*i32",
+        "n": "i32",
+        "k": "i32",
+        "x_pitch": "i32",
+        "options": "i32",
+    }
+
+
+def gate_few_variant(element, weights, *, block_k=2048, stages=3, warps=4):
+    return Variant(
+        name=f"gate_{ELEMENTS[element]}_{ELEMENTS[weights]}_few",
+        function=gate.gate_few,
+        arguments=_gate_arguments(element, weights),
+        constants={"BLOCK_K": block_k, "STAGES": stages},
+        divisible=("x", "w", "k", "x_pitch"),
+        num_warps=warps,
+        num_stages=3,
+        grid={"rule": "cover", "words": "x = n; y = tokens the buffers have room for; z = 1",
+              "x": {"of": "n", "by": 1}, "y": {"of": "most_tokens", "by": 1}},
+        selects={"operator": "gate", "element": element, "weights": weights, "tokens": {"most": GATE_FEW}},
+        ptx=True,
+    )  # fmt: skip
+
+
+def gate_variant(element, weights, amount):
+    block_m, block_n, block_k, warps, stages = GATE_TILES[amount][weights == "float32"]
+    tokens = {"least": GATE_FEW + 1, "most": GATE_SOME} if amount == "some" else {"least": GATE_SOME + 1}
+    return Variant(
+        name=f"gate_{ELEMENTS[element]}_{ELEMENTS[weights]}_{amount}",
+        function=gate.gate,
+        arguments=_gate_arguments(element, weights),
+        constants={"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages},
+        divisible=("x", "w", "k", "x_pitch"),
+        num_warps=warps,
+        num_stages=stages,
+        grid={"rule": "cover", "words": f"x = ceil(n / {block_n}); y = ceil(most_tokens / {block_m}); z = 1",
+              "x": {"of": "n", "by": block_n}, "y": {"of": "most_tokens", "by": block_m}},
+        selects={"operator": "gate", "element": element, "weights": weights, "tokens": tokens},
+        ptx=True,
+    )  # fmt: skip
+
+
+def mark_variant(block=256):
+    return Variant(
+        name="mark",
+        function=mark.mark,
+        arguments={
+            "ids": "*i32",
+            "tokens": "*i32",
+            "sets": "*i32",
+            "experts": "i32",
+            "padded_experts": "i32",
+            "top_k": "i32",
+        },
+        constants={"BLOCK": block},
+        divisible=(),
+        num_warps=4,
+        num_stages=1,
+        grid={"rule": "cover", "words": f"x = ceil(slots / {block}), slots = most_tokens * top_k; y = z = 1",
+              "x": {"of": "slots", "by": block}},
+        selects={"operator": "mark"},
+        ptx=True,
+    )  # fmt: skip
+
+
+def tidy_variant(block=1024):
+    return Variant(
+        name="tidy",
+        function=tidy.tidy,
+        arguments={
+            "counts": "*i32",
+            "out": "*i32",
+            "counts_host": "*i32",
+            "clear": "*i32",
+            "fault": "*i32",
+            "fault_host": "*i32",
+            "experts": "i32",
+            "clear_words": "i32",
+            "options": "i32",
+        },
+        constants={"BLOCK": block},
+        divisible=(),
+        num_warps=4,
+        num_stages=1,
+        grid={"rule": "cover", "words": f"x = ceil(words / {block}), words = max(experts, clear_words); y = z = 1",
+              "x": {"of": "words", "by": block}},
+        selects={"operator": "tidy"},
+        ptx=True,
+    )  # fmt: skip
+
+
 # Experts are padded to one of these. A row is a warp's, so that reductions over it stay in the warp: not below 32.
 ROUTED_EXPERTS = (32, 64, 128, 256, 512, 1024)
 
 
-def route_variant(element, experts, plain):
+# Dependent launches came with this architecture.
+DEPENDENT_FROM = 90
+
+
+def route_variant(element, experts, plain, architecture):
     short = ELEMENTS[element]
     return Variant(
         name=f"route_{'plain_' if plain else ''}{short}_experts{experts}",
@@ -323,7 +481,7 @@ def route_variant(element, experts, plain):
             "scale": "fp32",
             "jitter": "fp32",
         },
-        constants={"EXPERTS": experts, "ROWS": route.ROWS, "PLAIN": plain},
+        constants={"EXPERTS": experts, "ROWS": route.ROWS, "PLAIN": plain, "DEPENDENT": architecture >= DEPENDENT_FROM},
         divisible=(),
         num_warps=route.ROWS,
         num_stages=1,
@@ -342,7 +500,7 @@ BUCKET_WARPS = 4
 BUCKET_SHARES = 4
 
 
-def bucket_variant(experts):
+def bucket_variant(experts, architecture):
     return Variant(
         name=f"bucket_experts{experts}",
         function=bucket.bucket,
@@ -370,6 +528,7 @@ def bucket_variant(experts):
             "EXPERTS": experts,
             "SLOTS": bucket.MOST_SLOTS,
             "WORDS_A_STEP": BUCKET_STEP // experts,
+            "DEPENDENT": architecture >= DEPENDENT_FROM,
         },
         divisible=("sets", "tiles"),
         num_warps=BUCKET_WARPS,
@@ -383,12 +542,13 @@ def bucket_variant(experts):
         },
         selects={"operator": "bucket", "experts": experts},
         ptx=True,
+        dependent=architecture >= DEPENDENT_FROM,
     )
 
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, descriptor, flatten)
 SMALL_TILES = {
-    "coded": {64: (64, 64, 64, 4, 4, False, False)},
+    "coded": {128: (128, 64, 64, 8, 4, False, False), 64: (64, 64, 64, 4, 4, False, False)},
     "float32": {64: (64, 64, 32, 4, 3, False, False), 16: (16, 64, 32, 4, 3, False, False)},
 }
 TILES_90 = {
@@ -425,16 +585,16 @@ def variants(architecture):
     for element in ("bfloat16", "float16"):
         for extras in extras_or_not:
             for block_m, tile in tiles["first"].items():
-                found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == 64))
+                found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == PTX_ROWS))
             for block_m, tile in tiles["second"].items():
-                found.append(project(element, False, "identity", tile, extras=extras, ptx=block_m == 64))
-        for tile in tiles["coded"].values():
+                found.append(project(element, False, "identity", tile, extras=extras, ptx=block_m == PTX_ROWS))
+        for block_m, tile in tiles["coded"].items():
             for gated in (True, False):
-                found.append(project(element, gated, "coded", tile, ptx=True))
+                found.append(project(element, gated, "coded", tile, ptx=block_m == PTX_ROWS))
     for block_m, tile in tiles["float32"].items():
         for precision in ("ieee", "tf32"):
             for gated in (True, False):
-                found.append(project("float32", gated, "coded", tile, precision=precision, ptx=block_m == 16))
+                found.append(project("float32", gated, "coded", tile, precision=precision, ptx=block_m == PTX_ROWS))
     for element in ELEMENTS:
         found.append(decode_first(element, True, "logistic"))
         found.append(decode_first(element, True, "coded"))
@@ -445,12 +605,18 @@ def variants(architecture):
             for aligned in (True, False):
                 found.append(combine_variant(element, out, aligned))
                 found.append(concat_variant(element, out, aligned))
-            if out != element:
-                found.append(pack_variant("float32", element))
-        found.append(pack_variant(element, element))
-        for experts in ROUTED_EXPERTS:
-            for plain in (True, False):
-                found.append(route_variant(element, experts, plain))
+        for source in ELEMENTS:
+            found.append(pack_variant(source, element))
+        found.append(fill_variant(element))
     for experts in ROUTED_EXPERTS:
-        found.append(bucket_variant(experts))
+        for element in ELEMENTS:
+            for plain in (True, False):
+                found.append(route_variant(element, experts, plain, architecture))
+        found.append(bucket_variant(experts, architecture))
+    found.append(mark_variant())
+    found.append(tidy_variant())
+    for element, weights in GATES:
+        found.append(gate_few_variant(element, weights))
+        for amount in GATE_TILES:
+            found.append(gate_variant(element, weights, amount))
     return found

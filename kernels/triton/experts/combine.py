@@ -4,6 +4,9 @@
 output; then the residual. One program holds one stretch of one token's columns, so the order of the
 sum is the order of the loop: no atomics, and the same bits for every grid. `concat` puts the weighted rows
 side by side instead. Both are bound by memory: all rows are read once.
+
+Expert rows, shared output and residual are rows of one type and pitch; what comes out is without gaps, in the
+caller's type.
 """
 
 import triton
@@ -18,17 +21,14 @@ RESIDUAL = tl.constexpr(OPTIONS["residual"])
 
 
 @triton.jit
-def add_shared_and_residual(
-    total, token, columns, inside, width, shared, shared_scale, residual, shared_pitch, options
-):
+def add_shared_and_residual(total, token, columns, inside, shared, shared_scale, residual, row_pitch, options):
     """total + scale * shared[token] + residual[token], each if asked for."""
+    there = token.to(tl.int64) * row_pitch + columns
     if (options & SHARED) != 0:
         scale = tl.load(shared_scale + token, mask=(options & SHARED_SCALE) != 0, other=1.0)
-        total += scale * tl.load(shared + token.to(tl.int64) * shared_pitch + columns, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        total += scale * tl.load(shared + there, mask=inside, other=0.0).to(tl.float32)
     if (options & RESIDUAL) != 0:
-        total += tl.load(residual + token.to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(residual + there, mask=inside, other=0.0).to(tl.float32)
     return total
 
 
@@ -39,7 +39,7 @@ def combine(
     weights,  # float32 [slots], if WEIGHTS
     shared,  # [tokens, row_pitch], if SHARED
     shared_scale,  # float32 [tokens], if SHARED_SCALE
-    residual,  # [tokens, width], if RESIDUAL
+    residual,  # [tokens, row_pitch], if RESIDUAL
     out,  # [tokens, width]
     tokens,  # int32 [1]
     width,
@@ -67,7 +67,7 @@ def combine(
                 value = tl.load(rows + row.to(tl.int64) * row_pitch + columns, mask=inside & taken, other=0.0)
                 total += weight * value.to(tl.float32)
         total = add_shared_and_residual(
-            total, token, columns, inside, width, shared, shared_scale, residual, row_pitch, options
+            total, token, columns, inside, shared, shared_scale, residual, row_pitch, options
         )
         tl.store(out + token.to(tl.int64) * width + columns, total.to(out.dtype.element_ty), mask=inside)
 

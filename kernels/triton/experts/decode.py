@@ -95,16 +95,16 @@ def decode_second(
     bias,  # float32 [matrices, n], if SECOND_BIAS
     ids,  # int32 [slots]: negative for a dropped slot
     weights,  # float32 [slots], if WEIGHTS
-    shared,  # [tokens, shared_pitch], if SHARED
+    shared,  # [tokens, row_pitch], if SHARED
     shared_scale,  # float32 [tokens], if SHARED_SCALE
-    residual,  # [tokens, width], if RESIDUAL
+    residual,  # [tokens, row_pitch], if RESIDUAL
     out,  # [tokens, width]
     tokens,  # int32 [1]
     width,
     n,
     k,
     x_pitch,
-    shared_pitch,
+    row_pitch,  # of shared and residual
     top_k,
     options,
     ROWS: tl.constexpr,
@@ -142,7 +142,5 @@ def decode_second(
             weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
             total += weight * tl.load(bias + matrix * n + rows, mask=taken, other=0.0)
     inside = rows < width
-    total = add_shared_and_residual(
-        total, token, rows, inside, width, shared, shared_scale, residual, shared_pitch, options
-    )
+    total = add_shared_and_residual(total, token, rows, inside, shared, shared_scale, residual, row_pitch, options)
     tl.store(out + token.to(tl.int64) * width + rows, total.to(out.dtype.element_ty), mask=inside)

@@ -10,12 +10,17 @@ lane and, within the lane, the class of its row count. An expert is in one class
 its weights are read once.
 
 A token's experts are distinct, as a router's are. With so little to do time is latency: what does not depend on the
-counts is asked for before them.
+counts is asked for before them. From sm_90 on the kernel is a dependent launch (DEPENDENT; `launch_pdl` in the manifest):
+it starts while the kernel before it in the stream runs, and waits for that one's end, and so for all before it, before it
+reads or writes anything but `lane_of`, which no kernel writes. That saved 0.8 of 6.6 us for 512 tokens on an H200; launched
+like any other kernel it is as right. More warps were slower there, by 1.6 us with eight: what is gained in loads is
+lost in reductions across warps.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
+from triton.language.extra.cuda import gdc_wait
 
 # Words of a work list's entry in `lists`, part of the ABI: rows of a tile; most rows of an expert of this class (not read
 # in a lane's last class); the list's first tile in `tiles`; one unused.
@@ -93,18 +98,21 @@ def bucket(
     EXPERTS: tl.constexpr,
     SLOTS: tl.constexpr,
     WORDS_A_STEP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The first fill_programs programs fill; of the rest, at least one for each list, program i writes of list i % lists."""
     program = tl.program_id(0)
     fills = program < fill_programs
-    live_tokens = tl.load(tokens)
     words = tl.cdiv(most_tokens, 32)
     words_a_program = tl.cdiv(words, fill_programs)
     first_word = program * words_a_program
-    expert, rank = _slots(ids, sets, first_word, most_tokens * top_k, top_k, experts, EXPERTS, SLOTS)
     column = tl.arange(0, EXPERTS)
     inside = column < experts
     lane = tl.load(lane_of + column, mask=inside & (program >= fill_programs), other=0)
+    if DEPENDENT:
+        gdc_wait()
+    live_tokens = tl.load(tokens)
+    expert, rank = _slots(ids, sets, first_word, most_tokens * top_k, top_k, experts, EXPERTS, SLOTS)
 
     # Over the buffer's words, not over those in use: the loads do not wait for the number of tokens.
     count = tl.zeros((WORDS_A_STEP, EXPERTS), dtype=tl.int32)
