@@ -160,11 +160,12 @@ describe("the package", { skip: whyNot() }, () => {
     for (const needed of ["package.json", "README.md", "LICENSE", "dist/src/index.js"]) {
       assert.ok(files.includes(needed), `no ${needed}`);
     }
+    assert.ok(files.includes("kernels/bundle/manifest.json"), "no kernels/bundle/manifest.json");
     for (const kernels of ["kernels.simd.wasm", "kernels.relaxed.wasm"]) {
       assert.ok(files.includes(`dist/src/execution/cpu/${kernels}`), `no ${kernels}`);
     }
     const stray = files.filter(
-      (file) => !/^(dist\/src|docs)\/|^[^/]+$/.test(file) || /\btest\b/.test(file),
+      (file) => !/^(dist\/src|docs|kernels\/bundle)\/|^[^/]+$/.test(file) || /\btest\b/.test(file),
     );
     assert.deepEqual(stray, []);
   });
