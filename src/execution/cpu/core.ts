@@ -110,7 +110,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
           `Unknown operator "${String((operator as { kind: unknown }).kind)}". Use route, bucket, project or combine.`,
         );
     }
-    to.finish();
+    to.checkOutputs();
     return { kind: OPERATOR_KIND[operator.kind], words: to.words, resources: to.resources };
   }
 

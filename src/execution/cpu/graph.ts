@@ -5,7 +5,7 @@
 
 import { DisposedError } from "../../errors.ts";
 import type { Graph } from "../device.ts";
-import type { Resource } from "./arguments.ts";
+import type { Resource } from "../operator-checks.ts";
 import { buildProgram } from "./program.ts";
 import type { Recorder } from "./recorder.ts";
 

@@ -7,10 +7,11 @@
  * of memory, not elements, whichever way the matrix is strided.
  */
 
-import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import type { DType, MatrixView } from "../../tensor.ts";
 import { BYTES_PER_ELEMENT } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
+import { checkBias, checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CpuBuffer } from "./buffer.ts";
 import { DTYPE_CODE, type Kernels, type WeightDType } from "./kernels.ts";
 import type { DeviceMemory } from "./memory.ts";
@@ -143,8 +144,8 @@ export class CpuProjection implements Projection {
    * @throws DisposedError if the projection is closed before all of it is written
    */
   async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
-    this.#check(index, part);
-    this.#checkMatrix(matrix);
+    checkPlace(this, index, part);
+    checkMatrix(this, matrix);
     const { inputs } = this.spec;
     const rowBytes = inputs * BYTES_PER_ELEMENT[matrix.dtype];
     const panelsAtOnce = Math.max(1, Math.floor(STAGING_BYTES / (rowBytes * this.panelOutputs)));
@@ -162,16 +163,9 @@ export class CpuProjection implements Projection {
   }
 
   writeBias(index: number, part: ProjectionPart, bias: Float32Array): void {
-    this.#check(index, part);
+    checkPlace(this, index, part);
+    checkBias(this, bias);
     const { outputs } = this.spec;
-    if (!this.spec.bias) {
-      throw new InvalidArgumentError(`Projection "${this.label}" has no bias.`);
-    }
-    if (!(bias instanceof Float32Array) || bias.length !== outputs) {
-      throw new ShapeError(
-        `The bias of projection "${this.label}" is a Float32Array of ${outputs} elements, got ${bias instanceof Float32Array ? `${bias.length} elements` : typeof bias}.`,
-      );
-    }
     // Values first, then gates, as `project` reads them.
     const offset = this.layout.biasOffset + index * this.layout.biasBytes;
     const address = this.address + offset + (part === "gate" ? outputs * 4 : 0);
@@ -180,51 +174,6 @@ export class CpuProjection implements Projection {
 
   [Symbol.dispose](): void {
     this.#buffer[Symbol.dispose]();
-  }
-
-  #check(index: number, part: ProjectionPart): void {
-    if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
-    if (!Number.isInteger(index) || index < 0 || index >= this.spec.count) {
-      throw new InvalidArgumentError(
-        `Projection "${this.label}" has ${this.spec.count} matrices; there is no number ${index}.`,
-      );
-    }
-    if (part !== "value" && !(part === "gate" && this.spec.gated)) {
-      throw new InvalidArgumentError(
-        `Projection "${this.label}" has no part "${String(part)}". Use "value"${this.spec.gated ? ' or "gate"' : ""}.`,
-      );
-    }
-  }
-
-  #checkMatrix(matrix: MatrixView): void {
-    const { inputs, outputs, dtype } = this.spec;
-    if (matrix.rows !== outputs || matrix.columns !== inputs) {
-      throw new ShapeError(
-        `Projection "${this.label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
-      );
-    }
-    if (matrix.dtype !== dtype) {
-      throw new ShapeError(
-        `Projection "${this.label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
-      );
-    }
-    if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
-      throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
-    }
-    const rowSpan = (matrix.rows - 1) * matrix.rowStride;
-    const columnSpan = (matrix.columns - 1) * matrix.columnStride;
-    const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);
-    const most = matrix.offset + Math.max(0, rowSpan) + Math.max(0, columnSpan);
-    if (least < 0 || most >= matrix.data.length) {
-      throw new ShapeError(
-        `A matrix for projection "${this.label}" reaches from element ${least} to ${most}, but its data has ${matrix.data.length} elements.`,
-      );
-    }
-    if (matrix.data.BYTES_PER_ELEMENT !== BYTES_PER_ELEMENT[dtype]) {
-      throw new ShapeError(
-        `A ${dtype} matrix has elements of ${BYTES_PER_ELEMENT[dtype]} bytes, but its data is a ${matrix.data.constructor.name}.`,
-      );
-    }
   }
 }
 

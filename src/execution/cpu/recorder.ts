@@ -10,8 +10,8 @@
 
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { type DeviceEvent, MAX_GROUPS, type Stream, type StreamOptions } from "../device.ts";
+import type { Resource } from "../operator-checks.ts";
 import type { Operator } from "../operators.ts";
-import type { Resource } from "./arguments.ts";
 import type { ProgramNode } from "./program.ts";
 
 /** An operator whose arguments are checked and written down. */

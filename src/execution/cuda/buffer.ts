@@ -18,9 +18,3 @@ export interface HostMirror {
   readonly address: bigint;
   readonly bytes: Uint8Array;
 }
-
-/** What enqueued work keeps hold of: it cannot run once one of them is closed. */
-export interface Resource {
-  readonly closed: boolean;
-  readonly label: string;
-}

@@ -10,8 +10,8 @@
 
 import { DisposedError, type NexusError } from "../../errors.ts";
 import type { Graph } from "../device.ts";
+import type { Resource } from "../operator-checks.ts";
 import type { CudaBudgets } from "./budgets.ts";
-import type { Resource } from "./buffer.ts";
 import type { Driver } from "./driver/driver.ts";
 import { type BudgetedKernel, type IssueSite, issue } from "./issue.ts";
 import type { GpuBuffer } from "./memory.ts";

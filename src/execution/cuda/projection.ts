@@ -13,9 +13,10 @@
  * and a kernel puts its elements in place.
  */
 
-import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
+import { checkBias, checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CudaBuffer } from "./buffer.ts";
 import type { KernelEntry } from "./bundle/manifest.ts";
 import type { Driver } from "./driver/driver.ts";
@@ -174,8 +175,8 @@ export class CudaProjection implements Projection {
    * @throws DisposedError if the projection is closed before all of it is written
    */
   async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
-    this.#check(index, part);
-    this.#checkMatrix(matrix);
+    checkPlace(this, index, part);
+    checkMatrix(this, matrix);
     for (const chunk of chunksOf(matrix, STAGING_BYTES)) {
       if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
       const made: OwnKernelWork[] = [];
@@ -191,17 +192,10 @@ export class CudaProjection implements Projection {
   }
 
   writeBias(index: number, part: ProjectionPart, bias: Float32Array): void {
-    this.#check(index, part);
+    checkPlace(this, index, part);
+    checkBias(this, bias);
     const { outputs } = this.spec;
-    if (this.#bias === null) {
-      throw new InvalidArgumentError(`Projection "${this.label}" has no bias.`);
-    }
-    if (!(bias instanceof Float32Array) || bias.length !== outputs) {
-      throw new ShapeError(
-        `The bias of projection "${this.label}" is a Float32Array of ${outputs} elements, got ${bias instanceof Float32Array ? `${bias.length} elements` : typeof bias}.`,
-      );
-    }
-    const own = this.#bias.subarray(index * this.n, (index + 1) * this.n);
+    const own = (this.#bias as Float32Array).subarray(index * this.n, (index + 1) * this.n);
     const first = this.#place(part);
     for (let i = 0; i < outputs; i++) own[first + i * this.#parts] = bias[i] as number;
     this.#device.upload(this.bias(index) as bigint, own);
@@ -274,51 +268,6 @@ export class CudaProjection implements Projection {
       // The padding has held zeros since the memory was reserved.
       pitch: chunk.columns,
     });
-  }
-
-  #check(index: number, part: ProjectionPart): void {
-    if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
-    if (!Number.isInteger(index) || index < 0 || index >= this.spec.count) {
-      throw new InvalidArgumentError(
-        `Projection "${this.label}" has ${this.spec.count} matrices; there is no number ${index}.`,
-      );
-    }
-    if (part !== "value" && !(part === "gate" && this.spec.gated)) {
-      throw new InvalidArgumentError(
-        `Projection "${this.label}" has no part "${String(part)}". Use "value"${this.spec.gated ? ' or "gate"' : ""}.`,
-      );
-    }
-  }
-
-  #checkMatrix(matrix: MatrixView): void {
-    const { inputs, outputs, dtype } = this.spec;
-    if (matrix.rows !== outputs || matrix.columns !== inputs) {
-      throw new ShapeError(
-        `Projection "${this.label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
-      );
-    }
-    if (matrix.dtype !== dtype) {
-      throw new ShapeError(
-        `Projection "${this.label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
-      );
-    }
-    if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
-      throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
-    }
-    const rowSpan = (matrix.rows - 1) * matrix.rowStride;
-    const columnSpan = (matrix.columns - 1) * matrix.columnStride;
-    const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);
-    const most = matrix.offset + Math.max(0, rowSpan) + Math.max(0, columnSpan);
-    if (least < 0 || most >= matrix.data.length) {
-      throw new ShapeError(
-        `A matrix for projection "${this.label}" reaches from element ${least} to ${most}, but its data has ${matrix.data.length} elements.`,
-      );
-    }
-    if (matrix.data.BYTES_PER_ELEMENT !== BYTES_PER_ELEMENT[dtype]) {
-      throw new ShapeError(
-        `A ${dtype} matrix has elements of ${BYTES_PER_ELEMENT[dtype]} bytes, but its data is a ${matrix.data.constructor.name}.`,
-      );
-    }
   }
 }
 

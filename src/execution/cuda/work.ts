@@ -5,7 +5,7 @@
  * eagerly or in a capture; neither knows what an operator is.
  */
 
-import type { Resource } from "./buffer.ts";
+import type { Resource } from "../operator-checks.ts";
 import type { AccessWindow } from "./driver/driver.ts";
 
 /** A kernel launch: everything but the stream and the width of the grid is in place. */

@@ -4,10 +4,11 @@
  */
 
 import type { RouteOperator } from "../../operators.ts";
+import { checkRule, GROUP_SCORES, SCORINGS } from "../../routing-rule.ts";
 import type { ArgumentWriter } from "../arguments.ts";
 import type { TileContext, TileOperator } from "../context.ts";
 import { ARGUMENTS } from "../program.ts";
-import { GROUP_SCORES, RowRouter, type RowRule, SCORINGS } from "./rules.ts";
+import { RowRouter, type RowRule } from "./rules.ts";
 
 const SCALE = ARGUMENTS;
 const JITTER = ARGUMENTS + 2;
@@ -62,49 +63,16 @@ function writeRule(
   topK: number,
   to: ArgumentWriter,
 ): void {
-  const scoring = to.oneOf("rule.scoring", rule.scoring, SCORINGS);
-  const scoresAll = scoring === "softmax" || scoring === "sigmoid";
-  if (rule.renormalize && !scoresAll) {
-    to.fail(`rule.renormalize is set with ${scoring}`, "Only softmax and sigmoid renormalise.");
-  }
-  const { groupLimit, jitter } = rule;
+  const { scoring, scale, groupLimit, jitter } = checkRule(rule, experts, topK, to);
   if (groupLimit !== undefined) {
-    if (!scoresAll) {
-      to.fail(`rule.groupLimit is set with ${scoring}`, "Only softmax and sigmoid limit groups.");
-    }
-    const groups = to.integer("rule.groupLimit.groups", groupLimit.groups, 1, experts);
-    const keep = to.integer("rule.groupLimit.keep", groupLimit.keep, 1, groups);
-    const score = to.oneOf("rule.groupLimit.score", groupLimit.score, GROUP_SCORES);
-    const size = experts / groups;
-    if (!Number.isInteger(size)) {
-      to.fail(
-        `${experts} experts cannot be divided into ${groups} even groups`,
-        "Use a divisor of the number of experts.",
-      );
-    }
-    if (score === "top2-sum" && size < 2) {
-      to.fail("top2-sum needs groups of 2 experts or more", "Use fewer groups, or max.");
-    }
-    if (keep * size < topK) {
-      to.fail(
-        `${keep} groups of ${size} experts are fewer than topK, ${topK}`,
-        "Keep more groups, or lower topK.",
-      );
-    }
-    to.int(GROUPS, groups);
-    to.int(KEEP, keep);
-    to.int(GROUP_SCORE, GROUP_SCORES.indexOf(score));
+    to.int(GROUPS, groupLimit.groups);
+    to.int(KEEP, groupLimit.keep);
+    to.int(GROUP_SCORE, GROUP_SCORES.indexOf(groupLimit.score));
   }
-  if (scoring === "sparsemixer") {
-    const width = to.finite("rule.jitter", jitter ?? Number.NaN);
-    if (width < 0) to.fail(`rule.jitter is ${width}`, "Use 0 or more.");
-    to.float(JITTER, width);
-  } else if (jitter !== undefined) {
-    to.fail(`rule.jitter is set with ${scoring}`, "Only sparsemixer has it.");
-  }
+  to.float(JITTER, jitter);
   to.int(SCORING, SCORINGS.indexOf(scoring));
   to.int(RENORMALIZE, rule.renormalize ? 1 : 0);
-  to.float(SCALE, to.finite("rule.scale", rule.scale));
+  to.float(SCALE, scale);
 }
 
 /** Scratch memory of this worker; a worker runs one tile at a time. */

@@ -7,9 +7,11 @@
  * reference implementations in transformers. No memory layout and no threads here.
  */
 
+import type { GroupLimit, RoutingRule } from "../../operators.ts";
+
 /** A routing rule in the form that workers read. */
 export interface RowRule {
-  readonly scoring: (typeof SCORINGS)[number];
+  readonly scoring: RoutingRule["scoring"];
   readonly experts: number;
   readonly topK: number;
   readonly renormalize: boolean;
@@ -17,19 +19,9 @@ export interface RowRule {
   /** 0: no group limit. */
   readonly groups: number;
   readonly keep: number;
-  readonly groupScore: (typeof GROUP_SCORES)[number];
+  readonly groupScore: GroupLimit["score"];
   readonly jitter: number;
 }
-
-/** By the code that stands for each in a program. */
-export const SCORINGS = [
-  "softmax",
-  "sigmoid",
-  "topk-softmax",
-  "topk-sigmoid",
-  "sparsemixer",
-] as const;
-export const GROUP_SCORES = ["top2-sum", "max"] as const;
 
 /** Keeps a sum of weights that are all zero from dividing by zero (DeepSeek-V3). */
 const RENORMALIZE_EPSILON = 1e-20;

@@ -8,6 +8,7 @@
  */
 
 import type { RouteOperator } from "../../operators.ts";
+import { checkRule } from "../../routing-rule.ts";
 import type { CudaBuffer } from "../buffer.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
@@ -17,8 +18,6 @@ import { tidyUp } from "./tidy.ts";
 
 /** What the fault word holds when no row was at fault: above every row. */
 export const NO_FAULT = 0x7fffffff;
-
-const GROUP_SCORES = ["top2-sum", "max"] as const;
 
 /** Counts of `route` operators without a `bucket` operator: zero between launches. */
 const ownCounts = new Scratch<{ readonly buffer: CudaBuffer }>();
@@ -30,7 +29,7 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
   const topK = to.integer("topK", operator.topK, 1, Math.min(experts, MOST_CHOICES));
   const mostTokens = to.integer("mostTokens", operator.mostTokens, 1);
   const slots = to.slots("mostTokens", mostTokens, topK);
-  const rule = ruleValues(operator, experts, topK, to);
+  const rule = checkRule(operator.rule, experts, topK, to);
   const tokens = to.input("tokens", operator.tokens, 1);
   const element = to.rowType("logitsType", operator.logitsType ?? "float32");
   const logits = to.input("logits", operator.logits, mostTokens * experts, element);
@@ -39,9 +38,9 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
   const weights = to.output("weights", operator.weights, slots, "float32");
   const counts = to.output("counts", operator.counts, experts);
 
-  const { groups, scoring } = rule;
+  const { scoring, groupLimit, scale, jitter } = rule;
   // The plain kernels leave out what few models need; not every architecture has them.
-  const plain = bias === null && groups === 0 && operator.rule.scoring !== "sparsemixer";
+  const plain = bias === null && groupLimit === undefined && scoring !== "sparsemixer";
   const selects = { element, plain };
   const some = context.kernels.all({ operator: "route", ...selects }).length > 0;
   const { kernel, padded } = kernelForExperts(to, context.kernels, "route", experts, {
@@ -69,17 +68,17 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
       experts,
       top_k: topK,
       most_tokens: mostTokens,
-      scoring,
+      scoring: manifest.scorings[scoring] as number,
       options:
         bit("bias", bias !== null) |
         bit("renormalize", operator.rule.renormalize) |
-        bit("top2_sum", operator.rule.groupLimit?.score === "top2-sum") |
+        bit("top2_sum", groupLimit?.score === "top2-sum") |
         bit("sets", sets !== undefined) |
         bit("counts", own !== undefined),
-      groups,
-      keep: rule.keep,
-      scale: rule.scale,
-      jitter: rule.jitter,
+      groups: groupLimit?.groups ?? 0,
+      keep: groupLimit?.keep ?? 0,
+      scale,
+      jitter,
     },
     coverGrid(kernel.entry, { most_tokens: mostTokens }),
   );
@@ -92,54 +91,4 @@ function zeroCounts(ids: CudaBuffer, experts: number, { context }: OperatorEncod
   return ownCounts.of(ids, [experts], () => ({
     buffer: context.scratch(experts * 4, `counts of ${ids.label}`),
   })).buffer;
-}
-
-function ruleValues(
-  { rule }: RouteOperator,
-  experts: number,
-  topK: number,
-  to: OperatorEncoder,
-): { scoring: number; scale: number; groups: number; keep: number; jitter: number } {
-  const { scorings } = to.context.kernels.manifest;
-  const scoring = to.oneOf("rule.scoring", rule.scoring, Object.keys(scorings));
-  const scoresAll = scoring === "softmax" || scoring === "sigmoid";
-  if (rule.renormalize && !scoresAll) {
-    to.fail(`rule.renormalize is set with ${scoring}`, "Only softmax and sigmoid renormalise.");
-  }
-  const { groupLimit, jitter } = rule;
-  let groups = 0;
-  let keep = 0;
-  if (groupLimit !== undefined) {
-    if (!scoresAll) {
-      to.fail(`rule.groupLimit is set with ${scoring}`, "Only softmax and sigmoid limit groups.");
-    }
-    groups = to.integer("rule.groupLimit.groups", groupLimit.groups, 1, experts);
-    keep = to.integer("rule.groupLimit.keep", groupLimit.keep, 1, groups);
-    const score = to.oneOf("rule.groupLimit.score", groupLimit.score, GROUP_SCORES);
-    const size = experts / groups;
-    if (!Number.isInteger(size)) {
-      to.fail(
-        `${experts} experts cannot be divided into ${groups} even groups`,
-        "Use a divisor of the number of experts.",
-      );
-    }
-    if (score === "top2-sum" && size < 2) {
-      to.fail("top2-sum needs groups of 2 experts or more", "Use fewer groups, or max.");
-    }
-    if (keep * size < topK) {
-      to.fail(
-        `${keep} groups of ${size} experts are fewer than topK, ${topK}`,
-        "Keep more groups, or lower topK.",
-      );
-    }
-  }
-  let width = 0;
-  if (scoring === "sparsemixer") {
-    width = to.finite("rule.jitter", jitter ?? Number.NaN);
-    if (width < 0) to.fail(`rule.jitter is ${width}`, "Use 0 or more.");
-  } else if (jitter !== undefined) {
-    to.fail(`rule.jitter is set with ${scoring}`, "Only sparsemixer has it.");
-  }
-  const scale = to.finite("rule.scale", rule.scale);
-  return { scoring: scorings[scoring] as number, scale, groups, keep, jitter: width };
 }

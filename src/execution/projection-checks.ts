@@ -1,0 +1,75 @@
+/**
+ * The checks of what is written into a projection that every device makes. How a
+ * projection keeps its matrices is each device's own affair.
+ */
+
+import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { BYTES_PER_ELEMENT, type MatrixView } from "../tensor.ts";
+import type { ProjectionPart, ProjectionSpec } from "./device.ts";
+
+/** What the checks need to know of a projection. */
+export interface CheckedProjection {
+  readonly spec: ProjectionSpec;
+  readonly label: string;
+  readonly closed: boolean;
+}
+
+/** @throws DisposedError, InvalidArgumentError unless the projection is open and has such a place */
+export function checkPlace(
+  { spec, label, closed }: CheckedProjection,
+  index: number,
+  part: ProjectionPart,
+): void {
+  if (closed) throw new DisposedError(`Projection "${label}"`);
+  if (!Number.isInteger(index) || index < 0 || index >= spec.count) {
+    throw new InvalidArgumentError(
+      `Projection "${label}" has ${spec.count} matrices; there is no number ${index}.`,
+    );
+  }
+  if (part !== "value" && !(part === "gate" && spec.gated)) {
+    throw new InvalidArgumentError(
+      `Projection "${label}" has no part "${String(part)}". Use "value"${spec.gated ? ' or "gate"' : ""}.`,
+    );
+  }
+}
+
+/** @throws ShapeError unless the matrix is [outputs, inputs] in the spec's element type and lies within its data */
+export function checkMatrix({ spec, label }: CheckedProjection, matrix: MatrixView): void {
+  const { inputs, outputs, dtype } = spec;
+  if (matrix.rows !== outputs || matrix.columns !== inputs) {
+    throw new ShapeError(
+      `Projection "${label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
+    );
+  }
+  if (matrix.dtype !== dtype) {
+    throw new ShapeError(
+      `Projection "${label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
+    );
+  }
+  if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
+    throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
+  }
+  const rowSpan = (matrix.rows - 1) * matrix.rowStride;
+  const columnSpan = (matrix.columns - 1) * matrix.columnStride;
+  const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);
+  const most = matrix.offset + Math.max(0, rowSpan) + Math.max(0, columnSpan);
+  if (least < 0 || most >= matrix.data.length) {
+    throw new ShapeError(
+      `A matrix for projection "${label}" reaches from element ${least} to ${most}, but its data has ${matrix.data.length} elements.`,
+    );
+  }
+  if (matrix.data.BYTES_PER_ELEMENT !== BYTES_PER_ELEMENT[dtype]) {
+    throw new ShapeError(
+      `A ${dtype} matrix has elements of ${BYTES_PER_ELEMENT[dtype]} bytes, but its data is a ${matrix.data.constructor.name}.`,
+    );
+  }
+}
+
+/** @throws InvalidArgumentError, ShapeError unless the projection has biases and this is one of [outputs] */
+export function checkBias({ spec, label }: CheckedProjection, bias: Float32Array): void {
+  if (!spec.bias) throw new InvalidArgumentError(`Projection "${label}" has no bias.`);
+  if (bias instanceof Float32Array && bias.length === spec.outputs) return;
+  throw new ShapeError(
+    `The bias of projection "${label}" is a Float32Array of ${spec.outputs} elements, got ${bias instanceof Float32Array ? `${bias.length} elements` : typeof bias}.`,
+  );
+}
