@@ -72,6 +72,21 @@ export class StepBuffers implements Disposable {
   readonly output: DeviceBuffer;
   readonly #owned: DeviceBuffer[] = [];
 
+  /** The buffers for steps of a whole layer. @throws OutOfDeviceMemoryError; nothing stays allocated then */
+  static ofLayer(device: Device, spec: LayerSpec, capacity: number): StepBuffers {
+    const { hiddenSize, router, experts, shared, aggregation } = spec;
+    const shape: StepShape = {
+      hiddenSize,
+      experts: router.experts,
+      topK: router.topK,
+      expertForm: experts,
+      ...(shared && { shared }),
+      aggregation: aggregation.mode,
+      rowWeights: rowWeightsOf(spec),
+    };
+    return new StepBuffers(device, shape, capacity);
+  }
+
   /** @throws OutOfDeviceMemoryError; nothing stays allocated then */
   constructor(device: Device, shape: StepShape, capacity: number) {
     const { hiddenSize, experts, topK, expertForm, shared } = shape;

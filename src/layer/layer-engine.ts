@@ -208,20 +208,7 @@ export class LayerEngine implements Disposable {
     this.#buffers = undefined;
     this.#laneOf = undefined;
     this.#tokens[0] = -1;
-    const { hiddenSize, router, experts, shared, aggregation } = this.#spec;
-    this.#buffers = new StepBuffers(
-      this.#device,
-      {
-        hiddenSize,
-        experts: router.experts,
-        topK: router.topK,
-        expertForm: experts,
-        ...(shared && { shared }),
-        aggregation: aggregation.mode,
-        rowWeights: this.modules.parts.experts.rowWeights,
-      },
-      mostTokens,
-    );
+    this.#buffers = StepBuffers.ofLayer(this.#device, this.#spec, mostTokens);
     return this.#buffers;
   }
 

@@ -47,24 +47,6 @@ export function oneLane({ device, spec }: Pick<LoadedLayer, "device" | "spec">):
   };
 }
 
-/** Buffers for a step of a layer. @throws OutOfDeviceMemoryError */
-export function stepBuffers({ device, spec }: LoadedLayer, capacity: number): StepBuffers {
-  const { hiddenSize, router, experts, shared, aggregation } = spec;
-  return new StepBuffers(
-    device,
-    {
-      hiddenSize,
-      experts: router.experts,
-      topK: router.topK,
-      expertForm: experts,
-      ...(shared && { shared }),
-      aggregation: aggregation.mode,
-      rowWeights: rowWeightsOf(spec),
-    },
-    capacity,
-  );
-}
-
 /** Writes the token count and the hidden states [T, H] of a batch. */
 export async function writeBatch(
   { device, spec }: LoadedLayer,
@@ -111,7 +93,7 @@ export class BareStep implements Disposable {
     this.#layout = layout;
     this.#parts = fromLogits ? { ...parts, routing: parts.routing.fromLogits } : parts;
     this.#scope = { mostTokens: tokenBucket(tokens), outputType };
-    this.buffers = stepBuffers(layer, this.#scope.mostTokens);
+    this.buffers = StepBuffers.ofLayer(device, layer.spec, this.#scope.mostTokens);
     this.#streams = options.streams ?? new StepStreams(device, layout);
     this.#ownsStreams = options.streams === undefined;
     device.write(this.buffers.tokens, Int32Array.of(tokens));

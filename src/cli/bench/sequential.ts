@@ -9,11 +9,11 @@
 
 import { tokenBucket } from "../../control/graph-manager.ts";
 import { recordAggregation } from "../../data/aggregation.ts";
-import type { StepBuffers } from "../../data/step-buffers.ts";
+import { StepBuffers } from "../../data/step-buffers.ts";
 import type { Stream } from "../../execution/device.ts";
 import { DeviceTensor } from "../../execution/device-tensor.ts";
 import type { Tensor } from "../../tensor.ts";
-import { type LoadedLayer, stepBuffers, writeBatch } from "./bare-step.ts";
+import { type LoadedLayer, writeBatch } from "./bare-step.ts";
 
 export class SequentialLayer implements Disposable {
   readonly #layer: LoadedLayer;
@@ -29,7 +29,7 @@ export class SequentialLayer implements Disposable {
   constructor(layer: LoadedLayer, capacity: number) {
     const { device, spec } = layer;
     this.#layer = layer;
-    this.#buffers = stepBuffers(layer, tokenBucket(capacity));
+    this.#buffers = StepBuffers.ofLayer(layer.device, layer.spec, tokenBucket(capacity));
     this.#stream = device.createStream({ group: 0, priority: 0 });
     // Every expert is a lane of its own, so that it can be enqueued by itself.
     device.write(
