@@ -193,7 +193,7 @@ def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activa
                  alpha=1.702, limit=7.0):
     options = bundle.manifest["options"]["decode_first"]
     n, k = w.shape[1:]
-    kernel.launch((n // kernel.grid["x"]["by"], slots, 1), {
+    kernel.launch((slots, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "out": out, "ids": ids, "input_scale": input_scale, "tokens": tokens, "n": n,
         "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "options": options["bias"] * (bias is not None) | options["input_scale"] * (input_scale is not None),
@@ -209,7 +209,7 @@ def aggregation_options(options, weights, shared, shared_scale, residual, bias=N
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
                   shared_scale=None, residual=None):
     n, k = w.shape[1:]
-    kernel.launch((n // kernel.grid["x"]["by"], most_tokens, 1), {
+    kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
         "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,

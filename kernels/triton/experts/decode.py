@@ -1,7 +1,8 @@
 """Experts of very few tokens (1 to 4): two matrix-vector products that stream weights at memory speed.
 
 No tensor cores, no buckets: with so few tokens hardly an expert has two of them, so each slot
-(token, choice) reads its expert's weights for itself, and an expert met twice is found in L2.
+(token, choice) reads its expert's weights for itself. Slots are the fastest axis of the grid: those that share
+an expert ask for the same rows at about the same time, and all but the first find them in L2.
 Ids straight from the router are all these kernels need. The second one goes over a token's
 choices in order and so does the aggregation as well: an expert's row never goes to memory, and
 the weighted sum is in float32 from the products on.
@@ -54,14 +55,14 @@ def decode_first(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Program (i, slot): ROWS weight rows from ROWS * i on, against the slot's token."""
-    slot = tl.program_id(1)
+    """Program (slot, i): ROWS weight rows from ROWS * i on, against the slot's token."""
+    slot = tl.program_id(0)
     token = slot // top_k
     # Both loads before either is needed.
     matrix = tl.load(ids + slot)
     if (token >= tl.load(tokens)) | (matrix < 0):
         return
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
     w_rows = w + (matrix.to(tl.int64) * n + rows)[:, None] * k
     x_row = x + token.to(tl.int64) * x_pitch
@@ -81,7 +82,7 @@ def decode_first(
     if GATED:
         gate, value = product.reshape(ROWS // 2, 2).split()
         result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
-        columns = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        columns = tl.program_id(1) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         tl.store(out_row + columns, result.to(out.dtype.element_ty))
     else:
         result = activate(product, code, linear, cubic, ACTIVATION)
@@ -111,11 +112,11 @@ def decode_second(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Program (i, token): ROWS outputs from ROWS * i on, summed over the token's choices in order."""
-    token = tl.program_id(1)
+    """Program (token, i): ROWS outputs from ROWS * i on, summed over the token's choices in order."""
+    token = tl.program_id(0)
     if token >= tl.load(tokens):
         return
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
     steps = tl.cdiv(k, BLOCK_K)
     partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)

@@ -119,7 +119,7 @@ function decodes(element: Element): Variant[] {
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
     ),
-    grid: { rule: "cover", x: { of: "n", by: 8 }, y: "slots", blocks_per_multiprocessor: 7 },
+    grid: { rule: "cover", x: "slots", y: { of: "n", by: 8 }, blocks_per_multiprocessor: 7 },
     selects: { operator: "decode_first", element, gated, activations },
   });
   const second = (output: Element, length: string, k: Json, by: number): Variant => ({
@@ -127,7 +127,7 @@ function decodes(element: Element): Variant[] {
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32`,
     ),
-    grid: { rule: "cover", x: { of: "n", by }, y: "tokens", blocks_per_multiprocessor: 14 },
+    grid: { rule: "cover", x: "tokens", y: { of: "n", by }, blocks_per_multiprocessor: 14 },
     selects: { operator: "decode_second", element, output, k },
   });
   return [

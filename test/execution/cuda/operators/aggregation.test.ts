@@ -87,7 +87,7 @@ describe("decode", () => {
     const operator = decodeOf(device, { first, second, inputScale, weights, residual });
     const [one, two] = device.kernels(device.encode(operator).work);
     assert.equal(one?.name, "decode_first_gated_logistic_bf16");
-    assert.deepEqual(one?.grid, { x: 32, y: 12, z: 1 });
+    assert.deepEqual(one?.grid, { x: 12, y: 32, z: 1 });
     assert.deepEqual(one?.values, {
       x: addressOf(operator.input),
       w: first.address,
@@ -111,7 +111,7 @@ describe("decode", () => {
       profile_scratch: 0n,
     });
     assert.equal(two?.name, "decode_second_bf16_fp32_short");
-    assert.deepEqual(two?.grid, { x: 64, y: 4, z: 1 });
+    assert.deepEqual(two?.grid, { x: 4, y: 64, z: 1 });
     assert.deepEqual(two?.values, {
       x: addressOf(operator.inner),
       w: second.address,

@@ -15,8 +15,8 @@ export function decodeFirst(call: KernelCall): void {
   const gated = call.flag("GATED");
   const numbers = activationNumbers(call);
   // Nothing masks the rows: the grid says how many there are.
-  const rows = call.grid.x * call.constant("ROWS");
-  for (let slot = 0; slot < call.grid.y; slot++) {
+  const rows = call.grid.y * call.constant("ROWS");
+  for (let slot = 0; slot < call.grid.x; slot++) {
     const token = Math.floor(slot / topK);
     const matrix = call.pointer("ids").int(slot);
     if (token >= call.pointer("tokens").int(0) || matrix < 0) continue;
@@ -41,9 +41,9 @@ export function decodeSecond(call: KernelCall): void {
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const width = number("width");
-  const rows = call.grid.x * call.constant("ROWS");
+  const rows = call.grid.y * call.constant("ROWS");
   const w = call.pointer("w");
-  for (let token = 0; token < call.grid.y; token++) {
+  for (let token = 0; token < call.grid.x; token++) {
     if (token >= call.pointer("tokens").int(0)) continue;
     const total = new Float32Array(rows);
     for (let choice = 0; choice < topK; choice++) {
