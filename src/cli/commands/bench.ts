@@ -1,7 +1,11 @@
-/** `nexus bench`: how fast the layer is on this machine, beside the plainest way to run it. */
+/**
+ * `nexus bench`: how fast the layer is on this machine, beside the plainest way to run it;
+ * and what moved between two such measurements.
+ */
 
 import { Command, Option } from "commander";
 import { POLICY_NAMES, type PolicyName } from "../../control/slices/manager.ts";
+import { InvalidArgumentError } from "../../errors.ts";
 import type { DType } from "../../tensor.ts";
 import { parseSkew, type RoutingSkew } from "../../workload/popularity.ts";
 import { PRESETS, type Preset, presetOf } from "../../workload/presets.ts";
@@ -42,7 +46,13 @@ a captured graph, slices by load, and streams (--streams, default 8), each
 measured against the one before, with tokens per joule where the device counts
 joules, and the share of the limit that leaves the longer time. Default:
 zipf:1.0; small at 1, 16 and 256 tokens on a CPU, qwen3-30b-a3b at 1, 64, 1024
-and 8192 on a GPU.`;
+and 8192 on a GPU.
+
+--compare sets two results side by side, both of "nexus bench --json" or both of
+the benchmark of peers, and shows what moved beyond the noise. Noise is 1 %, or
+more where the files show more: between blocks of neighbouring samples, and
+between two measurements of Nexus in the same rounds. A rank test between the
+blocks must also rule out chance at 99 %. Exit code 0 whatever moved.`;
 
 interface BenchFlags extends DeviceFlags {
   readonly preset?: readonly Preset[];
@@ -55,6 +65,7 @@ interface BenchFlags extends DeviceFlags {
   readonly minTime: number;
   readonly seed: number;
   readonly ablation?: boolean;
+  readonly compare?: readonly string[];
   readonly json?: boolean;
 }
 
@@ -77,17 +88,23 @@ export function benchCommand(): Command {
     .option("--min-time <s>", "seconds of timed calls of each", positiveNumber, DEFAULT_SECONDS)
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
     .option("--ablation", "take the step apart: what each part of the design brings")
+    .addOption(compareOption())
     .addOption(jsonOption());
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)
     .action(async (flags: BenchFlags) => {
-      const { preset, repeat, minTime, ablation, json, ...rest } = flags;
+      const { preset, repeat, minTime, ablation, compare, json, ...rest } = flags;
+      const show = json ? () => {} : printLines;
+      if (compare) {
+        const comparison = await compareFiles(compare, show);
+        if (json) printJson(comparison);
+        return;
+      }
       const options = {
         ...rest,
         ...(preset && { presets: preset }),
         effort: repeat === undefined ? { minimumSeconds: minTime } : { repeat },
       };
-      const show = json ? () => {} : printLines;
       const report = await (ablation ? takeApart(options, show) : measure(options, show));
       if (json) printJson(report);
     });
@@ -115,6 +132,32 @@ async function takeApart(options: BenchOptions, show: Show): Promise<object> {
     onBegin: (head) => show(ablationHead(style, head)),
     onResult: (head, result) => show(ablationTable(style, head, result)),
   });
+}
+
+/** Nothing is measured: whatever says what and how to measure contradicts it. */
+function compareOption(): Option {
+  return new Option(
+    "--compare <files...>",
+    "measure nothing: show what moved from one result to another",
+  ).conflicts([
+    ...["preset", "tokens", "routing", "dtype", "streams", "policy", "repeat", "minTime"],
+    ...["seed", "ablation", "device", "threads", "gpu", "float32"],
+  ]);
+}
+
+async function compareFiles(files: readonly string[], show: Show): Promise<object> {
+  const [a, b] = files;
+  if (a === undefined || b === undefined || files.length > 2) {
+    throw new InvalidArgumentError(
+      `--compare takes two files, A.json and B.json; ${files.length} given.`,
+    );
+  }
+  const { readResults } = await import("../compare/results.ts");
+  const { compare } = await import("../compare/compare.ts");
+  const { comparisonReport } = await import("../compare/report.ts");
+  const comparison = compare(await readResults(a), await readResults(b));
+  show(comparisonReport(styleFor(), comparison));
+  return comparison;
 }
 
 function presetLine(preset: Preset): string {

@@ -1,0 +1,181 @@
+/**
+ * What follows from the samples of a result: medians, who is fastest, by how much, how
+ * much of that is noise, and how far from the machine's limits. All of the report's
+ * tables and charts start from these figures.
+ */
+
+import { cellName } from "./format.mjs";
+import { geometricMean, median, spread } from "./statistics.mjs";
+
+/** Dense bfloat16 of an H100 or H200 with SXM socket, by its data sheet, TFLOP/s. */
+export const DATA_SHEET_TFLOPS = 989;
+/**
+ * Differences up to this are not told from noise, however small the noise that one pair of
+ * measurements showed: it is a single draw, and small by luck as often as not.
+ */
+export const LEAST_NOISE = 0.01;
+/** The schedule that most servers run: the one peer that has bars and a skew penalty of its own. */
+export const COMMON_PEER = "vllm-schedule";
+
+const NEXUS = "nexus";
+/** Nexus measured a second time in the same rounds: the noise. */
+export const AGAIN = "nexus-again";
+const ROUTINGS = ["uniform", "zipf:1", "zipf:1.5", "hot"];
+
+/** @param result what merge.mjs's `merge` returns */
+export function figuresOf(result) {
+  const shapes = result.shapes.map(({ name }) => name);
+  const cells = result.cells
+    .map(cellFigures)
+    .sort(
+      (a, b) =>
+        rank(shapes, a.shape) - rank(shapes, b.shape) ||
+        a.tokens - b.tokens ||
+        rank(ROUTINGS, a.routing) - rank(ROUTINGS, b.routing) ||
+        a.routing.localeCompare(b.routing),
+    );
+  const compared = cells.filter(({ speedup }) => speedup !== undefined);
+  return {
+    ...result,
+    cells,
+    compared,
+    fastest: compared.filter(({ speedup }) => speedup > 1),
+    clearlyFastest: compared.filter(({ speedup, threshold }) => speedup > 1 + threshold),
+    lost: compared.filter(({ beatenBy }) => beatenBy.length > 0),
+    overBestPeer: geometricMeanOf(compared.map(({ speedup }) => speedup)),
+    overCommonPeer: geometricMeanOf(cells.flatMap((cell) => overCommonPeer(cell) ?? [])),
+  };
+}
+
+const rank = (order, value) => (order.includes(value) ? order.indexOf(value) : order.length);
+const geometricMeanOf = (values) => (values.length === 0 ? undefined : geometricMean(values));
+
+function cellFigures(cell) {
+  const entries = entriesOf(cell.contenders);
+  const nexus = fastestOf(entries, ({ name }) => name === NEXUS);
+  const again = entries.find(({ name, mode }) => name === AGAIN && mode === nexus?.mode);
+  const peers = entries.filter(isPeer).sort((a, b) => a.us - b.us);
+  const noise = nexus && again && Math.abs(again.us / nexus.us - 1);
+  const threshold = Math.max(noise ?? 0, LEAST_NOISE);
+  const [bestPeer] = peers;
+  return {
+    ...cell,
+    name: cellName(cell),
+    entries,
+    failed: cell.contenders.filter(({ failed }) => failed !== undefined),
+    ...{ nexus, peers, bestPeer, noise, threshold },
+    ...(nexus && bestPeer && { speedup: bestPeer.us / nexus.us }),
+    /** Peers that are faster beyond the noise, the fastest first. */
+    beatenBy: nexus ? peers.filter(({ us }) => nexus.us / us > 1 + threshold) : [],
+    roofline: floorOf(cell, cell.limits.dataSheetTBs, DATA_SHEET_TFLOPS),
+    reachable: floorOf(cell, cell.limits.copyTBs, cell.limits.matrixTFlops),
+    ...(cell.limit && { productsUs: median(cell.limit.samples) }),
+  };
+}
+
+/** What was measured, without what failed. */
+export function entriesOf(contenders) {
+  return contenders
+    .filter(({ failed }) => failed === undefined)
+    .map((contender) => ({
+      ...contender,
+      label: labelOf(contender),
+      us: median(contender.samples),
+      spread: spread(contender.samples),
+    }));
+}
+
+/** A graph is how everybody runs who can; the other way is named. */
+export function labelOf({ name, mode }) {
+  return mode === undefined || mode === "graph" ? name : `${name} (${mode})`;
+}
+
+export function isPeer({ name }) {
+  return name !== NEXUS && !name.startsWith(`${NEXUS}-`);
+}
+
+export function isNexus({ name }) {
+  return name === NEXUS;
+}
+
+export function fastestOf(entries, wanted) {
+  return entries.filter(wanted).sort((a, b) => a.us - b.us)[0];
+}
+
+/** The shortest time that a bandwidth and an arithmetic rate leave for a step, and which of them it is. */
+function floorOf({ weightBytes, gflop }, terabytesPerSecond, teraflops) {
+  const bandwidth = weightBytes / (terabytesPerSecond * 1e6);
+  const arithmetic = (gflop * 1e3) / teraflops;
+  return bandwidth >= arithmetic
+    ? { us: bandwidth, by: "bandwidth" }
+    : { us: arithmetic, by: "arithmetic" };
+}
+
+export function commonPeerOf(cell) {
+  return fastestOf(cell.entries, ({ name }) => name === COMMON_PEER);
+}
+
+/** Speed-up over the common peer, or undefined. */
+export function overCommonPeer(cell) {
+  const peer = commonPeerOf(cell);
+  return cell.nexus && peer && peer.us / cell.nexus.us;
+}
+
+/** Terabytes of weights a second that a step of `us` needs to read. */
+export function weightRate({ weightBytes }, us) {
+  return weightBytes / us / 1e6;
+}
+
+/**
+ * What skew costs: time over that of uniform routing, with as many tokens of the same shape.
+ *
+ * @returns one of each cell with another routing: { cell, nexus?, common? }
+ */
+export function skewPenalties(cells) {
+  return cells
+    .filter(({ routing }) => routing !== "uniform")
+    .map((cell) => {
+      const even = cells.find(
+        ({ shape, tokens, routing }) =>
+          shape === cell.shape && tokens === cell.tokens && routing === "uniform",
+      );
+      const over = (entry, base) => (entry && base ? entry.us / base.us : undefined);
+      return {
+        cell,
+        nexus: over(cell.nexus, even?.nexus),
+        common: over(commonPeerOf(cell), even && commonPeerOf(even)),
+      };
+    })
+    .filter(({ nexus, common }) => nexus !== undefined || common !== undefined);
+}
+
+/** Readings of some cells that hold joules; others say why they do not. */
+export function energyOf(cells) {
+  return cells.flatMap(({ energy }) => energy).filter(({ joules }) => joules > 0);
+}
+
+/** Joules of one step, and what remains without what the idle card would have drawn meanwhile. */
+export function energyFigures({ seconds, steps, joules, idleWatts, ...rest }) {
+  const perStep = joules / steps;
+  const aboveIdle = (joules - idleWatts * seconds) / steps;
+  return {
+    ...rest,
+    label: labelOf({ name: rest.contender, mode: rest.mode }),
+    perStep,
+    aboveIdle,
+    watts: joules / seconds,
+    tokensPerJoule: rest.tokens / perStep,
+    tokensPerJouleAboveIdle: rest.tokens / aboveIdle,
+  };
+}
+
+/** Groups in order of first appearance: [[key, values]...]. */
+export function groupBy(values, keyOf) {
+  const groups = new Map();
+  for (const value of values) {
+    const key = keyOf(value);
+    if (groups.has(key)) groups.get(key).push(value);
+    else groups.set(key, [value]);
+  }
+  return [...groups];
+}

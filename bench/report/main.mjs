@@ -1,0 +1,47 @@
+/**
+ * Reports on results of the peer benchmark.
+ *
+ *   node bench/report/main.mjs RESULT.json [MORE.json ...] --out DIR
+ *
+ * Several results are parts of one benchmark on one device; files of the drift and traffic
+ * measurements and of `nexus bench --ablation --json` may stand among them. Writes DIR/report.md with its
+ * charts (*.svg) beside it, and DIR/index.html with everything in it.
+ */
+
+import { mkdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { parseArgs } from "node:util";
+import { toHtml, toMarkdown } from "./document.mjs";
+import { merge } from "./merge.mjs";
+import { ResultError, readResult } from "./read.mjs";
+import { reportOf } from "./report.mjs";
+
+const EXIT_BAD_INPUT = 2;
+
+function main() {
+  const { values, positionals: files } = parseArgs({
+    options: { out: { type: "string" } },
+    allowPositionals: true,
+  });
+  if (values.out === undefined || files.length === 0) {
+    throw new ResultError(
+      "usage: node bench/report/main.mjs RESULT.json [MORE.json ...] --out DIR",
+    );
+  }
+  const { title, blocks } = reportOf(merge(files.map(readResult)));
+  mkdirSync(values.out, { recursive: true });
+  const write = (name, content) => writeFileSync(path.join(values.out, name), content);
+  for (const { kind, file, svg } of blocks) if (kind === "figure") write(file, `${svg}\n`);
+  write("report.md", toMarkdown(blocks));
+  write("index.html", toHtml(blocks, title));
+  console.log(`${path.join(values.out, "report.md")} and index.html`);
+}
+
+try {
+  main();
+} catch (error) {
+  if (!(error instanceof ResultError) && error.code?.startsWith("ERR_PARSE_ARGS") !== true)
+    throw error;
+  console.error(error.message);
+  process.exitCode = EXIT_BAD_INPUT;
+}

@@ -1,0 +1,98 @@
+/**
+ * Result files of the peer benchmark, and of the measurements that a report may show beside
+ * it: read, and checked as far as the report relies on them. merge.mjs joins them.
+ */
+
+import { readFileSync } from "node:fs";
+
+export const FORMAT = "nexus-peers/1";
+/** Other files that a report may hold, by what they say they are, and the list in each that matters. */
+const BESIDE = {
+  "nexus-drift/1": { kind: "drifts", list: "forms" },
+  "nexus-traffic/1": { kind: "traffics", list: "rows" },
+  "bench --ablation": { kind: "ablations", list: "results" },
+};
+
+/** A result file that cannot be reported on. The message names the file. */
+export class ResultError extends Error {}
+
+/** @throws ResultError */
+export function readResult(file) {
+  let result;
+  try {
+    result = JSON.parse(readFileSync(file, "utf8"));
+  } catch (cause) {
+    // The parser's message quotes the file, line ends and all.
+    const why = cause.message.replace(/\s+/g, " ");
+    throw new ResultError(`${file} cannot be read as JSON: ${why}`, { cause });
+  }
+  const fault = faultOf(result);
+  if (fault !== undefined) throw new ResultError(`${file}: ${fault}`);
+  return result;
+}
+
+/** Where a file of another measurement belongs in a report; undefined for results beside peers. */
+export function kindOf(result) {
+  return BESIDE[result?.format ?? result?.command]?.kind;
+}
+
+/** What is wrong with a file's content, or undefined. */
+export function faultOf(result) {
+  const beside = BESIDE[result?.format ?? result?.command];
+  if (beside === undefined && result?.format !== FORMAT) {
+    const known = [FORMAT, ...Object.keys(BESIDE)].join(", ");
+    return `it is none of ${known}: "format" is ${JSON.stringify(result?.format)}.`;
+  }
+  if (typeof result.device?.name !== "string") return "device.name is missing.";
+  return beside === undefined ? faultOfPeers(result) : faultOfList(result, beside.list);
+}
+
+function faultOfPeers(result) {
+  const { copyTBs, matrixTFlops, dataSheetTBs } = result.limits ?? {};
+  if (!isPositive(copyTBs)) return "limits.copyTBs is not a positive number.";
+  if (!isPositive(matrixTFlops)) return "limits.matrixTFlops is not a positive number.";
+  if (dataSheetTBs !== null && !isPositive(dataSheetTBs)) {
+    return "limits.dataSheetTBs is neither a positive number nor null.";
+  }
+  for (const list of ["shapes", "cells"]) {
+    const fault = faultOfList(result, list);
+    if (fault !== undefined) return fault;
+  }
+  for (const [i, cell] of result.cells.entries()) {
+    const fault = faultOfCell(cell);
+    if (fault !== undefined) return `cells[${i}]${fault}`;
+  }
+  return undefined;
+}
+
+const faultOfList = (result, list) =>
+  Array.isArray(result[list]) ? undefined : `${list} is not a list.`;
+
+function faultOfCell(cell) {
+  for (const key of ["shape", "routing"]) {
+    if (typeof cell[key] !== "string") return `.${key} is not a text.`;
+  }
+  if (cell.failed !== undefined) return undefined;
+  for (const key of ["tokens", "weightBytes", "gflop"]) {
+    if (!isPositive(cell[key])) return `.${key} is not a positive number.`;
+  }
+  if (cell.limit && !isSamples(cell.limit.samples)) return ".limit.samples is not a list of times.";
+  return faultOfContenders(cell.contenders);
+}
+
+function faultOfContenders(contenders) {
+  if (!Array.isArray(contenders)) return ".contenders is not a list.";
+  const seen = new Set();
+  for (const [i, { name, mode, failed, samples }] of contenders.entries()) {
+    if (typeof name !== "string") return `.contenders[${i}].name is not a text.`;
+    if (failed !== undefined) continue;
+    if (!isSamples(samples)) return `.contenders[${i}].samples is not a list of times.`;
+    const key = `${name}, ${mode}`;
+    if (seen.has(key)) return `.contenders holds ${key} twice.`;
+    seen.add(key);
+  }
+  return undefined;
+}
+
+const isPositive = (value) => Number.isFinite(value) && value > 0;
+const isSamples = (value) => Array.isArray(value) && value.length > 0 && value.every(isPositive);

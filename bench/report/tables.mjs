@@ -1,0 +1,189 @@
+/** Tables of the cells: latency, limits, speed-up, skew, noise, agreement. */
+
+import { heading, list, paragraph, table } from "./document.mjs";
+import {
+  COMMON_PEER,
+  DATA_SHEET_TFLOPS,
+  groupBy,
+  labelOf,
+  skewPenalties,
+  weightRate,
+} from "./figures.mjs";
+import { number, percent, ratio } from "./format.mjs";
+import { median, quantile } from "./statistics.mjs";
+
+const right = (title) => ({ title, align: "right" });
+const CELL_COLUMNS = [right("tokens"), { title: "routing" }];
+const cellTexts = ({ tokens, routing }) => [`${tokens}`, routing];
+const NONE = "-";
+
+/** What all contenders of some cells are called, Nexus first, then as they were measured. */
+export function labelsOf(cells) {
+  return [...new Set(cells.flatMap(({ entries }) => entries.map(({ label }) => label)))];
+}
+
+export function latencyTable(cells) {
+  const labels = labelsOf(cells);
+  return table(
+    [...CELL_COLUMNS, ...labels.map(right)],
+    cells.map((cell) => {
+      const best = Math.min(...cell.entries.map(({ us }) => us));
+      return [
+        ...cellTexts(cell),
+        ...labels.map((label) => {
+          const entry = cell.entries.find((each) => each.label === label);
+          if (entry === undefined) return NONE;
+          const us = number(entry.us);
+          return `${entry.us === best ? `**${us}**` : us} ±${percent(entry.spread / 2)}`;
+        }),
+      ];
+    }),
+  );
+}
+
+/** Contenders that failed in some cell, with the reason that each gave. */
+export function failureList(cells) {
+  const failures = cells.flatMap(({ name, failed }) =>
+    failed.map((each) => ({ cell: name, ...each })),
+  );
+  if (failures.length === 0) return [];
+  const items = groupBy(failures, (each) => `${labelOf(each)}: ${each.failed}`).map(
+    ([what, where]) => `${what} (${where.map(({ cell }) => cell).join("; ")})`,
+  );
+  return [paragraph("Not measured, and why:"), list(items)];
+}
+
+export function limitsTable(cells) {
+  const share = (floor, entry) => (entry ? percent(floor.us / entry.us) : NONE);
+  const withProducts = cells.some(({ productsUs }) => productsUs !== undefined);
+  return table(
+    [
+      ...CELL_COLUMNS,
+      ...["experts", "skew", "roofline us"].map(right),
+      { title: "by" },
+      ...["Nexus", "best peer", "of measured: Nexus", "best peer"].map(right),
+      ...(withProducts ? ["cuBLAS us", "Nexus of it"].map(right) : []),
+      ...["Nexus TB/s", "TFLOP/s"].map(right),
+    ],
+    cells.map((cell) => {
+      const { roofline, reachable, nexus, bestPeer, productsUs } = cell;
+      return [
+        ...cellTexts(cell),
+        cell.expertsUsed === undefined ? NONE : number(cell.expertsUsed),
+        cell.imbalance === undefined ? NONE : number(cell.imbalance),
+        number(roofline.us),
+        roofline.by,
+        ...[share(roofline, nexus), share(roofline, bestPeer)],
+        ...[share(reachable, nexus), share(reachable, bestPeer)],
+        ...(withProducts
+          ? [
+              productsUs === undefined ? NONE : number(productsUs),
+              productsUs === undefined || !nexus ? NONE : percent(productsUs / nexus.us),
+            ]
+          : []),
+        nexus ? number(weightRate(cell, nexus.us)) : NONE,
+        nexus ? number((cell.gflop * 1e3) / nexus.us) : NONE,
+      ];
+    }),
+  );
+}
+
+export function limitsText({ limits }) {
+  const { dataSheetTBs, copyTBs, matrixTFlops } = limits;
+  return (
+    `The roofline is the longer of two times: the weights of the experts in use, read once at the data sheet's ${dataSheetTBs} TB/s, ` +
+    `and the useful arithmetic at ${DATA_SHEET_TFLOPS} TFLOP/s (dense bfloat16). "Of measured" puts what this card was seen to do in their place: ` +
+    `${copyTBs.toFixed(2)} TB/s of a copy (bytes read and written) and ${number(matrixTFlops)} TFLOP/s of cuBLAS in one product of 8192 x 8192 matrices; ` +
+    "a kernel that only reads can pass the copy. cuBLAS us, where it stands, is the two products of the layer alone as batched products, without routing and sums: no peer, a yardstick."
+  );
+}
+
+export function speedupTable(cells) {
+  return table(
+    [
+      ...CELL_COLUMNS,
+      { title: "best peer" },
+      ...["its us", "Nexus us", "speed-up", `over ${COMMON_PEER}`, "noise"].map(right),
+      { title: "" },
+    ],
+    cells.map((cell) => {
+      const { nexus, bestPeer, speedup, noise, threshold, beatenBy } = cell;
+      const common = cell.entries
+        .filter(({ name }) => name === COMMON_PEER)
+        .sort((a, b) => a.us - b.us)[0];
+      const verdict =
+        beatenBy.length > 0
+          ? "**peer faster**"
+          : speedup > 1 + threshold
+            ? "Nexus faster"
+            : "level";
+      return [
+        ...cellTexts(cell),
+        bestPeer?.label ?? NONE,
+        bestPeer ? number(bestPeer.us) : NONE,
+        nexus ? number(nexus.us) : NONE,
+        speedup === undefined ? NONE : ratio(speedup),
+        nexus && common ? ratio(common.us / nexus.us) : NONE,
+        noise === undefined ? NONE : percent(noise),
+        speedup === undefined ? "" : verdict,
+      ];
+    }),
+  );
+}
+
+export function skewTable(cells) {
+  return table(
+    [...CELL_COLUMNS, ...["busiest over mean", "Nexus", COMMON_PEER].map(right)],
+    skewPenalties(cells).map(({ cell, nexus, common }) => [
+      ...cellTexts(cell),
+      cell.imbalance === undefined ? NONE : number(cell.imbalance),
+      nexus === undefined ? NONE : ratio(nexus),
+      common === undefined ? NONE : ratio(common),
+    ]),
+  );
+}
+
+/** How far two measurements of the same are apart, over all cells and by token count. */
+export function noiseTable(cells) {
+  const row = (name, group) => {
+    const values = group.flatMap(({ noise }) => noise ?? []);
+    if (values.length === 0) return [];
+    return [
+      [
+        name,
+        `${values.length}`,
+        ...[median(values), quantile(values, 0.9), Math.max(...values)].map(percent),
+      ],
+    ];
+  };
+  return table(["tokens", "cells", "median", "90th percentile", "most"].map(right), [
+    ...groupBy(
+      cells.toSorted((a, b) => a.tokens - b.tokens),
+      ({ tokens }) => tokens,
+    ).flatMap(([tokens, group]) => row(`${tokens}`, group)),
+    ...row("all", cells),
+  ]);
+}
+
+/** The largest error of each contender against the reference that all are held to. */
+export function agreementTable(cells) {
+  const entries = cells.flatMap(({ name, entries }) =>
+    entries.map((entry) => ({ ...entry, cell: name })),
+  );
+  const known = entries.filter(({ relativeError }) => relativeError !== undefined);
+  return table(
+    [{ title: "contender" }, right("cells"), right("largest relative error"), { title: "in" }],
+    groupBy(known, ({ label }) => label).map(([label, group]) => {
+      const worst = group.toSorted((a, b) => b.relativeError - a.relativeError)[0];
+      return [label, `${group.length}`, worst.relativeError.toExponential(1), worst.cell];
+    }),
+  );
+}
+
+/** A heading and a block for each shape. */
+export function byShape(cells, blocksOf) {
+  return groupBy(cells, ({ shape }) => shape).flatMap(([shape, group]) => [
+    heading(3, shape),
+    ...blocksOf(group, shape),
+  ]);
+}
