@@ -6,13 +6,15 @@
 const root = new URL("../../dist/src/", import.meta.url);
 const load = (file) => import(new URL(file, root).href);
 
+export const { EnergyMonitor } = await load("control/energy-monitor.js");
 export const { openDevice } = await load("execution/open.js");
 export const { BareStep, loadedLayer, oneLane } = await load("cli/bench/bare-step.js");
 export const { summaryOf } = await load("cli/device.js");
-export const { quantile } = await load("cli/statistics.js");
+export const { median, quantile } = await load("cli/statistics.js");
 export const { LayerModules } = await load("layer/layer-modules.js");
 export const { MoELayer } = await load("layer/moe-layer.js");
 export const { StepStreams } = await load("layer/step.js");
+export const { openNvmlEnergy } = await load("execution/cuda/nvml/energy.js");
 export const { DeviceTensor } = await load("execution/device-tensor.js");
 export const { ExpertPopularity, parseSkew } = await load("workload/popularity.js");
 export const { makeLogits } = await load("workload/logits.js");
