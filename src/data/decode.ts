@@ -7,24 +7,47 @@
  */
 
 import type { DeviceBuffer, DeviceProperties, Projection, Stream } from "../execution/device.ts";
+import { BYTES_PER_ELEMENT } from "../tensor.ts";
 import { type OutputScope, summands } from "./aggregation.ts";
 import type { Experts } from "./experts.ts";
-import type { AggregationSpec, LayerSpec } from "./spec.ts";
+import type { AggregationSpec, ExpertsSpec, LayerSpec } from "./spec.ts";
 import { productCount, type StepBuffers } from "./step-buffers.ts";
 
 /**
- * Most tokens that the layer's experts can take in a single operator on this device; 0 if
- * none. It knows experts of two products and weighted sums, and drops no tokens.
+ * The operator reads an expert once for every token that chose it. An expert that takes no more
+ * than this share of the device's cache is found there the second time.
+ */
+const CACHED_SHARE = 1 / 2;
+/**
+ * Larger experts are read from memory again. Measured on an H100: with half as many choices as
+ * experts that costs more than buckets do (Mixtral-8x7B from 2 tokens on; 32 experts of 48 MiB,
+ * top 4, from 4 tokens on), with a quarter it does not.
+ */
+const CHOICES_SHARE = 1 / 2;
+
+/**
+ * Most tokens that the layer's experts can and should take in a single operator on this
+ * device; 0 if none. It knows experts of two products and weighted sums, and drops no tokens.
  */
 export function decodeTokensOf(
-  device: Pick<DeviceProperties, "decodeTokens">,
+  { decodeTokens, cacheBytes }: Pick<DeviceProperties, "decodeTokens" | "cacheBytes">,
   { experts, aggregation, router }: LayerSpec,
 ): number {
   const known =
     productCount(experts) === 2 &&
     aggregation.mode === "sum" &&
     router.capacityFactor === undefined;
-  return known ? device.decodeTokens : 0;
+  if (!known) return 0;
+  if (cacheBytes === null || expertBytes(experts) <= CACHED_SHARE * cacheBytes) return decodeTokens;
+  const fewer = Math.ceil((CHOICES_SHARE * router.experts) / router.topK) - 1;
+  // One token's experts are distinct: nothing is read twice.
+  return Math.min(decodeTokens, Math.max(1, fewer));
+}
+
+/** Of the weights of an expert of two products. */
+function expertBytes({ form, hiddenSize, intermediateSize, dtype }: ExpertsSpec): number {
+  const matrices = form === "gated" ? 3 : 2;
+  return matrices * hiddenSize * intermediateSize * BYTES_PER_ELEMENT[dtype];
 }
 
 /** Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`. */

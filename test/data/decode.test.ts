@@ -1,0 +1,45 @@
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { decodeTokensOf } from "../../src/data/decode.ts";
+import { layerSpecOf, presetOf } from "../../src/workload/presets.ts";
+
+const MIB = 2 ** 20;
+const GPU = { decodeTokens: 4, cacheBytes: 50 * MIB };
+
+function ofShape(changes: object, device = GPU): number {
+  const shape = { ...presetOf("large"), ...changes };
+  return decodeTokensOf(device, layerSpecOf(shape, "bfloat16"));
+}
+
+describe("decodeTokensOf", () => {
+  it("is all that the device can where an expert is found in the cache again", () => {
+    assert.equal(ofShape({ hiddenSize: 2048, intermediateSize: 1024, experts: 8, topK: 8 }), 4);
+    assert.equal(ofShape({}, { ...GPU, cacheBytes: 96 * MIB }), 4, "just half of it");
+    assert.equal(ofShape({}, { ...GPU, cacheBytes: 96 * MIB - 1 }), 3, "just more than half");
+  });
+
+  it("keeps choices under half of the experts where they are larger", () => {
+    assert.equal(ofShape({ experts: 32, topK: 4 }), 3, "4 tokens would make 16 choices");
+    assert.equal(ofShape({ experts: 33, topK: 4 }), 4, "16 choices are under 16.5");
+    assert.equal(ofShape({ experts: 256, topK: 8 }), 4, "never more than the device can");
+    assert.equal(ofShape({ experts: 8, topK: 2 }), 1);
+  });
+
+  it("is one token at least, since a token's experts are distinct", () => {
+    assert.equal(ofShape({ experts: 8, topK: 8 }), 1);
+    assert.equal(ofShape({ experts: 1, topK: 1 }), 1);
+  });
+
+  it("asks no more of a device that does not tell its cache, or has no such operator", () => {
+    const spec = layerSpecOf({ ...presetOf("mixtral-8x7b") }, "bfloat16");
+    assert.equal(decodeTokensOf({ decodeTokens: 4, cacheBytes: null }, spec), 4);
+    assert.equal(decodeTokensOf({ decodeTokens: 0, cacheBytes: 50 * MIB }, spec), 0);
+  });
+
+  it("is none of what the operator does not know", () => {
+    const spec = layerSpecOf(presetOf("small"), "bfloat16");
+    const limited = { ...spec, router: { ...spec.router, capacityFactor: 1.25 } };
+    assert.equal(decodeTokensOf(GPU, limited), 0);
+    assert.equal(decodeTokensOf(GPU, { ...spec, aggregation: { mode: "concat" } as never }), 0);
+  });
+});
