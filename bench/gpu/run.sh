@@ -3,7 +3,8 @@
 #
 #   bench/gpu/run.sh OUT [PART...]
 #
-# Parts: tests endurance bars ablation bench demo memcheck racecheck (default: tests bars ablation).
+# Parts: tests endurance bars ablation bench demo memcheck racecheck (default: tests bars ablation), and, with Python's
+# PyTorch and Triton: compare (NEXUS_COMPARE names its parts, default quick), drift, traffic.
 # Wants the built package (dist/, kernels/bundle/, node_modules/ with the production
 # dependencies, test/fixtures/) and Node: `node` on the path, or NEXUS_NODE naming a binary or
 # a Node archive (.tar.gz, .tgz, .tar.xz), which is unpacked into a folder of its own.
@@ -49,6 +50,9 @@ part() {
   ablation) node $nexus bench --device cuda --ablation --json >"$out/ablation.json" ;;
   bench) node $nexus bench --device cuda --json >"$out/bench.json" ;;
   demo) node $nexus demo --device cuda ;;
+  compare) node bench/compare/main.mjs --out "$out" ${NEXUS_COMPARE:-quick} ;;
+  drift) node bench/compare/drift.mjs --json "$out/drift.json" ;;
+  traffic) node bench/traffic/measure.mjs --json "$out/traffic.json" ;;
   memcheck) sanitize --tool memcheck ;;
   racecheck) sanitize --tool racecheck ;;
   *) echo "there is no part $1"; return 2 ;;
@@ -64,6 +68,7 @@ limit() {
   local name=NEXUS_LIMIT_${1^^}
   case $1 in
   tests) echo "${!name:-300}" ;;
+  compare) echo "${!name:-600}" ;;
   endurance | memcheck | racecheck) echo "${!name:-400}" ;;
   *) echo "${!name:-180}" ;;
   esac

@@ -112,19 +112,22 @@ class Step:
         self.count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
         self.height, self.x = height, x
 
+    def kernel(self, gated, k):
+        return self.bundle[launch.project_name(self.bundle, "bf16", gated, self.height, k, gated)]
+
     def first(self):
         w = self.weights
         launch.project(
-            self.bundle, self.bundle[f"project_gated_logistic_bf16_rows{self.height}"], self.x, w.w1, w.inner, self.tiles,
-            self.tile_count, most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, activation="silu",
+            self.bundle, self.kernel(True, w.hidden), self.x, w.w1, w.inner, self.tiles, self.tile_count,
+            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, activation="silu",
             order=self.buckets.order, gather=True, top_k=w.top_k,
         )
 
     def second(self):
         w = self.weights
         launch.project(
-            self.bundle, self.bundle[f"project_plain_identity_bf16_rows{self.height}"], w.inner, w.w2, w.rows, self.tiles,
-            self.tile_count, most_tiles=len(self.tiles), multiprocessors=self.multiprocessors,
+            self.bundle, self.kernel(False, w.intermediate), w.inner, w.w2, w.rows, self.tiles, self.tile_count,
+            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors,
         )
 
     def combine(self):
@@ -167,7 +170,7 @@ def cublas(weights, rows_per_expert):
 
 # One class for a whole step, by the even share of rows that an expert has: (largest share, rows of a tile). Classes side by
 # side lost on an H200: each launch wants every multiprocessor, and what padding gains is lost in waiting.
-CLASSES = [(8, 16), (128, 64), (float("inf"), 128)]
+CLASSES = [(8, 16), (48, 64), (float("inf"), 128)]
 # Tokens up to which the decode kernels are used.
 DECODE_TOKENS = 4
 

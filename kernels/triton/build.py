@@ -28,6 +28,7 @@ from pathlib import Path  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
 import variants  # noqa: E402
 from experts import activation, combine, decode, grouped  # noqa: E402
@@ -136,7 +137,7 @@ def check_parameters(entry, ptx):
 def compile_variant(variant, architecture):
     """[(manifest entry, image)]: the cubin, and the PTX where there is to be one."""
     names = list(variant.arguments)
-    source = ASTSource(
+    source = (GluonASTSource if variant.function.is_gluon() else ASTSource)(
         variant.function,
         {**variant.arguments, **{c: "constexpr" for c in variant.constants}},
         variant.constants,
@@ -152,6 +153,7 @@ def compile_variant(variant, architecture):
     if metadata.shared > SHARED_PER_BLOCK[architecture]:
         raise ValueError(f"{variant.name} needs {metadata.shared} bytes of shared memory on sm_{architecture}")
     registers = registers_per_thread(cubin, metadata.name)
+    descriptors = [name for name, kind in variant.arguments.items() if kind.startswith("tensordesc")]
     tensordesc_meta = getattr(metadata, "tensordesc_meta", None)
     suffix = "a" if architecture >= 90 else ""
     blocks = blocks_per_multiprocessor(architecture, registers, metadata.shared, metadata.num_warps, metadata.tmem_size)
@@ -165,7 +167,10 @@ def compile_variant(variant, architecture):
         "launch_pdl": variant.dependent,
         "args": passed_arguments(variant, tensordesc_meta),
         "constants": variant.constants,
-        "tensordesc_meta": [{**meta, "l2_promotion": variant.l2_promotion} for meta in tensordesc_meta or []],
+        "tensordesc_meta": [
+            {"argument": name, **meta, "l2_promotion": variants.L2_PROMOTION}
+            for name, meta in zip(descriptors, tensordesc_meta or [])
+        ],
         "grid": {**variant.grid, "blocks_per_multiprocessor": blocks},
         "selects": variant.selects,
     }

@@ -108,9 +108,10 @@ class Kernel:
         name, kind = argument["name"], argument["type"]
         if kind == "tensormap":
             tensor = values[name].view(-1, values[name].shape[-1])
-            key = (tensor.data_ptr(), tensor.shape)
+            key = (name, tensor.data_ptr(), tensor.shape)
             if key not in self.maps:
-                self.maps[key] = TensorMap(tensor, self.entry["tensordesc_meta"][0])
+                meta = next(meta for meta in self.entry["tensordesc_meta"] if meta["argument"] == name)
+                self.maps[key] = TensorMap(tensor, meta)
             return None, self.maps[key].address
         if name.endswith("_scratch"):
             value = ctypes.c_void_p(0)
@@ -160,6 +161,14 @@ def decode_second_name(short, out_short, k):
     return f"decode_second_{short}_{out_short}_{'short' if k <= 1024 else 'long'}"
 
 
+def project_name(bundle, short, gated, height, k, gather):
+    """The 16-bit kernel without extras for a product with logistic gates, or none, as operators/choice.ts picks it."""
+    name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
+    many = bundle.entries[f"{name}_many"]["selects"]
+    serves = height == many["rows_per_tile"] and k >= many["k"]["least"] and (many["gather"] or not gather)
+    return f"{name}_{'many' if serves else f'rows{height}'}"
+
+
 def padded(size, padding=64):
     return -(-size // padding) * padding
 
@@ -178,7 +187,9 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     options = bundle.manifest["options"]["project"]
     n, k = w.shape[1:]
     columns = -(-n // kernel.grid["columns_per_block"])
-    grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most_tiles * columns)
+    grid = most_tiles * columns
+    if not kernel.grid.get("covers"):
+        grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], grid)
     kernel.launch((grid, 1, 1), {
         "x": x, "w": w, "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count, "order": order,
         "input_scale": input_scale, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,

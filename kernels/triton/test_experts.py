@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import launch
+from check_many import check_many
 from launch import Buckets, Bundle, padded
 
 DEVICE = "cuda"
@@ -135,24 +136,27 @@ def nan(*shape, dtype):
     return torch.full(shape, float("nan"), device=DEVICE, dtype=dtype)
 
 
-def names(case, block_m, precision="ieee"):
+def names(bundle, case, block_m, precision="ieee"):
     """Kernel names of a case's two products in the class of tiles of block_m rows."""
     short = "tf32" if precision == "tf32" else case.short
     kind = "gated" if case.gated else "plain"
     logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
     if case.element == "float32":
         return f"project_{kind}_coded_extras_{short}_rows{block_m}", f"project_plain_coded_extras_{short}_rows{block_m}"
-    second = f"project_plain_identity{'_extras' if case.bias else ''}_{short}_rows{block_m}"
+    second = f"project_plain_identity_extras_{short}_rows{block_m}"
+    if not case.bias:
+        second = launch.project_name(bundle, short, False, block_m, case.w2.shape[2], False)
+    if logistic and (case.bias or case.scale is not None):
+        return f"project_{kind}_logistic_extras_{short}_rows{block_m}", second
     if logistic:
-        extras = "_extras" if case.bias or case.scale is not None else ""
-        return f"project_{kind}_logistic{extras}_{short}_rows{block_m}", second
+        return launch.project_name(bundle, short, True, block_m, case.w1.shape[2], True), second
     # There are none for lower tiles: a kernel may be taller than the tiles of its list.
     return f"project_{kind}_coded_extras_{short}_rows{max(64, block_m)}", second
 
 
 def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_type=None, shuffle=False, split=False):
     """Through the grouped kernels; returns (summed output, expert rows by slot)."""
-    first, second = names(case, block_m, precision)
+    first, second = names(bundle, case, block_m, precision)
     slots = case.tokens * case.top_k
     inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
     rows = nan(slots, case.w1.shape[2], dtype=case.dtype)
@@ -341,6 +345,7 @@ def run_all(bundle, seed):
             case = Case("float32", 7, 2, random.randrange(40, 400), random.randrange(40, 400), random.choice([3, 77]), activation,
                         gated, bias=True)
             check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
+    check_many(checks, bundle, multiprocessors)
     check_dense(checks, bundle, multiprocessors)
     check_dropped(checks, bundle, multiprocessors)
     check_fewer_tokens(checks, bundle, multiprocessors)

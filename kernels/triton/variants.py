@@ -6,7 +6,9 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import dataclass, field
 
-from experts import activation, combine, decode, fill, grouped, pack
+from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
+
+from experts import activation, combine, decode, fill, grouped, many, pack
 from routing import bucket, gate, mark, route, tidy
 
 # Every n, k and pitch of these kernels is a multiple of this many elements: see grouped.py.
@@ -17,6 +19,9 @@ ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 80
 # One height of tiles is enough there: a kernel takes lists of lower tiles as well.
 PTX_ROWS = 64
+# L2 promotion of all tensor maps, as cuTensorMapEncodeTiled numbers it: 256 bytes. Up to 7 % of a whole step against 128
+# bytes where weights come from memory (Mixtral-8x7B, 512 tokens, on an H100).
+L2_PROMOTION = 3
 
 ELEMENTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -61,8 +66,6 @@ class Variant:
     # What it is for: the loader picks by these.
     selects: dict = field(default_factory=dict)
     ptx: bool = False
-    # L2 promotion of its tensor maps, as cuTensorMapEncodeTiled numbers it: 128 bytes, or 256.
-    l2_promotion: int = 2
     # A dependent launch (programmatic stream serialization): the kernel itself waits for the one before it.
     dependent: bool = False
 
@@ -70,7 +73,19 @@ class Variant:
 # Sixteen-byte loads need these promises; all memory the driver hands out is 256-byte aligned.
 PROJECT_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 
+# Tiles of so many rows get a block for each piece of work where the kernel has the whole device.
+COVERING_ROWS = 16
+
 ACTIVATION_SETS = {"identity": activation.IDENTITY, "logistic": activation.LOGISTIC, "coded": activation.CODED}
+
+
+def persistent_tiles(block_n):
+    return {
+        "rule": "persistent",
+        "words": "x = min(multiprocessors of the budget * blocks_per_multiprocessor, tiles the list has room for"
+        f" * ceil(n / {block_n})); y = z = 1",
+        "columns_per_block": block_n,
+    }
 
 
 def project(element, gated, activations, tile, *, precision="ieee", extras=True, ptx=False):
@@ -80,9 +95,6 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
     w = f"tensordesc<{short}[{block_n}, {block_k}]>" if descriptor else f"*{short}"
     arguments = {"x": f"*{short}", "w": w, **PROJECT_ARGUMENTS, "out": f"*{short}"}
     kind = f"{'gated' if gated else 'plain'}_{activations}{'_extras' if extras else ''}"
-    # Few rows stream weights at memory speed, and longer pieces are asked for with less ado: 2 % of mixtral's products
-    # at 64 tokens. No difference for the other heights.
-    promotion = {"l2_promotion": 3} if block_m == 64 else {}
     return Variant(
         name=f"project_{kind}_{short if precision == 'ieee' else 'tf32'}_rows{block_m}",
         function=grouped.project,
@@ -102,10 +114,9 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
         num_warps=warps,
         num_stages=stages,
         grid={
-            "rule": "persistent",
-            "words": "x = min(multiprocessors of the budget * blocks_per_multiprocessor, tiles the list has room for"
-            f" * ceil(n / {block_n})); y = z = 1",
-            "columns_per_block": block_n,
+            **persistent_tiles(block_n),
+            # Few rows: pieces take unequal time, and the hardware deals them out better than a fixed walk; up to 5 % under skew.
+            **({"covers": True} if block_m == COVERING_ROWS else {}),
         },
         selects={
             "operator": "project",
@@ -114,10 +125,61 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
             "activations": activations,
             "rows_per_tile": block_m,
             "precision": precision,
+            # What it can do, for products that need it and for those that do not.
             "extras": extras,
+            "gather": True,
+            "k": {"least": PADDING},
         },
         ptx=ptx,
-        **promotion,
+    )
+
+
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) of the products for many rows: four stages of 48 KiB and 32 KiB for the
+# stores are what a block's shared memory holds. (For tiles of 64 rows this kernel was no faster than Triton's.)
+MANY_TILE = (128, 256, 64, 8, 4)
+GLUON_ELEMENTS = {"bfloat16": bfloat16, "float16": float16}
+
+
+def project_many(element, gated):
+    """The first product of a layer, which gathers its rows, if gated; else the second, whose rows lie in order."""
+    block_m, block_n, block_k, warps, stages = MANY_TILE
+    short = ELEMENTS[element]
+    activations = "logistic" if gated else "identity"
+
+    def descriptor(rows):
+        layout = NVMMASharedLayout.get_default_for([rows, block_k], GLUON_ELEMENTS[element])
+        return f"tensordesc<{short}[{rows}, {block_k}],{layout!r}>"
+
+    described = ("w",) if gated else ("x", "w")
+    x = f"*{short}" if gated else descriptor(block_m)
+    return Variant(
+        name=f"project_{'gated' if gated else 'plain'}_{activations}_{short}_many",
+        function=many.project_many,
+        arguments={"x": x, "w": descriptor(block_n), **PROJECT_ARGUMENTS, "out": f"*{short}"},
+        constants={
+            "GATED": gated,
+            "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "X_DESCRIPTOR": "x" in described,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "STAGES": stages,
+        },
+        divisible=tuple(a for a in PROJECT_DIVISIBLE if a not in described),
+        num_warps=warps,
+        num_stages=stages,
+        grid=persistent_tiles(block_n),
+        selects={
+            "operator": "project",
+            "element": element,
+            "gated": gated,
+            "activations": activations,
+            "rows_per_tile": block_m,
+            "precision": "ieee",
+            "extras": False,
+            "gather": "x" not in described,
+            "k": {"least": (stages - 1) * block_k},
+        },
     )
 
 
@@ -555,12 +617,12 @@ TILES_90 = {
     "first": {
         128: (128, 256, 64, 8, 4, True, True),
         64: (64, 256, 64, 8, 4, True, True),
-        16: (16, 128, 128, 4, 2, True, False),
+        16: (16, 64, 256, 4, 3, True, False),
     },
     "second": {
         128: (128, 256, 64, 8, 3, True, True),
         64: (64, 128, 64, 4, 4, True, True),
-        16: (16, 128, 128, 4, 2, True, False),
+        16: (16, 64, 128, 4, 3, True, False),
     },
     **SMALL_TILES,
 }
@@ -583,6 +645,9 @@ def variants(architecture):
     extras_or_not = (False, True) if architecture == 90 else (True,)
     found = []
     for element in ("bfloat16", "float16"):
+        if architecture == 90:
+            # In front of the others: of kernels for the same, the device takes the first.
+            found += [project_many(element, gated) for gated in (True, False)]
         for extras in extras_or_not:
             for block_m, tile in tiles["first"].items():
                 found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == PTX_ROWS))

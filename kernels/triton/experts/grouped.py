@@ -35,7 +35,7 @@ DENSE = tl.constexpr(OPTIONS["dense"])
 
 
 @triton.jit
-def _tile(work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N):
+def find_tile(work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N):
     """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
 
     Pieces are numbered column after column through groups of `group` row tiles.
@@ -108,7 +108,7 @@ def project(
     steps = tl.cdiv(k, BLOCK_K)
 
     work = tl.program_id(0)
-    matrix, first, rows, column = _tile(
+    matrix, first, rows, column = find_tile(
         work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
     )
     source = _sources(first, rows, order, top_k, gather, BLOCK_M)
@@ -116,11 +116,11 @@ def project(
         if not FLATTEN:
             # What the next tile is, is asked for now and used after this tile's product: two dependent
             # loads of a microsecond that would otherwise stand between any two tiles.
-            next_matrix, next_first, next_rows, next_column = _tile(
+            next_matrix, next_first, next_rows, next_column = find_tile(
                 work + programs, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
             )
         else:
-            matrix, first, rows, column = _tile(
+            matrix, first, rows, column = find_tile(
                 work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
             )
             source = _sources(first, rows, order, top_k, gather, BLOCK_M)

@@ -18,15 +18,12 @@ import { BYTES_PER_ELEMENT, type MatrixView } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
 import { checkBias, checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CudaBuffer } from "./buffer.ts";
-import type { KernelEntry } from "./bundle/manifest.ts";
-import type { Driver } from "./driver/driver.ts";
-import { TENSOR_MAP } from "./driver/structs.ts";
-import type { Slot } from "./launch/arena.ts";
 import { chunksOf, type MatrixChunk } from "./matrix-chunks.ts";
 import { persistentGrid } from "./operators/grids.ts";
 import { kernelWork, type LaunchContext, type OwnKernelWork } from "./operators/kernel-work.ts";
 import { packWork } from "./operators/pack.ts";
 import { padded, type RowType, requireRowType } from "./rows.ts";
+import { type TensorMapEncoder, type TensorMapMeta, TensorMaps } from "./tensor-maps.ts";
 import type { MemoryRange, Work } from "./work.ts";
 
 /** Brings host memory to the device and runs work that reads it. */
@@ -43,10 +40,9 @@ export interface WeightUploader {
 }
 
 /** What a projection needs of the device it belongs to. */
-export interface ProjectionOwner extends LaunchContext, WeightUploader {
+export interface ProjectionOwner extends LaunchContext, TensorMapEncoder, WeightUploader {
   /** What `Projection.owner` is compared with: the same object that the device's buffers have as theirs. */
   readonly owner: object;
-  readonly driver: Pick<Driver, "encodeTensorMap">;
   /** Device memory, all zero. @throws OutOfDeviceMemoryError */
   scratch(bytes: number, label: string): CudaBuffer;
   /** Writes device memory now; work enqueued later finds it there. */
@@ -62,9 +58,6 @@ const ALIGNMENT = 256;
 /** Rows of all matrices are numbered by an int32 in the kernels. */
 const MOST_ROWS = 0x7fffffff;
 
-/** A descriptor's box, as the manifest has it. */
-export type TensorMapMeta = KernelEntry["tensordesc_meta"][number];
-
 export class CudaProjection implements Projection {
   readonly owner: object;
   readonly spec: ProjectionSpec;
@@ -79,7 +72,7 @@ export class CudaProjection implements Projection {
   readonly #biasOffset: number;
   /** The biases as they are on the device: gates and values are written apart and lie interleaved. */
   readonly #bias: Float32Array | null;
-  readonly #maps = new Map<string, Slot>();
+  readonly #maps: TensorMaps;
 
   /**
    * Reserves the memory, all zero.
@@ -105,6 +98,7 @@ export class CudaProjection implements Projection {
     this.#bias = bias ? new Float32Array(count * this.n) : null;
     const biases = this.#bias?.byteLength ?? 0;
     this.#buffer = device.scratch(this.#biasOffset + biases, label);
+    this.#maps = new TensorMaps(device, this.#buffer.address);
   }
 
   get byteLength(): number {
@@ -150,23 +144,9 @@ export class CudaProjection implements Projection {
   }
 
   /** The tensor map through which a kernel with such a box reads all matrices, one below the other. */
-  tensorMap({ block_size, swizzle, l2_promotion }: TensorMapMeta): Uint8Array {
-    const key = `${block_size} ${swizzle} ${l2_promotion}`;
-    let slot = this.#maps.get(key);
-    if (slot === undefined) {
-      slot = this.#device.arena.allocate(TENSOR_MAP.size);
-      this.#device.driver.encodeTensorMap(slot.address, {
-        address: this.address,
-        element: this.element,
-        rows: this.spec.count * this.n,
-        columns: this.k,
-        box: block_size,
-        swizzle,
-        l2Promotion: l2_promotion,
-      });
-      this.#maps.set(key, slot);
-    }
-    return new Uint8Array(slot.view.buffer, slot.view.byteOffset, TENSOR_MAP.size);
+  tensorMap(meta: Omit<TensorMapMeta, "argument">): Uint8Array {
+    const { element, k } = this;
+    return this.#maps.of({ element, rows: this.spec.count * this.n, columns: k }, meta);
   }
 
   /**
@@ -237,8 +217,7 @@ export class CudaProjection implements Projection {
 
   [Symbol.dispose](): void {
     this.#buffer[Symbol.dispose]();
-    for (const slot of this.#maps.values()) slot[Symbol.dispose]();
-    this.#maps.clear();
+    this.#maps[Symbol.dispose]();
   }
 
   /** Which of an output's rows is a part's: the gate comes before its value. */

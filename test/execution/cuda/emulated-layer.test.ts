@@ -126,6 +126,25 @@ describe("a layer on an emulated GPU", () => {
       }
     }));
 
+  it("many rows that are long enough for the kernels made for them, shared experts included", () =>
+    withEmulated(async (device, driver) => {
+      const random = randomFor("emulated long rows");
+      for (const [dtype, short] of [
+        ["bfloat16", "bf16"],
+        ["float16", "fp16"],
+      ] as const) {
+        const experts = gatedExperts(140, 170, { dtype });
+        const shared = { experts: gatedExperts(140, 130, { dtype }), gate: true };
+        const spec = { ...plainSpec(140, 1, 2, 2), experts, shared };
+        await checkLayer(device, random, randomLayer(random, spec), [131, 20]);
+        const parts = randomLayer(random, { ...plainSpec(140, 1, 3, 1), experts });
+        await checkLayer(device, random, parts, [400], { streams: 2 });
+        for (const product of ["gated_logistic", "plain_identity"]) {
+          assert.ok(driver.ran.has(`project_${product}_${short}_many`), `${product} ${short}`);
+        }
+      }
+    }));
+
   it("few rows on average after many, and nearly all of them one expert's", () =>
     withEmulated(async (device) => {
       const random = randomFor("emulated skewed");

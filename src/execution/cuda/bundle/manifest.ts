@@ -48,6 +48,8 @@ const grid = z.object({
   /** Blocks that fit on a multiprocessor at once. */
   blocks_per_multiprocessor: z.int().min(1),
   columns_per_block: z.int().min(1).optional(),
+  /** Of a persistent kernel: a block for every piece where it has the whole device. */
+  covers: z.boolean().optional(),
   shares_of_a_list: z.int().min(1).optional(),
   x: extent.optional(),
   y: extent.optional(),
@@ -67,6 +69,8 @@ const kernel = z.object({
   args: count,
   tensordesc_meta: z.array(
     z.object({
+      /** The parameter that it is for. */
+      argument: z.string(),
       swizzle: count,
       l2_promotion: count,
       block_size: z.tuple([z.int().min(1), z.int().min(1)]),

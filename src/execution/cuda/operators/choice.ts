@@ -14,12 +14,15 @@ import type { Manifest } from "../bundle/manifest.ts";
 import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
 
-/** Rows of a tile by the even share of rows that calls for it, measured on an H200; beyond, the tallest. */
-const CLASSES = [
-  { share: 8, rows: 16 },
-  { share: 128, rows: 64 },
-  { share: Number.POSITIVE_INFINITY, rows: 128 },
-] as const;
+/** Most rows a matrix has on average for tiles of 16 and of 64 rows; beyond, the tallest. */
+interface Shares {
+  readonly rows16: number;
+  readonly rows64: number;
+}
+/** Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. */
+export const EXPERT_SHARES: Shares = { rows16: 8, rows64: 48 };
+/** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */
+export const DENSE_SHARES: Shares = { rows16: 8, rows64: 128 };
 
 /** What a kernel knows of activations: none, the formula of SwiGLU and its relatives, or any by a code. */
 export type ActivationSet = "identity" | "logistic" | "coded";
@@ -42,6 +45,10 @@ export interface ProductNeeds {
   readonly activation: Activation;
   /** Whether there is a bias or an input scale. */
   readonly extras: boolean;
+  /** Whether rows of the input are found through the order of a bucket. */
+  readonly gather: boolean;
+  /** Elements of a row of the input. */
+  readonly k: number;
   /** Rows of a tile at least. */
   readonly rows: number;
 }
@@ -52,8 +59,8 @@ function precisionOf(element: RowType, { float32 }: Pick<OperatorContext, "float
 }
 
 /** The rows that tiles should have for so many rows a matrix. */
-function wantedRows(share: number): number {
-  return (CLASSES.find((each) => share <= each.share) as (typeof CLASSES)[number]).rows;
+function wantedRows(share: number, { rows16, rows64 }: Shares): number {
+  return share <= rows16 ? 16 : share <= rows64 ? 64 : 128;
 }
 
 /** Rows of a tile in lists for products of this element type. */
@@ -61,6 +68,7 @@ export function tileRows(
   context: Pick<OperatorContext, "kernels" | "float32">,
   element: RowType,
   share: number,
+  shares: Shares,
 ): number {
   const selects = {
     operator: "project",
@@ -80,29 +88,34 @@ export function tileRows(
   });
   if (kernels.length === 0) context.kernels.missing(selects);
   const most = Math.min(...tallest.values());
-  const wanted = wantedRows(share);
+  const wanted = wantedRows(share, shares);
   return Math.min(most, ...heights.filter((rows) => rows >= wanted));
 }
 
-/** The kernel for a product: of the fastest set of activations, the lowest that is tall enough. */
+/**
+ * The kernel for a product: of the fastest set of activations, the lowest that is tall enough. Of several
+ * the one without extras, and then the first of the manifest: it is faster where it serves.
+ */
 export function projectKernel(
   context: Pick<OperatorContext, "kernels" | "float32">,
   needs: ProductNeeds,
 ): Kernel {
   const { kernels } = context;
-  const { element, gated, activation, extras, rows } = needs;
+  const { element, gated, activation, extras, gather, k, rows } = needs;
   const selects = {
     operator: "project",
     element,
     precision: precisionOf(element, context),
     gated,
+    k,
   };
   const sets = activationSets(kernels.manifest, activation, gated);
   for (const activations of sets) {
     const found = kernels
       .all({ ...selects, activations })
-      .filter((kernel) => rowsOf(kernel) >= rows && (extrasOf(kernel) || !extras))
-      .sort((a, b) => rowsOf(a) - rowsOf(b) || Number(extrasOf(a)) - Number(extrasOf(b)));
+      .filter((kernel) => rowsOf(kernel) >= rows)
+      .filter((kernel) => (can("extras", kernel) || !extras) && (can("gather", kernel) || !gather))
+      .sort((a, b) => rowsOf(a) - rowsOf(b) || Number(can("extras", a)) - Number(can("extras", b)));
     if (found[0] !== undefined) return found[0];
   }
   return kernels.missing({ ...selects, activations: sets.join(" or "), rows_per_tile: rows });
@@ -111,11 +124,11 @@ export function projectKernel(
 /** The kernel for the dense product of up to `mostTokens` rows, and the rows of its tiles. */
 export function denseKernel(
   context: Pick<OperatorContext, "kernels" | "float32">,
-  needs: Omit<ProductNeeds, "rows">,
+  needs: Omit<ProductNeeds, "rows" | "gather">,
   mostTokens: number,
 ): { readonly kernel: Kernel; readonly rows: number } {
-  const rows = tileRows(context, needs.element, mostTokens);
-  const kernel = projectKernel(context, { ...needs, rows });
+  const rows = tileRows(context, needs.element, mostTokens, DENSE_SHARES);
+  const kernel = projectKernel(context, { ...needs, gather: false, rows });
   return { kernel, rows: rowsOf(kernel) };
 }
 
@@ -123,6 +136,6 @@ function rowsOf({ entry }: Kernel): number {
   return Number(entry.selects["rows_per_tile"]);
 }
 
-function extrasOf({ entry }: Kernel): boolean {
-  return entry.selects["extras"] === true;
+function can(ability: "extras" | "gather", { entry }: Kernel): boolean {
+  return entry.selects[ability] === true;
 }

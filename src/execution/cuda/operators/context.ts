@@ -3,13 +3,12 @@
 import type { CudaBuffer } from "../buffer.ts";
 import type { KernelSet } from "../bundle/kernel-set.ts";
 import type { DeviceFacts } from "../driver/driver.ts";
-import type { LaunchArena } from "../launch/arena.ts";
+import type { TensorMapEncoder } from "../tensor-maps.ts";
 
-export interface OperatorContext {
+export interface OperatorContext extends TensorMapEncoder {
   /** What buffers and projections must belong to. */
   readonly owner: object;
   readonly kernels: KernelSet;
-  readonly arena: LaunchArena;
   readonly facts: DeviceFacts;
   /** How float32 rows are multiplied: as they are, or rounded to tf32 for the tensor cores. */
   readonly float32: "ieee" | "tf32";

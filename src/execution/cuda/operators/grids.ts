@@ -17,13 +17,23 @@ export interface Grid {
   readonly y: number;
 }
 
-/** A persistent kernel's grid, over `rows` rows or tiles of so many columns at most. */
-export function persistentGrid(entry: KernelEntry, rows: number, columns: number): Grid {
-  const { blocks_per_multiprocessor, columns_per_block } = entry.grid;
+/**
+ * A persistent kernel's grid, over `rows` rows or tiles of so many columns at most. A kernel that
+ * `covers` gets a block for every piece where it has all `multiprocessors` of the device: nobody is
+ * to be left room, and the hardware deals uneven pieces out better than a fixed walk does.
+ */
+export function persistentGrid(
+  entry: KernelEntry,
+  rows: number,
+  columns: number,
+  multiprocessors = Number.POSITIVE_INFINITY,
+): Grid {
+  const { blocks_per_multiprocessor, columns_per_block, covers = false } = entry.grid;
   const stretch = columns_per_block ?? incomplete(entry, "columns_per_block");
   const most = Math.max(1, rows * Math.ceil(columns / stretch));
   return {
-    blocks: (multiprocessors) => Math.min(multiprocessors * blocks_per_multiprocessor, most),
+    blocks: (share) =>
+      covers && share >= multiprocessors ? most : Math.min(share * blocks_per_multiprocessor, most),
     persistent: true,
     y: 1,
   };

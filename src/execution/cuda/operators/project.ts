@@ -8,8 +8,9 @@ import type { CudaBuffer } from "../buffer.ts";
 import type { Kernel } from "../bundle/kernel-set.ts";
 import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
+import { tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, projectKernel, tileRows } from "./choice.ts";
+import { denseKernel, EXPERT_SHARES, projectKernel, tileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
 import { findLists, TILE_BYTES } from "./lists.ts";
@@ -28,6 +29,13 @@ export function encodeProject(operator: ProjectOperator, to: OperatorEncoder): v
   else encodeLane(operator, rows, projection, to);
 }
 
+interface RowBuffers {
+  readonly input: CudaBuffer;
+  readonly output: CudaBuffer;
+  /** Rows that the input has room for. */
+  readonly inputs: number;
+}
+
 /** Rows of the input, rows of the output: the buffers, with room for so many. */
 function rowBuffers(
   operator: ProjectOperator,
@@ -35,13 +43,14 @@ function rowBuffers(
   inputs: number,
   outputs: number,
   to: OperatorEncoder,
-): { readonly input: CudaBuffer; readonly output: CudaBuffer } {
+): RowBuffers {
   const { input, output } = projection.spec;
   const float32 = output === "float32";
   const width = float32 ? projection.spec.outputs : projection.outputPitch;
   return {
     input: to.input("input", operator.input, inputs * projection.k, input),
     output: to.output("output", operator.output, outputs * width, float32 ? "float32" : input),
+    inputs,
   };
 }
 
@@ -62,13 +71,14 @@ function encodeDense(
     gated: spec.gated,
     activation: operator.activation,
     extras: spec.bias,
+    k: projection.k,
   };
   const { kernel, rows: tile } = denseKernel(to.context, needs, mostTokens);
   const { dense = 0, bias = 0 } = to.context.kernels.manifest.options["project"] ?? {};
   to.kernel(
     kernel,
     {
-      ...commonValues(kernel, projection, buffers),
+      ...commonValues(kernel, projection, buffers, to),
       ...activation,
       tiles: null,
       tile_count: tokens.address,
@@ -78,7 +88,12 @@ function encodeDense(
       dense_matrix: matrix,
       options: dense | (spec.bias ? bias : 0),
     },
-    persistentGrid(kernel.entry, Math.ceil(mostTokens / tile), projection.n),
+    persistentGrid(
+      kernel.entry,
+      Math.ceil(mostTokens / tile),
+      projection.n,
+      to.context.facts.multiprocessors,
+    ),
     { budgeted: true, weights: projection.weights },
   );
   to.mirror(buffers.output);
@@ -104,7 +119,7 @@ function encodeLane(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
-  const height = tileRows(context, element, slots / experts);
+  const height = tileRows(context, element, slots / experts, EXPERT_SHARES);
   const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
   if (lists === undefined) {
     to.fail(
@@ -117,6 +132,8 @@ function encodeLane(
     gated: spec.gated,
     activation: operator.activation,
     extras: spec.bias || scale !== null,
+    gather: rows.gather,
+    k: projection.k,
     rows: height,
   });
   const bits = context.kernels.manifest.options["project"] ?? {};
@@ -124,7 +141,7 @@ function encodeLane(
   to.kernel(
     kernel,
     {
-      ...commonValues(kernel, projection, buffers),
+      ...commonValues(kernel, projection, buffers, to),
       ...activation,
       tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
       tile_count: lists.counts + BigInt(lane * 4),
@@ -135,7 +152,7 @@ function encodeLane(
       options:
         bit("gather", rows.gather) | bit("bias", spec.bias) | bit("input_scale", scale !== null),
     },
-    persistentGrid(kernel.entry, lists.most, projection.n),
+    persistentGrid(kernel.entry, lists.most, projection.n, context.facts.multiprocessors),
     { budgeted: true, weights: projection.weights },
   );
   to.mirror(buffers.output);
@@ -144,17 +161,24 @@ function encodeLane(
 function commonValues(
   { entry }: Kernel,
   projection: CudaProjection,
-  { input, output }: { readonly input: CudaBuffer; readonly output: CudaBuffer },
+  { input, output, inputs }: RowBuffers,
+  to: OperatorEncoder,
 ): KernelValues {
-  const [map] = entry.tensordesc_meta;
+  const { element, k } = projection;
+  const map = (argument: string) =>
+    entry.tensordesc_meta.find((meta) => meta.argument === argument);
+  const [x, w] = [map("x"), map("w")];
   return {
-    x: input.address,
-    w: map === undefined ? projection.address : projection.tensorMap(map),
+    x:
+      x === undefined
+        ? input.address
+        : tensorMapsOf(input, to.context).of({ element, rows: inputs, columns: k }, x),
+    w: w === undefined ? projection.address : projection.tensorMap(w),
     bias: projection.bias(0),
     out: output.address,
     n: projection.n,
-    k: projection.k,
-    x_pitch: projection.k,
+    k,
+    x_pitch: k,
     out_pitch: projection.outputPitch,
     group: TILE_GROUP,
   };

@@ -31,7 +31,8 @@ interface Variant {
   args: [name: string, type: string, divisible?: number | null][];
   grid: Json;
   selects: Json;
-  map?: { swizzle: number; l2_promotion: number; block_size: [number, number] };
+  /** Boxes of the arguments that are tensor maps. */
+  maps?: Readonly<Record<string, [rows: number, columns: number]>>;
   shared?: number;
   warps?: number;
 }
@@ -75,12 +76,26 @@ function project(
       rows_per_tile: rows,
       precision,
       extras,
+      gather: true,
+      k: { least: 64 },
     },
-    ...(descriptor && {
-      map: { swizzle: 3, l2_promotion: 2, block_size: [columns, 64] as [number, number] },
-    }),
+    ...(descriptor && { maps: { w: [columns, 64] } }),
     shared: 200 * rows,
     warps: 8,
+  };
+}
+
+function projectMany(element: Element, gated: boolean): Variant {
+  const [rows, columns, k] = [128, 256, { least: 192 }];
+  const activations = gated ? "logistic" : "identity";
+  const own = project(element, gated, activations, rows, columns, false, "ieee", true);
+  const mapped = parse("x:tensormap x_shape0:i32 x_shape1:i32 x_stride0:i64 x_stride1:i64");
+  return {
+    ...own,
+    name: own.name.replace("rows128", "many"),
+    args: gated ? own.args : [...mapped, ...own.args.slice(1)],
+    selects: { ...own.selects, gather: gated, k },
+    maps: { ...(!gated && { x: [rows, 64] }), w: [columns, 64] },
   };
 }
 
@@ -89,6 +104,7 @@ function projects(arch: string): Variant[] {
   const own = arch === "sm_90a";
   const heights = arch === "ptx" ? [64] : [128, 64, 16];
   for (const element of ["bfloat16", "float16"] as const) {
+    if (own) found.push(projectMany(element, true), projectMany(element, false));
     for (const extras of own ? [false, true] : [true]) {
       for (const rows of heights) {
         const columns = rows === 16 ? 128 : 256;
@@ -279,7 +295,7 @@ export function madeBundle(): {
       ...ELEMENTS.flatMap(combines),
       ...others(arch),
     ];
-    for (const { name, args, grid, selects, map, shared = 0, warps = 4 } of variants) {
+    for (const { name, args, grid, selects, maps = {}, shared = 0, warps = 4 } of variants) {
       const all = [...args, ["global_scratch", "*i8"], ["profile_scratch", "*i8"]] as const;
       const sizes = all.map(([, type = ""]) => SIZES[type] ?? 8);
       const image = Buffer.from(JSON.stringify({ name, sizes } satisfies ImageNote));
@@ -296,7 +312,9 @@ export function madeBundle(): {
         num_warps: warps,
         shared,
         args: tables.args.length,
-        tensordesc_meta: map === undefined ? [] : [map],
+        tensordesc_meta: Object.entries(maps).map(([argument, block_size]) => ({
+          ...{ argument, block_size, swizzle: 3, l2_promotion: 2 },
+        })),
         grid: tables.grid.length,
         selects,
         constants: {},

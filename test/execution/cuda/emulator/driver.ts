@@ -22,6 +22,7 @@ import type {
 } from "../../../../src/execution/cuda/driver/driver.ts";
 import { shareOut, shareOutNearly } from "../../../../src/execution/cuda/driver/partitions.ts";
 import { LAUNCH_CONFIG } from "../../../../src/execution/cuda/driver/structs.ts";
+import { BYTES_PER_ELEMENT } from "../../../../src/tensor.ts";
 import { FakeDriver, type FakeLaunch } from "../fake-driver.ts";
 import { KernelCall, writeTensorMap } from "./call.ts";
 import { KERNELS } from "./kernels/index.ts";
@@ -229,6 +230,10 @@ export class EmulatedDriver extends FakeDriver {
     const { buffer, byteOffset } = this.bytesAt(target, 128);
     if (map.address % 16n !== 0n || target % 64n !== 0n) {
       throw new Error("A tensor map or its memory is not aligned.");
+    }
+    const length = rows * columns * BYTES_PER_ELEMENT[map.element];
+    if (this.memory.find(Number(map.address), length) === undefined) {
+      throw new Error("A tensor map reaches past the memory there is.");
     }
     writeTensorMap(new DataView(buffer, byteOffset, 128), {
       ...{ address: Number(map.address), element, rows, columns, box, swizzle },

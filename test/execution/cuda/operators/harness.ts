@@ -12,6 +12,7 @@ import type { OperatorContext } from "../../../../src/execution/cuda/operators/c
 import { encodeOperator } from "../../../../src/execution/cuda/operators/encode.ts";
 import type { OwnedOperator } from "../../../../src/execution/cuda/operators/encoder.ts";
 import { CudaProjection, type ProjectionOwner } from "../../../../src/execution/cuda/projection.ts";
+import type { TensorMapEncoder } from "../../../../src/execution/cuda/tensor-maps.ts";
 import type { KernelWork, Work } from "../../../../src/execution/cuda/work.ts";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import type { Operator } from "../../../../src/execution/operators.ts";
@@ -93,16 +94,16 @@ export class FakeDevice {
     const upload = (address: bigint, data: ArrayBufferView) => {
       this.uploads.push({ address, data: data as Int32Array });
     };
-    const shared = { owner, kernels, arena, facts: own, scratch, upload };
+    const driver: TensorMapEncoder["driver"] = {
+      encodeTensorMap: (target, map) => {
+        this.maps.push(map);
+        this.heap.at(target).setUint32(0, this.maps.length, true);
+      },
+    };
+    const shared = { owner, kernels, arena, driver, facts: own, scratch, upload };
     this.context = { ...shared, float32, fault: { device: 0xfa00n, host: 0xfb00n } };
     this.projectionOwner = {
       ...shared,
-      driver: {
-        encodeTensorMap: (target, map) => {
-          this.maps.push(map);
-          this.heap.at(target).setUint32(0, this.maps.length, true);
-        },
-      },
       uploadAndRun: async (chunk, makeWork) => {
         const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength).slice();
         const address = 0x55_0000_0000n;

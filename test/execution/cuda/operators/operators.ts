@@ -1,14 +1,17 @@
 /** Operators that are in order, with buffers just large enough, for tests to change one thing of. */
 
+import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import type {
+  Activation,
   BucketOperator,
+  BucketRows,
   CombineOperator,
   DecodeOperator,
   ProjectOperator,
   RouteOperator,
 } from "../../../../src/execution/operators.ts";
 import type { DType } from "../../../../src/tensor.ts";
-import type { FakeDevice } from "./harness.ts";
+import { type FakeBuffer, FakeDevice } from "./harness.ts";
 
 export interface Sizes {
   readonly experts: number;
@@ -94,6 +97,45 @@ export function projectAll(
     rows: { from: "all", tokens: device.buffer(4, "tokens"), mostTokens, matrix: 0 },
     ...changes,
   };
+}
+
+/** A lane's product after its route and bucket operators. */
+export async function lane(
+  sizes: Sizes,
+  spec: Partial<ProjectionSpec> = {},
+  changes: Partial<BucketRows> = {},
+  activation: Activation = { kind: "none" },
+) {
+  const device = await FakeDevice.open();
+  const buffers = stepBuffers(device, sizes);
+  const rowType = spec.input ?? "bfloat16";
+  device.encode(routeOf(buffers, {}, sizes));
+  device.encode(bucketOf(buffers, { rowType }, sizes));
+  const projection = device.projection({ count: sizes.experts, ...spec });
+  const slots = sizes.mostTokens * sizes.topK;
+  const { topK, mostTokens } = sizes;
+  const rows: BucketRows = {
+    from: "bucket",
+    buckets: buffers.buckets,
+    lane: 1,
+    lanes: 2,
+    topK,
+    mostTokens,
+    gather: true,
+    ...changes,
+  };
+  const bytes = bytesOf(rowType);
+  const inputRows = rows.gather ? mostTokens : slots;
+  const operator = {
+    kind: "project" as const,
+    projection,
+    activation,
+    input: device.buffer(inputRows * projection.k * bytes, "input"),
+    output: device.buffer(slots * projection.outputPitch * bytes, "output"),
+    rows,
+  };
+  const lists = device.scratches.find(({ label }) => label.startsWith("work lists")) as FakeBuffer;
+  return { device, operator, buffers, projection, lists };
 }
 
 export function combineOf(

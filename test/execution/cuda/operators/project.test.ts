@@ -2,12 +2,16 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { tileRows } from "../../../../src/execution/cuda/operators/choice.ts";
+import {
+  DENSE_SHARES,
+  EXPERT_SHARES,
+  tileRows,
+} from "../../../../src/execution/cuda/operators/choice.ts";
 import { rowLayoutOf } from "../../../../src/execution/cuda/rows.ts";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { bucketOf, bytesOf, projectAll, routeOf, type Sizes, stepBuffers } from "./operators.ts";
+import { lane, projectAll } from "./operators.ts";
 
 const CLAMPED: Activation = { kind: "swiglu-clamped", alpha: 1.702, limit: 7 };
 
@@ -23,17 +27,21 @@ describe("the height of tiles", () => {
   ] as const) {
     it(`of ${element} (${precision}) on ${capability.join(".")} follows the even share`, async () => {
       const device = await FakeDevice.open({ capability }, precision);
-      const found = [0.01, 8, 8.5, 128, 129, 5000].map((share) =>
-        tileRows(device.context, element, share),
+      const found = [0.01, 8, 8.5, 48, 49, 5000].map((share) =>
+        tileRows(device.context, element, share, EXPERT_SHARES),
       );
       assert.deepEqual(found, heights);
+      const dense = [0.01, 8, 8.5, 128, 129, 5000].map((share) =>
+        tileRows(device.context, element, share, DENSE_SHARES),
+      );
+      assert.deepEqual(dense, heights);
     });
   }
 
   it("is never more than what every product's kernels take", async () => {
     // An 8.6's blocks have less shared memory: here, not enough for the tallest kernels.
     const device = await FakeDevice.open({ capability: [8, 6], sharedPerBlockOptin: 200 * 100 });
-    assert.equal(tileRows(device.context, "bfloat16", 5000), 64);
+    assert.equal(tileRows(device.context, "bfloat16", 5000, EXPERT_SHARES), 64);
   });
 });
 
@@ -166,45 +174,6 @@ describe("a product of all rows", () => {
     );
   });
 });
-
-/** A lane's product after its route and bucket operators. */
-async function lane(
-  sizes: Sizes,
-  spec: Partial<ProjectionSpec> = {},
-  changes: Partial<BucketRows> = {},
-  activation: Activation = { kind: "none" },
-) {
-  const device = await FakeDevice.open();
-  const buffers = stepBuffers(device, sizes);
-  const rowType = spec.input ?? "bfloat16";
-  device.encode(routeOf(buffers, {}, sizes));
-  device.encode(bucketOf(buffers, { rowType }, sizes));
-  const projection = device.projection({ count: sizes.experts, ...spec });
-  const slots = sizes.mostTokens * sizes.topK;
-  const { topK, mostTokens } = sizes;
-  const rows: BucketRows = {
-    from: "bucket",
-    buckets: buffers.buckets,
-    lane: 1,
-    lanes: 2,
-    topK,
-    mostTokens,
-    gather: true,
-    ...changes,
-  };
-  const bytes = bytesOf(rowType);
-  const inputRows = rows.gather ? mostTokens : slots;
-  const operator = {
-    kind: "project" as const,
-    projection,
-    activation,
-    input: device.buffer(inputRows * projection.k * bytes, "input"),
-    output: device.buffer(slots * projection.outputPitch * bytes, "output"),
-    rows,
-  };
-  const lists = device.scratches.find(({ label }) => label.startsWith("work lists")) as FakeBuffer;
-  return { device, operator, buffers, projection, lists };
-}
 
 describe("a lane's product", () => {
   it("reads its lane's list of tiles", async () => {

@@ -12,6 +12,6 @@ import { tidy } from "./tidy.ts";
 
 export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   ...{ route, mark, bucket, tidy, gate, gate_few: gateFew },
-  ...{ project, decode_first: decodeFirst, decode_second: decodeSecond },
+  ...{ project, project_many: project, decode_first: decodeFirst, decode_second: decodeSecond },
   ...{ combine, concat, pack_rows: packRows, fill_uniform: fillUniform },
 };

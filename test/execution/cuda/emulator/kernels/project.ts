@@ -1,6 +1,7 @@
-/** kernels/triton/experts/grouped.py */
+/** kernels/triton/experts/grouped.py, and many.py, which gives the same */
 
 import type { KernelCall } from "../call.ts";
+import type { Pointer } from "../memory.ts";
 import { toTf32, update } from "../numbers.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
 
@@ -66,7 +67,7 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
     number,
   ];
   const [x, out, xPitch, outPitch] = [
-    call.pointer("x"),
+    matrixOf(call, "x", k, first + rows),
     call.pointer("out"),
     call.number("x_pitch"),
     call.number("out_pitch"),
@@ -76,6 +77,10 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
   const numbers = activationNumbers(call);
   const tf32 = call.entry.constants["PRECISION"] === "tf32" && x.element === "fp32";
   const width = Math.min(call.constant("BLOCK_N"), n - column);
+  const gathered = (options & GATHER) !== 0;
+  if (call.tensorMap("x") !== undefined && (gathered || xPitch !== k)) {
+    throw new Error("Rows of a tensor map can neither be gathered nor lie apart.");
+  }
   const weights = weightRows(call, matrix * n + column, width, k);
   const scaled = extras && (options & INPUT_SCALE) !== 0;
   const biased = extras && (options & BIAS) !== 0;
@@ -84,7 +89,6 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
   if (tf32) for (const row of weights) update(row, toTf32);
   for (let r = 0; r < rows; r++) {
     const row = first + r;
-    const gathered = (options & GATHER) !== 0;
     const slot = gathered || scaled ? call.pointer("order").int(row) : 0;
     const a = x.load((gathered ? Math.floor(slot / topK) : row) * xPitch, k);
     if (tf32) update(a, toTf32);
@@ -101,18 +105,22 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
 }
 
 function weightRows(call: KernelCall, first: number, count: number, k: number): Float32Array[] {
-  const map = call.tensorMap("w");
-  if (map !== undefined) {
-    const [meta] = call.entry.tensordesc_meta;
-    const fits = map.box.join() === meta?.block_size.join() && map.swizzle === meta.swizzle;
-    if (!fits || map.columns !== k || first + count > map.rows) {
-      throw new Error(
-        `A tensor map of [${map.rows}, ${map.columns}] in boxes of [${map.box}] does not fit.`,
-      );
-    }
-  }
-  const w = map === undefined ? call.pointer("w") : call.mapped(map);
+  const w = matrixOf(call, "w", k, first + count);
   return Array.from({ length: count }, (_, i) => w.load((first + i) * k, k));
+}
+
+/** A matrix of rows of k elements, at least so many, by its pointer or its tensor map. */
+function matrixOf(call: KernelCall, name: string, k: number, rows: number): Pointer {
+  const map = call.tensorMap(name);
+  if (map === undefined) return call.pointer(name);
+  const meta = call.entry.tensordesc_meta.find(({ argument }) => argument === name);
+  const fits = map.box.join() === meta?.block_size.join() && map.swizzle === meta.swizzle;
+  if (!fits || map.columns !== k || rows > map.rows) {
+    throw new Error(
+      `A tensor map of [${map.rows}, ${map.columns}] in boxes of [${map.box}] does not fit ${name}.`,
+    );
+  }
+  return call.mapped(map);
 }
 
 export function dot(a: Float32Array, b: Float32Array): number {

@@ -1,0 +1,92 @@
+"""Checks of the kernels for many rows (experts/many.py): bit for bit what grouped.py's tiles of 128 rows give.
+
+Part of test_experts.py, which holds both against float64. Whole outputs are compared, so that rows that are nobody's
+are seen to stay as they were.
+"""
+
+import random
+
+import torch
+
+import launch
+from launch import Buckets
+
+DEVICE = "cuda"
+HEIGHT = 128
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# (n, k, rows of each expert). n is rows of weights: 64 is less than a tile has, 320 and 448 no whole number of tiles.
+# 192 is the least k.
+SHAPES = (
+    (64, 192, [1]),
+    (128, 192, [0, 0, 5, 0]),
+    (256, 256, [127, 128, 129, 1]),
+    (320, 192, [300, 0, 17, 0, 650]),
+    (448, 320, [0, 2000, 0]),
+    (1024, 1088, [64, 65, 400, 3, 0, 511, 513]),
+    (1536, 2048, [200] * 24),
+)
+NOBODYS_ROWS = 70
+
+
+def check_many(checks, bundle, multiprocessors):
+    for short, dtype in TYPES.items():
+        for n, k, counts in SHAPES:
+            for gated in (True, False):
+                for gather in (True, False) if gated else (False,):
+                    _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, multiprocessors)
+                _check_dense(checks, bundle, short, dtype, gated, n, k, sum(counts), multiprocessors)
+
+
+def _operands(dtype, gated, matrices, n, k, rows):
+    x = torch.randn(rows, k, device=DEVICE).to(dtype)
+    w = (torch.randn(matrices, n, k, device=DEVICE) * k**-0.5).to(dtype)
+    return x, w, (rows, n // 2 if gated else n)
+
+
+def _both(checks, bundle, short, dtype, gated, gather, what, out_shape, run, multiprocessors):
+    """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
+    name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
+    outputs = []
+    for kernel, units, group in (
+        (f"{name}_rows{HEIGHT}", multiprocessors, 8),
+        (f"{name}_many", multiprocessors, 8),
+        (f"{name}_many", 1, 3),
+        (f"{name}_many", random.randrange(2, multiprocessors), random.randrange(1, 20)),
+    ):
+        out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
+        activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
+        run(bundle[kernel], out, multiprocessors=units, group=group, activation=activation)
+        outputs.append(out)
+        checks.same(f"{kernel} {what}{' gather' if gather else ''} on {units} in groups of {group}", outputs[0], out)
+
+
+def _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, multiprocessors):
+    slots, top_k = sum(counts), 2 if gather else 1
+    ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[torch.randperm(slots)]
+    buckets = Buckets(ids.to(DEVICE), len(counts), lambda count: HEIGHT)
+    x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, -(-slots // top_k))
+    tiles, number = buckets.tiles[HEIGHT], buckets.tile_counts[HEIGHT]
+
+    def run(kernel, out, **options):
+        launch.project(
+            bundle, kernel, x, w, out, tiles, number, most_tiles=len(tiles) + 5, order=buckets.order, gather=gather,
+            top_k=top_k, **options,
+        )
+
+    shape = (slots + NOBODYS_ROWS, width)
+    what = f"n {n} k {k} rows {counts}"
+    _both(checks, bundle, short, dtype, gated, gather, what, shape, run, multiprocessors)
+    # Nothing on the list, though there is room for much.
+    number = torch.zeros_like(number)
+    _both(checks, bundle, short, dtype, gated, gather, f"{what}, empty list", shape, run, multiprocessors)
+
+
+def _check_dense(checks, bundle, short, dtype, gated, n, k, rows, multiprocessors):
+    x, w, shape = _operands(dtype, gated, 2, n, k, rows + NOBODYS_ROWS)
+    count = torch.tensor([rows], dtype=torch.int32, device=DEVICE)
+    most = -(-(rows + NOBODYS_ROWS) // HEIGHT)
+
+    def run(kernel, out, **options):
+        launch.project(bundle, kernel, x, w, out, None, count, most_tiles=most, dense=True, matrix=1, **options)
+
+    _both(checks, bundle, short, dtype, gated, False, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors)

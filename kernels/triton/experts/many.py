@@ -1,0 +1,224 @@
+"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time.
+
+Not Triton but Gluon, its lower half, where copies, barriers and layouts are written down. Triton's pipeline over
+all tiles of a program has no place in it for what a tile is: its entry on the list and its rows' slots, two loads that
+depend on each other, are waited for once a tile. Here the list is read two tiles ahead and the slots one, while
+the tensor cores have work. Extras (bias, input scale) and activations by a code are left to grouped.py.
+
+Parameters are grouped.project's, and mean the same; those that only extras read are passed and not looked at. `w` is
+always a tensor map. `x` is a pointer, whose rows are gathered if the options say so, or (X_DESCRIPTOR) a tensor map
+over rows that are read as they lie: it must not reach past the memory there is, and gives zeros beyond its own end.
+k is at least STAGES - 1 steps: the first steps of a tile are asked for during the last ones of the tile before.
+
+All warps do everything. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
+by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the
+step before, whose stage is then free for the next operands. A warp group's accumulators are 64 rows by all columns.
+
+Stores. Accumulators go to rows of 16-byte pieces through shared memory, what the stages leave of it: BLOCK_N / 2
+columns at a time, which is all that a gated product has, and the half of a plain one.
+
+Bits. An output element is a sum over k in steps of BLOCK_K, in order, as in grouped.py and with the same instructions:
+bits are those of its tiles of 128 rows.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .activation import join_gate
+from .grouped import DENSE, GATHER, find_tile
+
+
+@gluon.jit
+def _slots(first, rows, order, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
+    """Slots of a tile's rows: a load of its own, so that what it takes can pass unwaited for."""
+    r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
+    return gl.load(order + first + r, mask=(r < rows) & (gather != 0), other=0)
+
+
+@gluon.jit
+def _pointers(
+    x, first, slots, x_pitch, top_k, gather, BLOCK_M: gl.constexpr, BLOCK_K: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Where this thread's pieces of a tile's first step are in x."""
+    row = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
+    source = gl.where(gather != 0, slots // top_k, row)
+    ks = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, LAYOUT))
+    return x + source.to(gl.int64)[:, None] * x_pitch + ks[None, :]
+
+
+@gluon.jit
+def _ask(
+    x, pointers, first, rows, w, weight_row, at, there, a, b, bars, stage,
+    X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Asks for the operands of one step, if there is such a step."""
+    bar = bars.index(stage)
+    a_stage = a.index(stage)
+    b_stage = b.index(stage)
+    a_bytes: gl.constexpr = a_stage.shape[0] * a_stage.shape[1] * 2
+    b_bytes: gl.constexpr = b_stage.shape[0] * b_stage.shape[1] * 2
+    if X_DESCRIPTOR:
+        mbarrier.expect(bar, a_bytes + b_bytes, pred=there)
+        tma.async_copy_global_to_shared(x, [first, at], bar, a_stage, pred=there)
+    else:
+        mbarrier.expect(bar, b_bytes, pred=there)
+        r = gl.arange(0, a_stage.shape[0], layout=gl.SliceLayout(1, LAYOUT))
+        async_copy.async_copy_global_to_shared(a_stage, pointers + at, mask=(r < rows)[:, None])
+        async_copy.commit_group()
+    tma.async_copy_global_to_shared(w, [weight_row, at], bar, b_stage, pred=there)
+
+
+@gluon.jit
+def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr):
+    """Issues one step's product, and sees to it that nobody reads the stage of the step before any more."""
+    if not X_DESCRIPTOR:
+        async_copy.wait_group(STAGES - 2)
+        # What ordinary copies wrote is read by the tensor cores.
+        fence_async_shared()
+        gl.thread_barrier()
+    mbarrier.wait(bars.index(stage), phase)
+    acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
+    acc = warpgroup_mma_wait(1, deps=[acc])
+    gl.thread_barrier()
+    return acc
+
+
+@gluon.jit
+def _store(out, result, first, rows, column, width, out_pitch):
+    """Stores a tile's rows, as far as they are valid and the output is wide."""
+    BLOCK_M: gl.constexpr = result.shape[0]
+    COLUMNS: gl.constexpr = result.shape[1]
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
+    result = gl.convert_layout(result.to(out.dtype.element_ty), LAYOUT)
+    r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
+    columns = column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+    at = out + (first + r).to(gl.int64)[:, None] * out_pitch + columns[None, :]
+    gl.store(at, result, mask=(r < rows)[:, None] & (columns < width)[None, :])
+
+
+@gluon.jit
+def project_many(
+    x,
+    w,
+    bias,
+    out,
+    tiles,
+    tile_count,
+    order,
+    input_scale,
+    n,
+    k,
+    x_pitch,
+    out_pitch,
+    top_k,
+    dense_matrix,
+    group,
+    options,
+    code,
+    linear,
+    cubic,
+    limit,
+    shift,
+    GATED: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    X_DESCRIPTOR: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    WARPS: gl.constexpr = gl.num_warps()
+    gl.static_assert(BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
+    ELEMENT: gl.constexpr = out.dtype.element_ty
+    # A warp's copy is four rows of 128 bytes.
+    COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, BLOCK_K], ELEMENT)
+    B: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_K], ELEMENT)
+    a = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_M, BLOCK_K], A)
+    b = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_N, BLOCK_K], B)
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(bars.index(s), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+
+    PARTS: gl.constexpr = 2 if GATED else 1
+    width = n // PARTS
+    programs = gl.num_programs(0)
+    columns = gl.cdiv(n, BLOCK_N)
+    dense = options & DENSE
+    gather = options & GATHER
+    dense_rows = gl.load(tile_count)
+    row_tiles = gl.where(dense != 0, gl.cdiv(dense_rows, BLOCK_M), dense_rows)
+    total = row_tiles * columns
+    steps = gl.cdiv(k, BLOCK_K)
+
+    work = gl.program_id(0)
+    matrix, first, rows, column = find_tile(
+        work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+    )
+    next_matrix, next_first, next_rows, next_column = find_tile(
+        work + programs, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+    )
+    if X_DESCRIPTOR:
+        pointers = 0
+    else:
+        slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
+        pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
+    for s in gl.static_range(STAGES - 1):
+        weight_row = matrix * n + column
+        there = work < total
+        _ask(x, pointers, first, rows, w, weight_row, s * BLOCK_K, there, a, b, bars, s, X_DESCRIPTOR, COPIES)
+    stage = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    for work in range(gl.program_id(0), total, programs):
+        if not X_DESCRIPTOR:
+            next_slots = _slots(next_first, next_rows, order, gather, BLOCK_M, COPIES)
+        acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
+        weight_row = matrix * n + column
+        for i in range(0, steps - (STAGES - 1)):
+            acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES)
+            free = gl.where(stage == 0, STAGES - 1, stage - 1)
+            at = (i + STAGES - 1) * BLOCK_K
+            _ask(x, pointers, first, rows, w, weight_row, at, True, a, b, bars, free, X_DESCRIPTOR, COPIES)
+            stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+            phase = gl.where(stage == 0, phase ^ 1, phase)
+        # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
+        if not X_DESCRIPTOR:
+            pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
+        far = work + 2 * programs
+        far_matrix, far_first, far_rows, far_column = find_tile(
+            far, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+        )
+        there = work + programs < total
+        weight_row = next_matrix * n + next_column
+        for i in range(0, STAGES - 1):
+            acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES)
+            free = gl.where(stage == 0, STAGES - 1, stage - 1)
+            at = i * BLOCK_K
+            _ask(x, pointers, next_first, next_rows, w, weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
+            stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+            phase = gl.where(stage == 0, phase ^ 1, phase)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+
+        if GATED:
+            gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
+            result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
+            _store(out, result, first, rows, column // 2, width, out_pitch)
+        else:
+            left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
+            _store(out, left, first, rows, column, width, out_pitch)
+            _store(out, right, first, rows, column + BLOCK_N // 2, width, out_pitch)
+        matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
+        next_matrix, next_first, next_rows, next_column = far_matrix, far_first, far_rows, far_column
+    if not X_DESCRIPTOR:
+        async_copy.wait_group(0)

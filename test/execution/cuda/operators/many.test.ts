@@ -1,0 +1,137 @@
+/** `project` of many rows as work: where the kernels made for them serve, and their tensor map of the input. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type { Activation } from "../../../../src/execution/operators.ts";
+import { type FakeBuffer, FakeDevice } from "./harness.ts";
+import { lane, projectAll } from "./operators.ts";
+
+const SILU: Activation = { kind: "silu" };
+const NONE: Activation = { kind: "none" };
+/** 250 rows an expert. */
+const MANY = { experts: 8, topK: 2, mostTokens: 1000 };
+/** The least inputs that need 192 elements a row. */
+const INPUTS = 129;
+
+describe("a product of many rows", () => {
+  for (const [element, short] of [
+    ["bfloat16", "bf16"],
+    ["float16", "fp16"],
+  ] as const) {
+    const type = { dtype: element, input: element, inputs: INPUTS };
+
+    it(`of ${element}, gated and gathered, takes its kernel`, async () => {
+      const { device, operator } = await lane(MANY, { ...type, gated: true }, {}, SILU);
+      const { name, values } = device.kernel(operator);
+      assert.equal(name, `project_gated_logistic_${short}_many`);
+      assert.equal(values["x"], (operator.input as FakeBuffer).address);
+      assert.equal(values["options"], 1);
+      assert.equal(device.maps.length, 1, "of the weights alone");
+    });
+
+    it(`of ${element}, plain and in order, takes its kernel`, async () => {
+      const { device, operator, projection } = await lane(MANY, type, { gather: false });
+      const { name, values } = device.kernel(operator);
+      assert.equal(name, `project_plain_identity_${short}_many`);
+      const common = { element, columns: 192, swizzle: 3, l2Promotion: 2 };
+      const input = operator.input as FakeBuffer;
+      assert.deepEqual(device.maps, [
+        { ...common, address: input.address, rows: 2000, box: [128, 64] },
+        { ...common, address: projection.address, rows: 8 * 128, box: [256, 64] },
+      ]);
+      const first = (name: string) => (values[name] as Uint8Array)[0];
+      assert.deepEqual([first("x"), first("w")], [1, 2]);
+    });
+  }
+
+  it("takes the others where rows are short", async () => {
+    const type = { inputs: 128 };
+    const first = await lane(MANY, { ...type, gated: true }, {}, SILU);
+    assert.equal(first.device.kernel(first.operator).name, "project_gated_logistic_bf16_rows128");
+    const second = await lane(MANY, type, { gather: false });
+    assert.equal(second.device.kernel(second.operator).name, "project_plain_identity_bf16_rows128");
+  });
+
+  it("gathers what is plain with the others, and takes what is gated as it lies", async () => {
+    const plain = await lane(MANY, { inputs: INPUTS });
+    assert.equal(plain.device.kernel(plain.operator).name, "project_plain_identity_bf16_rows128");
+    const gated = await lane(MANY, { inputs: INPUTS, gated: true }, { gather: false }, SILU);
+    const { name, values } = gated.device.kernel(gated.operator);
+    assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many", 0]);
+  });
+
+  it("takes the others for extras, coded activations and fewer rows", async () => {
+    const inOrder = { gather: false };
+    const few = { ...MANY, mostTokens: 20 };
+    for (const [expected, sizes, spec, rows, activation] of [
+      ["project_gated_logistic_extras_bf16_rows128", MANY, { gated: true, bias: true }, {}, SILU],
+      ["project_plain_identity_extras_bf16_rows128", MANY, { bias: true }, inOrder, NONE],
+      ["project_gated_coded_extras_bf16_rows128", MANY, { gated: true }, {}, { kind: "gelu" }],
+      ["project_plain_coded_extras_bf16_rows128", MANY, {}, inOrder, SILU],
+      ["project_gated_logistic_bf16_rows16", few, { gated: true }, {}, SILU],
+      ["project_plain_identity_bf16_rows16", few, {}, inOrder, NONE],
+    ] as const) {
+      const wide = { inputs: INPUTS, ...spec };
+      const { device, operator } = await lane(sizes, wide, rows, activation);
+      assert.equal(device.kernel(operator).name, expected);
+    }
+  });
+
+  it("serves all rows with one matrix, whose input is as long as it says", async () => {
+    const device = await FakeDevice.open();
+    const projection = device.projection({ count: 2, inputs: INPUTS });
+    const operator = projectAll(device, { projection }, 300);
+    const { name, values, grid } = device.kernel(operator);
+    assert.equal(name, "project_plain_identity_bf16_many");
+    assert.deepEqual([values["options"], values["tiles"]], [8, 0n]);
+    assert.deepEqual(grid, { x: 3, y: 1, z: 1 });
+    assert.equal(device.maps[0]?.address, (operator.input as FakeBuffer).address);
+    assert.equal(device.maps[0]?.rows, 300);
+    const gated = device.projection({ inputs: INPUTS, gated: true });
+    const first = device.kernel(projectAll(device, { projection: gated, activation: SILU }, 300));
+    assert.equal(first.name, "project_gated_logistic_bf16_many");
+  });
+
+  it("has its own kernels only where they were made", async () => {
+    const device = await FakeDevice.open({ capability: [8, 0] });
+    const projection = device.projection({ inputs: INPUTS });
+    const { name } = device.kernel(projectAll(device, { projection }, 300));
+    assert.equal(name, "project_plain_identity_extras_bf16_rows128");
+  });
+});
+
+describe("the tensor map of an input", () => {
+  it("is made once for each size", async () => {
+    const { device, operator } = await lane(MANY, { inputs: INPUTS }, { gather: false });
+    device.kernel(operator);
+    device.kernel(operator);
+    assert.equal(device.maps.length, 2);
+    const { input, projection } = operator;
+    device.kernel(projectAll(device, { input, projection }, 300));
+    assert.deepEqual(
+      device.maps.map(({ rows }) => rows),
+      [2000, 8 * 128, 300],
+    );
+  });
+
+  it("is given back with its buffer, and not before", async () => {
+    const { device, operator, projection } = await lane(
+      MANY,
+      { inputs: INPUTS },
+      { gather: false },
+    );
+    const input = operator.input as FakeBuffer;
+    device.kernel(operator);
+    const before = device.heap.chunks.length;
+    for (let i = 0; i < 2000; i++) {
+      const other = device.buffer(input.byteLength, "input");
+      const encoded = device.encode({ ...operator, input: other });
+      encoded[Symbol.dispose]();
+      other[Symbol.dispose]();
+      other[Symbol.dispose]();
+    }
+    assert.equal(device.heap.chunks.length, before);
+    assert.equal(device.maps.filter(({ address }) => address === projection.address).length, 1);
+    assert.equal(device.maps.filter(({ address }) => address === input.address).length, 1);
+  });
+});
