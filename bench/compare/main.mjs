@@ -2,7 +2,7 @@
  * Nexus beside other ways to run the same layer, on the same GPU, in turn.
  *
  *   node bench/compare/main.mjs --out DIR [PART...] [--python python3] [--rounds N]
- *                               [--tokens LIST] [--routings LIST] [--peers LIST]
+ *                               [--tokens LIST] [--routings LIST] [--peers LIST] [--without-energy]
  *
  * Parts: `quick` (the default: the cells that matter, under three minutes), `loops` (the claims
  * of the original system), and the name of every shape in cells.mjs for all of its cells. Writes
@@ -45,6 +45,7 @@ const { values: options, positionals } = parseArgs({
     tokens: { type: "string" },
     routings: { type: "string" },
     peers: { type: "string" },
+    "without-energy": { type: "boolean", default: false },
   },
 });
 const listed = (list) => list?.split(",");
@@ -131,7 +132,8 @@ async function measurePart(part, hello, limits) {
     };
     for (const cell of asked) {
       try {
-        const measured = await measureCell(site, shape, cell, chosen);
+        const energy = cell.energy && !options["without-energy"];
+        const measured = await measureCell(site, shape, { ...cell, energy }, chosen);
         result.cells.push(measured.cell);
         result.energy.push(...measured.energy);
         console.log(lineOf(measured.cell, began));
