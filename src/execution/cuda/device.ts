@@ -253,11 +253,14 @@ export class CudaDevice implements Device {
   /**
    * Times replays that follow each other without a gap.
    *
+   * @param graphs one graph, or several that take turns
+   * @param repeats replays in all
    * @returns microseconds a replay, on average
-   * @throws InvalidArgumentError if the graph is not one of this device, or `repeats` not 1 or more
+   * @throws InvalidArgumentError if a graph is not one of this device, or `repeats` not 1 or more
    */
-  async timeBackToBack(graph: Graph, repeats: number): Promise<number> {
-    return timeBackToBack(this.#core, this.#graph(graph), repeats);
+  async timeBackToBack(graphs: Graph | readonly Graph[], repeats: number): Promise<number> {
+    const each = [graphs].flat().map((graph) => this.#graph(graph));
+    return timeBackToBack(this.#core, each, repeats);
   }
 
   async close(): Promise<void> {

@@ -42,10 +42,15 @@ export class TensorMaps implements Disposable {
     let slot = this.#slots.get(key);
     if (slot === undefined) {
       slot = this.#device.arena.allocate(TENSOR_MAP.size);
-      this.#device.driver.encodeTensorMap(slot.address, {
-        ...{ address: this.#address, element, rows, columns },
-        ...{ box: block_size, swizzle, l2Promotion: l2_promotion },
-      });
+      try {
+        this.#device.driver.encodeTensorMap(slot.address, {
+          ...{ address: this.#address, element, rows, columns },
+          ...{ box: block_size, swizzle, l2Promotion: l2_promotion },
+        });
+      } catch (error) {
+        slot[Symbol.dispose]();
+        throw error;
+      }
       this.#slots.set(key, slot);
     }
     return new Uint8Array(slot.view.buffer, slot.view.byteOffset, TENSOR_MAP.size);

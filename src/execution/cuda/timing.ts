@@ -32,9 +32,7 @@ export async function timeReplays(
   repeats: number,
 ): Promise<Float64Array> {
   requireRepeats(repeats);
-  if (graphs.length === 0) throw new InvalidArgumentError("There is no graph to time.");
-  // First of all, since events are made in the context that is current.
-  for (const graph of graphs) graph.requireOpen();
+  requireGraphs(graphs);
   const times = new Float64Array(repeats);
   const marks: bigint[] = [];
   try {
@@ -62,24 +60,25 @@ export async function timeReplays(
 
 /**
  * Times replays that follow each other without a gap, as a loop that never waits would run them.
+ * Several graphs take turns.
  *
  * @returns microseconds a replay, on average
- * @throws InvalidArgumentError if `repeats` is not a whole number, 1 or more
+ * @throws InvalidArgumentError if `repeats` is not a whole number, 1 or more, or there is no graph
  */
 export async function timeBackToBack(
   site: TimingSite,
-  graph: CudaGraph,
+  graphs: readonly CudaGraph[],
   repeats: number,
 ): Promise<number> {
   requireRepeats(repeats);
-  graph.requireOpen();
+  requireGraphs(graphs);
   const marks: bigint[] = [];
   try {
     for (let i = 0; i < 2; i++) marks.push(site.driver.createEvent(true));
     await site.submit(
-      job([graph], () => {
+      job(graphs, () => {
         site.driver.recordEvent(marks[0] as bigint, site.launchStream);
-        for (let i = 0; i < repeats; i++) graph.replay();
+        for (let i = 0; i < repeats; i++) graphs[i % graphs.length]?.replay();
         site.driver.recordEvent(marks[1] as bigint, site.launchStream);
       }),
     );
@@ -109,6 +108,12 @@ function microseconds({ driver }: TimingSite, marks: readonly bigint[], from: nu
 
 function destroy({ driver }: TimingSite, events: readonly bigint[]): void {
   for (const event of events) driver.destroyEvent(event);
+}
+
+/** Before anything else, since events are made in the context that is current. */
+function requireGraphs(graphs: readonly CudaGraph[]): void {
+  if (graphs.length === 0) throw new InvalidArgumentError("There is no graph to time.");
+  for (const graph of graphs) graph.requireOpen();
 }
 
 function requireRepeats(repeats: number): void {
