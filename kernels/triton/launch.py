@@ -188,7 +188,7 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     n, k = w.shape[1:]
     columns = -(-n // kernel.grid["columns_per_block"])
     grid = most_tiles * columns
-    if not kernel.grid.get("covers"):
+    if not (kernel.grid.get("covers") and multiprocessors >= torch.cuda.get_device_properties(x.device).multi_processor_count):
         grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], grid)
     kernel.launch((grid, 1, 1), {
         "x": x, "w": w, "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count, "order": order,
