@@ -7,7 +7,6 @@ import { takeTurns } from "./rounds.mjs";
 
 /** Batches that take turns: enough that a step's experts are not in the cache from the replay before. */
 const batchesFor = (tokens) => (tokens <= 4 ? 16 : tokens <= 64 ? 4 : tokens < 1024 ? 2 : 1);
-const ERROR_BOUND = 1e-2;
 /** The same contender under two names: what they differ by is noise. */
 export const AGAIN = "nexus-again";
 
@@ -32,14 +31,13 @@ export async function measureCell(site, shape, { tokens, routing, energy }, chos
 
 async function measureReady(site, shape, { tokens, routing, energy, batches }, { nexus, drawn }) {
   const { peers, folder, seed } = site;
-  const { errors } = await peers.ask("check", { files: await nexus.outputs(folder) });
-  const relativeError = Math.max(...errors.map((error) => error ?? Number.POSITIVE_INFINITY));
-  if (!(relativeError < ERROR_BOUND)) {
-    throw new Error(
-      `Nexus is off by ${relativeError} from float64: ${shape.name}, ${tokens} tokens, ${routing}`,
-    );
+  const files = await nexus.outputs(folder);
+  const { right, ...errors } = await peers.ask("check", { files });
+  if (!right) {
+    const off = `${errors.relativeError ?? "infinitely"}, a token's by ${errors.rowError ?? "infinitely"}`;
+    throw new Error(`Nexus is off from float64 by ${off}`);
   }
-  const ours = { mode: "graph", relativeError };
+  const ours = { mode: "graph", ...errors };
   const limit = await limitOf(peers, drawn);
   const rivals = drawn.contenders.filter(({ failed }) => failed === undefined);
   const contenders = [
@@ -52,7 +50,7 @@ async function measureReady(site, shape, { tokens, routing, energy, batches }, {
     })),
     ...limit,
   ];
-  const taken = await takeTurns(contenders, site.rounds);
+  const taken = await takeTurns(contenders, { rounds: site.rounds, batches, seed });
   const results = contenders.map((contender) => {
     const rounds = taken.get(contender);
     return { ...contender.facts, samples: rounds.flat(), rounds };

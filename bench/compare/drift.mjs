@@ -17,9 +17,9 @@
 
 import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { EnergyMonitor } from "../../dist/src/control/energy-monitor.js";
 import {
   DeviceTensor,
+  EnergyMonitor,
   ExpertPopularity,
   FilledLayer,
   layerSpecOf,
@@ -65,7 +65,17 @@ const { values: options } = parseArgs({
 const [tokens, steps, changeEvery, rounds] = ["tokens", "steps", "change-every", "rounds"].map(
   (name) => Number(options[name]),
 );
-if (changeEvery <= AFTERMATH) throw new Error(`A phase must have more than ${AFTERMATH} steps.`);
+for (const [name, value, least] of [
+  ["tokens", tokens, 1],
+  ["rounds", rounds, 1],
+  // A phase must last longer than what counts as its beginning.
+  ["change-every", changeEvery, AFTERMATH + 1],
+  ["steps", steps, changeEvery],
+]) {
+  if (Number.isInteger(value) && value >= least) continue;
+  console.error(`--${name} is "${options[name]}". Use a whole number, ${least} or more.`);
+  process.exit(2);
+}
 const phases = Math.floor(steps / changeEvery);
 
 /** The batches of every phase, on the device. Phases share hidden states: logits alone decide who is hot. */

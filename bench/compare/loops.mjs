@@ -6,7 +6,7 @@
 import { SHAPES } from "./cells.mjs";
 
 const CONFIGURATIONS = ["small", "medium", "large"];
-const BATCHES = [32, 128, 512];
+export const BATCHES = [32, 128, 512];
 
 /** The loop as it is commonly written, the fastest that PyTorch can be given, and what it offers without one: bench/peers. */
 export const LOOP_PEERS = ["loop", "loop-sorted", "dense"];

@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { BareStep, oneLane, StepStreams } from "../gpu/support.mjs";
 
-/** As the peers have it: before every burst. */
+/** Before every burst, as many as the peers have; waited for, so that the first replay of a burst begins on an idle stream. */
 const WARM_UP_REPLAYS = 3;
 /** A run without a pause hands over about so much work before it waits, as the peers do. */
 const BURST_SECONDS = 0.1;
@@ -15,7 +15,8 @@ export class NexusContender {
   #streams;
   #steps = [];
   #graphs = [];
-  #all;
+  /** Steps of a run without a pause that are handed over at once, all batches equally often. */
+  #burst = 0;
 
   /** One step and graph for each batch in the folder. */
   static async make(synthetic, { tokens, batches, folder }) {
@@ -46,9 +47,6 @@ export class NexusContender {
         await step.run();
         made.#graphs.push(step.graph);
       }
-      made.#all = layer.device.capture(made.#streams.main, () => {
-        for (const step of made.#steps) step.record();
-      });
       return made;
     } catch (error) {
       made[Symbol.dispose]();
@@ -80,21 +78,22 @@ export class NexusContender {
 
   /** Steps without a pause. */
   async run(seconds) {
-    const count = this.#steps.length;
-    const each = (await this.#device.timeBackToBack(this.#all, 2)) / 1e6;
-    const burst = Math.max(1, Math.round(BURST_SECONDS / each));
+    if (this.#burst === 0) {
+      const us = await this.#device.timeBackToBack(this.#graphs, 2 * this.#graphs.length);
+      const wanted = Math.ceil((BURST_SECONDS * 1e6) / us / this.#graphs.length);
+      this.#burst = wanted * this.#graphs.length;
+    }
     const began = performance.now();
     const elapsed = () => (performance.now() - began) / 1e3;
     let steps = 0;
     while (elapsed() < seconds) {
-      await this.#device.timeBackToBack(this.#all, burst);
-      steps += burst * count;
+      await this.#device.timeBackToBack(this.#graphs, this.#burst);
+      steps += this.#burst;
     }
     return { steps, seconds: elapsed() };
   }
 
   [Symbol.dispose]() {
-    this.#all?.[Symbol.dispose]();
     for (const step of this.#steps) step[Symbol.dispose]();
     this.#streams[Symbol.dispose]();
   }

@@ -3,6 +3,7 @@
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { Refused } from "./options.mjs";
 
 const WORKER = fileURLToPath(new URL("../peers/worker.py", import.meta.url));
 
@@ -22,14 +23,16 @@ export class Peers {
     });
   }
 
-  /** @throws Error with what the worker says went wrong */
+  /** @throws Error with what the worker says went wrong, Refused if the process is not there */
   async ask(what, request = {}) {
     this.#process.stdin.write(`${JSON.stringify({ do: what, ...request })}\n`);
     const { value, done } = await this.#answers.next();
-    if (done)
-      throw new Error(
-        `The peers' process is gone: ${await this.#exited}. It needs Python with PyTorch and Triton (--python).`,
+    if (done) {
+      const why = await this.#exited;
+      throw new Refused(
+        `The peers' process is gone: ${why}. It needs Python with PyTorch and Triton (--python).`,
       );
+    }
     const answer = JSON.parse(value);
     if (answer.error !== undefined) throw new Error(`peers, ${what}: ${answer.error}`);
     return answer;

@@ -1,30 +1,34 @@
 /**
- * Takes turns: in every round each contender has one burst, beginning with another one each
- * time, so that what changes during a cell (clocks, temperature) meets them all alike.
+ * Takes turns: in every round each contender has one burst, in an order drawn anew, so that nobody
+ * always follows the same other and what changes during a cell (clocks, temperature) meets them
+ * all alike. A burst goes through all batches equally often, from the first on.
  */
+
+import { Random } from "../gpu/support.mjs";
 
 /** A burst is about so long: long enough for the clocks to settle under this contender's load. */
 const BURST_US = 20_000;
 const LEAST_REPLAYS = 3;
 const MOST_REPLAYS = 60;
-/** Replays that tell how long a burst gets. */
-const FIRST_LOOK = 3;
 
 /**
- * @param contenders [{ name, time(replays) }]
- * @returns a map from contender to { samples, rounds }: microseconds
+ * @param contenders [{ time(replays) }]
+ * @param plan { rounds, batches, seed }
+ * @returns a map from contender to its rounds: microseconds of every replay
  */
-export async function takeTurns(contenders, rounds) {
+export async function takeTurns(contenders, { rounds, batches, seed }) {
   const replays = new Map();
   for (const contender of contenders) {
-    const [us] = (await contender.time(FIRST_LOOK)).sort((a, b) => a - b);
-    const count = Math.round(BURST_US / us);
-    replays.set(contender, Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, count)));
+    const look = await contender.time(batches);
+    const us = look.reduce((sum, each) => sum + each, 0) / look.length;
+    const wanted = Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, Math.round(BURST_US / us)));
+    replays.set(contender, Math.ceil(wanted / batches) * batches);
   }
+  const random = new Random(seed).fork("turns");
   const taken = new Map(contenders.map((contender) => [contender, []]));
   for (let round = 0; round < rounds; round++) {
-    for (let turn = 0; turn < contenders.length; turn++) {
-      const contender = contenders[(round + turn) % contenders.length];
+    for (const turn of random.permutation(contenders.length)) {
+      const contender = contenders[turn];
       taken.get(contender).push(await contender.time(replays.get(contender)));
     }
   }

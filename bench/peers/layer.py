@@ -87,10 +87,11 @@ def reference(layer: Layer, batch: Batch) -> torch.Tensor:
     return out
 
 
-def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """||output - expected|| / ||expected||; infinite if anything was not written."""
-    error = float((output.double() - expected).norm() / expected.norm())
-    return error if math.isfinite(error) else math.inf
+def relative_errors(output: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    """||output - expected|| / ||expected||, of all and of the token that is off most; infinite if anything was not written."""
+    off = output.double() - expected
+    errors = (off.norm() / expected.norm(), (off.norm(dim=1) / expected.norm(dim=1)).max())
+    return tuple(float(error) if torch.isfinite(error) else math.inf for error in errors)
 
 
 def write_batch(batch: Batch, folder: Path, name: str) -> None:

@@ -8,7 +8,7 @@ is asked for. Who is asked when is decided by bench/compare, which has Nexus tak
     layer  {shape, seed, tokens}   makes the layer; compiles what its peers need for so many tokens
     cell   {tokens, routing, batches, seed, folder, peers}
                                    draws batches into files of the folder; makes contenders; tells which there are
-    check  {files}                 relative errors of outputs that somebody else wrote
+    check  {files}                 whether outputs that somebody else wrote are right, and by how much they are off
     time   {contender, replays}    microseconds of each
     run    {contender, seconds}    steps without a pause
     quit
@@ -28,8 +28,8 @@ import transformers
 import triton
 
 import cublas
-from contender import Contender, capture, make_contender
-from layer import draw_batch, make_layer, read_output, reference, relative_error, route64, write_batch
+from contender import ERROR_BOUND, ROW_ERROR_BOUND, Contender, capture, make_contender
+from layer import draw_batch, make_layer, read_output, reference, relative_errors, route64, write_batch
 from peer import Shape
 from registry import PEERS
 
@@ -56,6 +56,7 @@ class Worker:
                 "cuda": torch.version.cuda,
             },
             "device": {"name": properties.name, "uuid": f"GPU-{properties.uuid}", "memoryBytes": properties.total_memory},
+            "peers": [peer.name for peer in PEERS],
             "unavailable": unavailable,
         }
 
@@ -116,7 +117,9 @@ class Worker:
             return []
         identity = f"{peer.name} {mode}"
         self.contenders[identity] = contender
-        return [{"id": identity, "name": peer.name, "mode": mode, "setting": contender.setting, "relativeError": contender.error}]
+        made = {"id": identity, "name": peer.name, "mode": mode, "setting": contender.setting}
+        errors = {"relativeError": contender.error, "rowError": contender.row_error}
+        return [{**made, **errors, **({"rejected": contender.rejected} if contender.rejected else {})}]
 
     def cublas(self, active: int) -> dict:
         """Both products as batched matrix products of even rows: not a peer, the practical limit."""
@@ -124,14 +127,17 @@ class Worker:
         step()
         torch.cuda.synchronize()
         graph, output = capture(step)
-        self.contenders["cublas"] = Contender("cublas", "graph", {}, 0.0, [graph.replay], [graph, step, output])
+        self.contenders["cublas"] = Contender("cublas", "graph", runs=[graph.replay], held=[graph, step, output])
         return {}
 
     def check(self, files: list[str]) -> dict:
         triples = zip(files, self.batches, self.expected, strict=True)
-        errors = [relative_error(read_output(Path(file), batch), expected) for file, batch, expected in triples]
+        errors = [relative_errors(read_output(Path(file), batch), expected) for file, batch, expected in triples]
+        error, row_error = (max(each) for each in zip(*errors))
+        right = error < ERROR_BOUND and row_error < ROW_ERROR_BOUND
         # JSON has no infinity.
-        return {"errors": [error if math.isfinite(error) else None for error in errors]}
+        finite = [each if math.isfinite(each) else None for each in (error, row_error)]
+        return {"right": right, "relativeError": finite[0], "rowError": finite[1]}
 
     def time(self, contender: str, replays: int) -> dict:
         return {"samples": [round(us, 3) for us in self.contenders[contender].time(replays)]}
@@ -148,7 +154,7 @@ def peer_modes(peer) -> tuple[str, ...]:
 
 
 def median_us(step) -> float:
-    contender = Contender("", "eager", {}, 0.0, [step])
+    contender = Contender("", "eager", runs=[step])
     samples = sorted(contender.time(LIMIT_REPEATS))
     return samples[len(samples) // 2]
 

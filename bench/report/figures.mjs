@@ -1,14 +1,13 @@
 /**
- * What follows from the samples of a result: medians, who is fastest, by how much, how
+ * What follows from the samples of a result: times, who is fastest, by how much, how
  * much of that is noise, and how far from the machine's limits. All of the report's
  * tables and charts start from these figures.
  */
 
+import { timesOf } from "./batches.mjs";
 import { cellName } from "./format.mjs";
-import { geometricMean, median, spread } from "./statistics.mjs";
+import { geometricMean, mean, spread } from "./statistics.mjs";
 
-/** Dense bfloat16 of an H100 or H200 with SXM socket, by its data sheet, TFLOP/s. */
-export const DATA_SHEET_TFLOPS = 989;
 /**
  * Differences up to this are not told from noise, however small the noise that one pair of
  * measurements showed: it is a single draw, and small by luck as often as not.
@@ -18,8 +17,8 @@ export const LEAST_NOISE = 0.01;
 export const COMMON_PEER = "vllm-schedule";
 
 const NEXUS = "nexus";
-/** Nexus measured a second time in the same rounds: the noise. */
-export const AGAIN = "nexus-again";
+/** Nexus measured a second time in the same rounds: its time is the mean of both, the noise their difference. */
+const AGAIN = "nexus-again";
 const ROUTINGS = ["uniform", "zipf:1", "zipf:1.5", "hot"];
 
 /** @param result what merge.mjs's `merge` returns */
@@ -51,11 +50,10 @@ const rank = (order, value) => (order.includes(value) ? order.indexOf(value) : o
 const geometricMeanOf = (values) => (values.length === 0 ? undefined : geometricMean(values));
 
 function cellFigures(cell) {
-  const entries = entriesOf(cell.contenders);
-  const nexus = fastestOf(entries, ({ name }) => name === NEXUS);
-  const again = entries.find(({ name, mode }) => name === AGAIN && mode === nexus?.mode);
+  const entries = entriesOf(cell);
+  const nexus = fastestOf(entries, isNexus);
   const peers = entries.filter(isPeer).sort((a, b) => a.us - b.us);
-  const noise = nexus && again && Math.abs(again.us / nexus.us - 1);
+  const noise = nexus?.noise;
   const threshold = Math.max(noise ?? 0, LEAST_NOISE);
   const [bestPeer] = peers;
   return {
@@ -67,22 +65,35 @@ function cellFigures(cell) {
     ...(nexus && bestPeer && { speedup: bestPeer.us / nexus.us }),
     /** Peers that are faster beyond the noise, the fastest first. */
     beatenBy: nexus ? peers.filter(({ us }) => nexus.us / us > 1 + threshold) : [],
-    roofline: floorOf(cell, cell.limits.dataSheetTBs, DATA_SHEET_TFLOPS),
+    roofline: floorOf(cell, cell.limits.dataSheetTBs, cell.limits.dataSheetTFlops),
     reachable: floorOf(cell, cell.limits.copyTBs, cell.limits.matrixTFlops),
-    ...(cell.limit && { productsUs: median(cell.limit.samples) }),
+    // A single graph, whatever the batches.
+    ...(cell.limit && { productsUs: timesOf(cell.limit).us }),
   };
 }
 
-/** What was measured, without what failed. */
-export function entriesOf(contenders) {
-  return contenders
+/** What was measured, without what failed; Nexus once, with its `noise` if it was measured twice. */
+export function entriesOf({ contenders, batches }) {
+  const measured = contenders
     .filter(({ failed }) => failed === undefined)
     .map((contender) => ({
       ...contender,
       label: labelOf(contender),
-      us: median(contender.samples),
-      spread: spread(contender.samples),
+      ...timesOf(contender, batches),
     }));
+  return measured.filter(({ name }) => name !== AGAIN).map((entry) => withAgain(entry, measured));
+}
+
+function withAgain(entry, measured) {
+  const again =
+    isNexus(entry) && measured.find(({ name, mode }) => name === AGAIN && mode === entry.mode);
+  if (!again) return entry;
+  return {
+    ...entry,
+    us: mean([entry.us, again.us]),
+    spread: spread([...entry.relative, ...again.relative]),
+    noise: Math.abs(again.us / entry.us - 1),
+  };
 }
 
 /** A graph is how everybody runs who can; the other way is named. */

@@ -13,7 +13,7 @@ const isLoop = ({ name }) => name.startsWith("loop");
 export function loopFigures(cells) {
   return cells.map((cell) => {
     const { shape, tokens, contenders } = cell;
-    const entries = entriesOf(contenders);
+    const entries = entriesOf(cell);
     const nexus = fastestOf(entries, isNexus);
     const loop = fastestOf(entries, isLoop);
     const other = fastestOf(entries, (entry) => isPeer(entry) && !isLoop(entry));

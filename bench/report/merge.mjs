@@ -1,19 +1,25 @@
 /** Parts of one benchmark, and measurements beside it, as one result. Reading them is read.mjs's. */
 
+import { groupBy } from "./figures.mjs";
 import { cellName, plural } from "./format.mjs";
+import { pool } from "./pool.mjs";
 import { kindOf, ResultError } from "./read.mjs";
 
 /** The part that sets Nexus beside loops over the experts; its cells stand in a table of their own. */
 const LOOPS = "loops";
+/** Dense bfloat16 by the data sheet, TFLOP/s, for results from before they named it. */
+const KNOWN_CARD = { name: /^NVIDIA H(100|200)/, teraflops: 989 };
 
 /**
  * Every cell keeps the limits that were measured beside it, because a card is not equally
- * fast at all times. A cell that two parts hold counts as the later one has it.
+ * fast at all times; cells that several parts hold are pooled. The order of the results does
+ * not matter: they are sorted by date.
  *
  * @param results what `readResult` returned
  * @throws ResultError if they come from different devices, or none of them is of peers
  */
-export function merge(results) {
+export function merge(unsorted) {
+  const results = unsorted.toSorted(byDate);
   const parts = results.filter((result) => kindOf(result) === undefined);
   const [first] = parts;
   if (first === undefined) throw new ResultError("None of the files is a result beside peers.");
@@ -24,30 +30,31 @@ export function merge(results) {
     );
   }
   const all = (key) => parts.flatMap((part) => part[key] ?? []);
-  const measured = parts.flatMap(cellsOf);
-  const cells = distinct(measured, cellKey);
-  const repeated = measured.length - cells.length;
+  const { cells, failedCells, pooled, replaced } = pool(parts.flatMap(cellsOf), cellKey);
   const beside = (kind) => results.filter((result) => kindOf(result) === kind);
   return {
     ...first,
     mode: distinct(parts, ({ mode }) => mode)
       .map(({ mode }) => mode)
       .join(" + "),
-    limits: knownLimits(first.limits),
+    limits: knownLimits(first),
     warnings: [
-      ...differences(parts),
-      ...(repeated === 0
+      ...differences(results, parts),
+      ...(pooled === 0
         ? []
-        : [`${plural(repeated, "cell")} measured again in a later part, which counts.`]),
-      ...(first.limits.dataSheetTBs === null
-        ? [
-            "The bandwidth of this card's data sheet is not known; what a copy reached stands in its place.",
-          ]
-        : []),
+        : [
+            `${plural(pooled, "cell")} ${pooled === 1 ? "was" : "were"} measured in more than one part: all rounds count.`,
+          ]),
+      ...(replaced === 0
+        ? []
+        : [
+            `${plural(replaced, "cell")} measured again with another seed or number of batches: the later part counts.`,
+          ]),
+      ...unknownLimits(parts),
     ],
-    cells: cells.filter(({ failed, part }) => failed === undefined && part !== LOOPS),
-    failedCells: cells.filter(({ failed }) => failed !== undefined),
-    loopCells: cells.filter(({ failed, part }) => failed === undefined && part === LOOPS),
+    cells: cells.filter(({ part }) => part !== LOOPS),
+    failedCells,
+    loopCells: cells.filter(({ part }) => part === LOOPS),
     shapes: distinct(all("shapes"), ({ name }) => name),
     unavailable: distinct(all("unavailable"), ({ name, reason }) => `${name}: ${reason}`),
     conditions: all("conditions"),
@@ -57,12 +64,19 @@ export function merge(results) {
   };
 }
 
+/** Dates are in the form of ISO 8601 and in UTC, so their texts sort; of one date anything fixed will do. */
+function byDate(a, b) {
+  const compare = (one, two) => (one < two ? -1 : one > two ? 1 : 0);
+  return compare(a.date ?? "", b.date ?? "") || compare(JSON.stringify(a), JSON.stringify(b));
+}
+
 /** Cells of a part with what belongs to them: limits and energy. */
-function cellsOf({ mode, limits, cells, energy = [] }) {
+function cellsOf(part) {
+  const { mode, cells, energy = [] } = part;
   return cells.map((cell) => ({
     ...cell,
     part: mode,
-    limits: knownLimits(limits),
+    limits: knownLimits(part),
     energy: energy.filter((each) => cellName(each) === cellName(cell)),
   }));
 }
@@ -70,23 +84,52 @@ function cellsOf({ mode, limits, cells, energy = [] }) {
 /** Cells of the loops are others than those beside peers, even of the same layer and batch. */
 const cellKey = (cell) => `${cellName(cell)}${cell.part === LOOPS ? ", loops" : ""}`;
 
-const knownLimits = (limits) => ({
-  ...limits,
-  dataSheetTBs: limits.dataSheetTBs ?? limits.copyTBs,
-});
-
-function differences(parts) {
-  const differing = (what, of) => {
-    const values = [...new Set(parts.map((part) => JSON.stringify(of(part))))];
-    return values.length > 1 ? [`The parts have different ${what}: ${values.join(", ")}.`] : [];
+function knownLimits({ limits, device }) {
+  return {
+    ...limits,
+    dataSheetTBs: limits.dataSheetTBs ?? limits.copyTBs,
+    dataSheetTFlops: dataSheetTeraflops(limits, device) ?? limits.matrixTFlops,
   };
+}
+
+function dataSheetTeraflops({ dataSheetTFlops }, { name }) {
+  return dataSheetTFlops ?? (KNOWN_CARD.name.test(name) ? KNOWN_CARD.teraflops : undefined);
+}
+
+function unknownLimits(parts) {
+  const unknown = (what, standIn) =>
+    `The ${what} of this card's data sheet is not known; what ${standIn} reached stands in its place.`;
   return [
-    ...differing("drivers", ({ device }) => device.driver),
-    ...differing("commits", ({ commit }) => commit),
-    ...differing("seeds", ({ seed }) => seed),
-    ...differing("versions", ({ versions }) => versions),
+    ...(parts.some(({ limits }) => limits.dataSheetTBs === null)
+      ? [unknown("bandwidth", "a copy")]
+      : []),
+    ...(parts.some(({ limits, device }) => dataSheetTeraflops(limits, device) === undefined)
+      ? [unknown("arithmetic rate", "a product of matrices")]
+      : []),
   ];
 }
+
+/** What should be the same in all files, or in all parts, and is not; files that do not say are left out. */
+function differences(results, parts) {
+  const differing = (what, files, of) => {
+    const known = files.filter((file) => of(file) !== undefined);
+    const groups = groupBy(known, (file) => JSON.stringify(of(file)));
+    if (groups.length < 2) return [];
+    const texts = groups.map(
+      ([value, group]) => `${value} (${[...new Set(group.map(fileTitle))].join(", ")})`,
+    );
+    return [`The files have different ${what}: ${texts.join(", ")}.`];
+  };
+  return [
+    ...differing("drivers", results, ({ device }) => device.driver),
+    ...differing("commits", results, ({ commit }) => commit),
+    ...differing("seeds", parts, ({ seed }) => seed),
+    ...differing("versions", parts, ({ versions }) => versions),
+  ];
+}
+
+/** What a file says it is. */
+const fileTitle = ({ format, command, mode }) => mode ?? format ?? command;
 
 /** The last value of each key, in order of first appearance. */
 function distinct(values, keyOf) {

@@ -191,7 +191,7 @@ export function conditionBlocks({ device, versions, limits, conditions, unavaila
       Object.entries(versions ?? {})
         .map(([name, version]) => `${name} ${version}`)
         .join(", "),
-      `limits: ${limits.copyTBs.toFixed(2)} TB/s of a copy, ${number(limits.matrixTFlops)} TFLOP/s of cuBLAS, ${limits.dataSheetTBs} TB/s by the data sheet`,
+      `limits: ${limits.copyTBs.toFixed(2)} TB/s of a copy, ${number(limits.matrixTFlops)} TFLOP/s of cuBLAS, ${limits.dataSheetTBs} TB/s and ${number(limits.dataSheetTFlops)} TFLOP/s by the data sheet`,
       ...(seen.length === 0
         ? []
         : [`seen at ${plural(conditions.length, "time")} during the run: ${seen.join(", ")}`]),

@@ -48,11 +48,15 @@ export function faultOf(result) {
 }
 
 function faultOfPeers(result) {
-  const { copyTBs, matrixTFlops, dataSheetTBs } = result.limits ?? {};
+  if (typeof result.date !== "string") return "date is not a text.";
+  const { copyTBs, matrixTFlops, dataSheetTBs, dataSheetTFlops = null } = result.limits ?? {};
   if (!isPositive(copyTBs)) return "limits.copyTBs is not a positive number.";
   if (!isPositive(matrixTFlops)) return "limits.matrixTFlops is not a positive number.";
   if (dataSheetTBs !== null && !isPositive(dataSheetTBs)) {
     return "limits.dataSheetTBs is neither a positive number nor null.";
+  }
+  if (dataSheetTFlops !== null && !isPositive(dataSheetTFlops)) {
+    return "limits.dataSheetTFlops is neither a positive number nor null.";
   }
   for (const list of ["shapes", "cells"]) {
     const fault = faultOfList(result, list);
@@ -76,22 +80,34 @@ function faultOfCell(cell) {
   for (const key of ["tokens", "weightBytes", "gflop"]) {
     if (!isPositive(cell[key])) return `.${key} is not a positive number.`;
   }
-  if (cell.limit && !isSamples(cell.limit.samples)) return ".limit.samples is not a list of times.";
+  const { batches = 1, limit } = cell;
+  if (!(Number.isInteger(batches) && batches > 0))
+    return ".batches is not a positive whole number.";
+  const fault = limit && faultOfTimes(limit);
+  if (fault !== undefined) return `.limit${fault}`;
   return faultOfContenders(cell.contenders);
 }
 
 function faultOfContenders(contenders) {
   if (!Array.isArray(contenders)) return ".contenders is not a list.";
   const seen = new Set();
-  for (const [i, { name, mode, failed, samples }] of contenders.entries()) {
+  for (const [i, contender] of contenders.entries()) {
+    const { name, mode, failed } = contender;
     if (typeof name !== "string") return `.contenders[${i}].name is not a text.`;
     if (failed !== undefined) continue;
-    if (!isSamples(samples)) return `.contenders[${i}].samples is not a list of times.`;
+    const fault = faultOfTimes(contender);
+    if (fault !== undefined) return `.contenders[${i}]${fault}`;
     const key = `${name}, ${mode}`;
     if (seen.has(key)) return `.contenders holds ${key} twice.`;
     seen.add(key);
   }
   return undefined;
+}
+
+function faultOfTimes({ samples, rounds = [samples] }) {
+  if (!isSamples(samples)) return ".samples is not a list of times.";
+  const isRounds = Array.isArray(rounds) && rounds.length > 0 && rounds.every(isSamples);
+  return isRounds ? undefined : ".rounds is not a list of lists of times.";
 }
 
 const isPositive = (value) => Number.isFinite(value) && value > 0;

@@ -6,7 +6,7 @@ import { latencyChart } from "./charts/latency.mjs";
 import { skewChart } from "./charts/skew.mjs";
 import { speedupChart } from "./charts/speedup.mjs";
 import { figure, heading, paragraph } from "./document.mjs";
-import { AGAIN, energyOf, figuresOf } from "./figures.mjs";
+import { energyOf, figuresOf } from "./figures.mjs";
 import { leadBlocks } from "./lead.mjs";
 import {
   ablationBlocks,
@@ -19,7 +19,7 @@ import {
   trafficBlocks,
 } from "./parts.mjs";
 import {
-  agreementTable,
+  agreementBlocks,
   byShape,
   failureList,
   labelsOf,
@@ -54,7 +54,7 @@ export function reportOf(result) {
 function cellBlocks(figures) {
   const { cells, compared } = figures;
   if (cells.length === 0) return [];
-  const labels = chartLabels(cells);
+  const labels = labelsOf(cells);
   const skew = skewChart(cells, labels);
   const skewed = cells.filter(({ shape, tokens }) =>
     cells.some(
@@ -70,7 +70,7 @@ function cellBlocks(figures) {
 
     heading(2, "Latency"),
     paragraph(
-      "Microseconds of a step from router logits to layer output, medians; after ± half the distance from the first to the last decile. A captured graph unless the name says otherwise. The fastest is in bold.",
+      "Microseconds of a step from router logits to layer output: the median of each of the batches that take turns, and of these the mean. After ± half the distance from the first to the last decile of samples over their batch's median. Nexus is measured twice, and its time is the mean of both. A captured graph unless the name says otherwise. The fastest is in bold.",
     ),
     ...byShape(cells, (group, shape) => [
       ...latencyFigure(shape, group, labels),
@@ -92,12 +92,12 @@ function cellBlocks(figures) {
         ]),
 
     heading(2, "Noise"),
-    paragraph("Nexus measured twice in the same rounds: how far the two medians are apart."),
+    paragraph("Nexus measured twice in the same rounds: how far the two times are apart."),
     noiseTable(cells),
 
     heading(2, "Agreement"),
     paragraph("How far outputs are from the reference that every contender is held to."),
-    agreementTable(cells),
+    ...agreementBlocks(cells),
   ];
 }
 
@@ -109,9 +109,6 @@ function latencyFigure(shape, cells, labels) {
   return [figure(`latency-${fileName(shape)}.svg`, `${shape}: time of a step`, svg)];
 }
 
-/** Whose lines and bars are drawn: the second measurement of Nexus says nothing but how large the noise is. */
-const chartLabels = (cells) => labelsOf(cells).filter((label) => !label.startsWith(AGAIN));
-
 const fileName = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-");
 
 function energyBlocks({ cells }) {
@@ -120,7 +117,7 @@ function energyBlocks({ cells }) {
   const groups = energyGroups(energy);
   const labels = [
     ...new Set([
-      ...chartLabels(cells),
+      ...labelsOf(cells),
       ...groups.flatMap(([, group]) => group.map(({ label }) => label)),
     ]),
   ];

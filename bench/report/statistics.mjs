@@ -13,6 +13,10 @@ export function median(values) {
   return quantile(values, 0.5);
 }
 
+export function mean(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
 /** Distance from the first to the last decile, as a share of the median. */
 export function spread(values) {
   return (quantile(values, 0.9) - quantile(values, 0.1)) / median(values);

@@ -1,14 +1,7 @@
 /** Tables of the cells: latency, limits, speed-up, skew, noise, agreement. */
 
 import { heading, list, paragraph, table } from "./document.mjs";
-import {
-  COMMON_PEER,
-  DATA_SHEET_TFLOPS,
-  groupBy,
-  labelOf,
-  skewPenalties,
-  weightRate,
-} from "./figures.mjs";
+import { COMMON_PEER, groupBy, labelOf, skewPenalties, weightRate } from "./figures.mjs";
 import { number, percent, ratio } from "./format.mjs";
 import { median, quantile } from "./statistics.mjs";
 
@@ -89,10 +82,10 @@ export function limitsTable(cells) {
 }
 
 export function limitsText({ limits }) {
-  const { dataSheetTBs, copyTBs, matrixTFlops } = limits;
+  const { dataSheetTBs, dataSheetTFlops, copyTBs, matrixTFlops } = limits;
   return (
     `The roofline is the longer of two times: the weights of the experts in use, read once at the data sheet's ${dataSheetTBs} TB/s, ` +
-    `and the useful arithmetic at ${DATA_SHEET_TFLOPS} TFLOP/s (dense bfloat16). "Of measured" puts what this card was seen to do in their place: ` +
+    `and the useful arithmetic at ${number(dataSheetTFlops)} TFLOP/s (dense bfloat16). "Of measured" puts what this card was seen to do in their place: ` +
     `${copyTBs.toFixed(2)} TB/s of a copy (bytes read and written) and ${number(matrixTFlops)} TFLOP/s of cuBLAS in one product of 8192 x 8192 matrices; ` +
     "a kernel that only reads can pass the copy. cuBLAS us, where it stands, is the two products of the layer alone as batched products, without routing and sums: no peer, a yardstick."
   );
@@ -165,19 +158,49 @@ export function noiseTable(cells) {
   ]);
 }
 
-/** The largest error of each contender against the reference that all are held to. */
-export function agreementTable(cells) {
+/** The largest error of each contender against the reference that all are held to, and settings that failed. */
+export function agreementBlocks(cells) {
   const entries = cells.flatMap(({ name, entries }) =>
     entries.map((entry) => ({ ...entry, cell: name })),
   );
   const known = entries.filter(({ relativeError }) => relativeError !== undefined);
-  return table(
-    [{ title: "contender" }, right("cells"), right("largest relative error"), { title: "in" }],
-    groupBy(known, ({ label }) => label).map(([label, group]) => {
-      const worst = group.toSorted((a, b) => b.relativeError - a.relativeError)[0];
-      return [label, `${group.length}`, worst.relativeError.toExponential(1), worst.cell];
-    }),
-  );
+  const withRows = known.some(({ rowError }) => Number.isFinite(rowError));
+  return [
+    table(
+      [
+        { title: "contender" },
+        ...["cells", "largest relative error"].map(right),
+        { title: "in" },
+        ...(withRows ? [right("of a single token"), { title: "in" }] : []),
+      ],
+      groupBy(known, ({ label }) => label).map(([label, group]) => [
+        label,
+        `${group.length}`,
+        ...worstOf(group, "relativeError"),
+        ...(withRows ? worstOf(group, "rowError") : []),
+      ]),
+    ),
+    ...rejectedText(entries),
+  ];
+}
+
+/** The largest value of an error, and the cell it is in. */
+function worstOf(entries, key) {
+  const [worst] = entries
+    .filter((entry) => Number.isFinite(entry[key]))
+    .sort((a, b) => b[key] - a[key]);
+  return worst === undefined ? [NONE, NONE] : [worst[key].toExponential(1), worst.cell];
+}
+
+function rejectedText(entries) {
+  const counts = groupBy(entries, ({ label }) => label)
+    .map(([label, group]) => [label, group.flatMap(({ rejected }) => rejected ?? []).length])
+    .filter(([, count]) => count > 0);
+  if (counts.length === 0) return [];
+  const texts = counts.map(([label, count]) => `${label} ${count}`);
+  return [
+    paragraph(`Settings that failed and were not timed, over all cells: ${texts.join(", ")}.`),
+  ];
 }
 
 /** A heading and a block for each shape. */

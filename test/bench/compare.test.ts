@@ -60,27 +60,50 @@ describe("the cells of a comparison", () => {
 });
 
 describe("turns", () => {
-  it("go round, beginning with another contender each time, in bursts by how long a step takes", async () => {
-    const { takeTurns } = await load("rounds.mjs");
+  const takeTurns = async (plan: object) => {
+    const { takeTurns: take } = await load("rounds.mjs");
     const asked: string[] = [];
     const contender = (name: string, us: number) => ({
-      name,
       async time(replays: number) {
         asked.push(`${name} ${replays}`);
         return new Array(replays).fill(us);
       },
     });
     const contenders = [contender("a", 10), contender("b", 1000), contender("c", 50_000)];
-    const taken = await takeTurns(contenders, 3);
-    // The first look, then 20 ms each, 60 replays at most and 3 at least.
-    assert.deepEqual(asked.slice(0, 3), ["a 3", "b 3", "c 3"]);
-    assert.deepEqual(asked.slice(3), [
-      ...["a 60", "b 20", "c 3"],
-      ...["b 20", "c 3", "a 60"],
-      ...["c 3", "a 60", "b 20"],
-    ]);
-    for (const each of contenders) assert.equal(taken.get(each).length, 3);
-    assert.equal(taken.get(contenders[1]).flat().length, 60);
+    const taken = await take(contenders, plan);
+    return { asked, rounds: contenders.map((each) => taken.get(each) as number[][]) };
+  };
+
+  it("give everybody a burst a round, as long as a step calls for", async () => {
+    const { asked, rounds } = await takeTurns({ rounds: 4, batches: 1, seed: 1 });
+    assert.deepEqual(asked.slice(0, 3), ["a 1", "b 1", "c 1"], "a look at how long a step takes");
+    for (let round = 0; round < 4; round++) {
+      const bursts = asked.slice(3 + 3 * round, 6 + 3 * round);
+      // 20 ms each, but 60 replays at most and 3 at least.
+      assert.deepEqual(bursts.sort(), ["a 60", "b 20", "c 3"]);
+    }
+    assert.deepEqual(
+      rounds.map((each) => each.map(({ length }) => length)),
+      [60, 20, 3].map((length) => new Array(4).fill(length)),
+    );
+  });
+
+  it("go through all batches equally often", async () => {
+    const { rounds } = await takeTurns({ rounds: 1, batches: 16, seed: 1 });
+    assert.deepEqual(
+      rounds.map(([burst]) => burst?.length),
+      [64, 32, 16],
+    );
+  });
+
+  it("come in an order that changes from round to round, the same for the same seed", async () => {
+    const order = async (seed: number) =>
+      (await takeTurns({ rounds: 12, batches: 1, seed })).asked.slice(3).join();
+    assert.equal(await order(1), await order(1));
+    assert.notEqual(await order(1), await order(2));
+    const asked = (await order(1)).split(",");
+    const before = new Set(asked.flatMap((each, i) => (each === "a 60" ? [asked[i - 1]] : [])));
+    assert.ok(before.size > 1, "not always after the same other");
   });
 });
 
@@ -126,5 +149,31 @@ describe("the command", () => {
     });
     assert.equal(status, 2);
     assert.match(stderr, /There is no part "everything"\. Use some of: quick, small, .*loops\./);
+  });
+
+  for (const [what, asked, expected] of [
+    ["rounds", ["--rounds", "0"], /--rounds is "0"\. Use a whole number from 1 to 100\./],
+    ["tokens", ["--tokens", "1,3"], /There is no token count "3"\. Use some of: 1, 4, /],
+    ["routings", ["--routings", "zipf"], /There is no routing "zipf"\. Use some of: uniform, /],
+    ["an option", ["--fast"], /--fast/],
+  ] as const) {
+    it(`has a sentence for ${what} that are none`, async () => {
+      const { optionsOf, Refused } = await load("options.mjs");
+      assert.throws(
+        () => optionsOf(asked),
+        (error: Error) => error instanceof Refused && expected.test(error.message),
+      );
+    });
+  }
+
+  it("knows which cells are asked for", async () => {
+    const { optionsOf } = await load("options.mjs");
+    const { wants, parts, withEnergy } = optionsOf(["--tokens", "4,64", "--routings", "hot"]);
+    assert.deepEqual(parts, ["quick"]);
+    assert.equal(withEnergy, true);
+    assert.equal(wants({ tokens: 4, routing: "hot" }), true);
+    assert.equal(wants({ tokens: 4, routing: "uniform" }), false);
+    assert.equal(wants({ tokens: 16, routing: "hot" }), false);
+    assert.equal(optionsOf([]).wants({ tokens: 16, routing: "hot" }), true);
   });
 });

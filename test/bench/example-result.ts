@@ -9,6 +9,8 @@ export interface ExampleContender {
   mode?: string;
   setting?: object;
   relativeError?: number;
+  rowError?: number;
+  rejected?: { setting: object; reason: string }[];
   samples?: number[];
   rounds?: number[][];
   failed?: string;
@@ -19,11 +21,12 @@ export interface ExampleCell {
   tokens: number;
   routing: string;
   seed: number;
+  batches?: number;
   expertsUsed: number;
   imbalance: number;
   weightBytes: number;
   gflop: number;
-  limit?: { name: string; samples: number[] };
+  limit?: { name: string; samples: number[]; rounds?: number[][] };
   contenders: ExampleContender[];
 }
 
@@ -54,6 +57,11 @@ export function contender(name: string, us: number, mode = "graph"): ExampleCont
   const round = STEPS.map((step) => us * (1 + step));
   const rounds = Array.from({ length: ROUNDS }, (_, r) => rotated(round, r));
   return { name, mode, setting: {}, relativeError: 0.003, samples: rounds.flat(), rounds };
+}
+
+/** A contender with these bursts. */
+export function timed(name: string, rounds: number[][], mode = "graph"): ExampleContender {
+  return { name, mode, relativeError: 0.003, samples: rounds.flat(), rounds };
 }
 
 function rotated<T>(values: readonly T[], by: number): T[] {
@@ -124,7 +132,7 @@ export function exampleResult() {
       memoryBytes: 150109880320,
     },
     versions: { node: "v24.0.0", python: "3.12.1", torch: "2.11.0", triton: "3.6.0" },
-    limits: { copyTBs: 4.2, dataSheetTBs: 4.8, matrixTFlops: 780 },
+    limits: { copyTBs: 4.2, dataSheetTBs: 4.8, matrixTFlops: 780, dataSheetTFlops: 989 },
     conditions: [
       { when: "2026-11-24T10:00:00.000Z", smMHz: 1980, temperatureC: 41, powerW: 120 },
       { when: "2026-11-24T10:05:00.000Z", smMHz: 1650, temperatureC: 63, powerW: 698 },

@@ -15,8 +15,10 @@ import {
   cell,
   contender,
   type ExampleCell,
+  type ExampleContender,
   exampleLoops,
   exampleResult,
+  timed,
 } from "./example-result.ts";
 
 const folder = fileURLToPath(new URL("../../../bench/report/", import.meta.url));
@@ -100,22 +102,56 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     close(geometricMean([2, 0.5, 4]), 4 ** (1 / 3));
   });
 
+  it("a time is the mean of the batches' medians: bursts begin with the first batch", async () => {
+    const { timesOf } = await load("batches.mjs");
+    // Of batch 0: 10, 12, 11, of batch 1: 100, 104, of batch 2: 40.
+    const rounds = [
+      [10, 100, 40, 12],
+      [11, 104],
+    ];
+    const times = timesOf({ samples: rounds.flat(), rounds }, 3);
+    close(times.us, (11 + 102 + 40) / 3);
+    const shares = [10 / 11, 12 / 11, 1, 100 / 102, 104 / 102, 1];
+    assert.deepEqual(times.relative, shares);
+    // Nobody reaches a fourth batch.
+    const samples = [10, 100, 40];
+    close(timesOf({ samples }, 4).us, 50);
+    close(timesOf({ samples }).us, 40);
+
+    const { cells } = await figuresOf([
+      cell(at(1), [timed("nexus", rounds), timed("x", [[20, 200, 80]])], {
+        batches: 3,
+        limit: timed("cublas", [[5, 1, 9]]) as { name: string; samples: number[] },
+      }),
+    ]);
+    close(cells[0].nexus.us, 51);
+    close(cells[0].speedup, 100 / 51);
+    // The limit is of a single graph.
+    close(cells[0].productsUs, 5);
+  });
+
   it("speed-up is over the fastest peer, in whichever mode, and not over Nexus itself", async () => {
     const { cells, fastest, overBestPeer, overCommonPeer } = await figuresOf([
       cell(at(1), [
-        ...[contender("nexus", 100), contender("nexus-again", 98), contender("vllm-schedule", 150)],
+        ...[contender("nexus", 100), contender("nexus-again", 96), contender("vllm-schedule", 150)],
         ...[contender("x", 180), contender("x", 120, "eager")],
       ]),
       cell(at(4), [contender("nexus", 100), contender("vllm-schedule", 300)]),
     ]);
     assert.equal(cells[0].bestPeer.label, "x (eager)");
-    close(cells[0].speedup, 1.2);
-    close(cells[0].noise, 0.02);
+    // Nexus's two times are one figure, and what they differ by is the noise.
+    close(cells[0].nexus.us, 98);
+    close(cells[0].speedup, 120 / 98);
+    close(cells[0].noise, 0.04);
+    assert.deepEqual(
+      cells[0].entries.map(({ label }: { label: string }) => label),
+      ["nexus", "vllm-schedule", "x", "x (eager)"],
+    );
     close(cells[1].speedup, 3);
     assert.equal(cells[1].noise, undefined);
     assert.equal(fastest.length, 2);
-    close(overBestPeer, Math.sqrt(1.2 * 3));
-    close(overCommonPeer, Math.sqrt(1.5 * 3));
+    close(overBestPeer, Math.sqrt((120 / 98) * 3));
+    close(overCommonPeer, Math.sqrt((150 / 98) * 3));
   });
 
   it("a peer beats Nexus beyond the noise of the cell, which is never less than 1 %", async () => {
@@ -123,7 +159,7 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     const { lost, fastest, clearlyFastest } = await figuresOf([
       cell(at(1), [...nexus(100), contender("x", 99.5)]),
       cell(at(2), [...nexus(100), contender("x", 98), contender("y", 97), contender("z", 101)]),
-      cell(at(4), [...nexus(103), contender("x", 98)]),
+      cell(at(4), [...nexus(103), contender("x", 99)]),
       cell(at(8), [...nexus(100), contender("x", 100.5)]),
       cell(at(16), [...nexus(100), contender("x", 110)]),
     ]);
@@ -148,6 +184,26 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     close(cells[0].reachable.us, 4.8e8 / 4.2e6);
     assert.equal(cells[1].roofline.by, "arithmetic");
     close(cells[1].roofline.us, 200);
+  });
+
+  it("the data sheet's arithmetic rate is the result's, or what was measured where nobody knows it", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const of = (name: string, dataSheetTFlops?: number | null) => {
+      const { dataSheetTFlops: _, ...limits } = whole.limits;
+      return merge([
+        {
+          ...{ ...whole, device: { ...whole.device, name } },
+          limits: { ...limits, ...(dataSheetTFlops !== undefined && { dataSheetTFlops }) },
+        },
+      ]);
+    };
+    assert.equal(of("NVIDIA A100-SXM4-80GB", 312).limits.dataSheetTFlops, 312);
+    assert.equal(of("NVIDIA H100 80GB HBM3").cells[0].limits.dataSheetTFlops, 989);
+    assert.deepEqual(of("NVIDIA H200", null).warnings, []);
+    const unknown = of("NVIDIA A100-SXM4-80GB", null);
+    assert.equal(unknown.limits.dataSheetTFlops, 780);
+    assert.match(unknown.warnings[0], /arithmetic rate of this card's data sheet is not known/);
   });
 
   it("bars: met and missed, with the figure and the card", async () => {
@@ -227,9 +283,13 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     // 1200 J for 20,000 steps beside 400 J for 1,000.
     close(rows[0].saving, 1 - 0.06 / 0.4);
     assert.deepEqual(
-      loopBarsOf(rows).map(({ met }: { met: boolean }) => met),
-      [true, true],
+      loopBarsOf(rows).map(({ met, figure }: { met: boolean; figure: string }) => [met, figure]),
+      [
+        [true, "1 of 1 cell; 20.0x to 20.0x"],
+        [true, "1 of 1 cell; 85 % to 85 %"],
+      ],
     );
+    assert.match(loopBarsOf([...rows, { speedup: 14 }])[0].figure, /^1 of 2 cells; 14\.0x to 20/);
   });
 
   it("parts join: all cells, each with its own limits, and a warning where they differ", async () => {
@@ -246,15 +306,159 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     assert.equal(ofEnergy.energy.length, 3);
     assert.equal(merged.unavailable.length, 1);
     assert.equal(merged.warnings.length, 1);
-    assert.match(merged.warnings[0], /different commits: "0123abc", "fedcba9"/);
+    assert.match(merged.warnings[0], /different commits: "0123abc" \(quick\), "fedcba9" \(quick\)/);
 
     const elsewhere = { ...two, device: { ...two.device, name: "NVIDIA H100" } };
     assert.throws(() => merge([one, elsewhere]), /different devices.*H200.*H100/);
+  });
 
-    const again = merge([one, { ...one, limits }]);
-    assert.equal(again.cells.length, 10);
-    assert.equal(again.cells[0].limits.copyTBs, 4.1);
-    assert.match(again.warnings[0], /10 cells measured again/);
+  it("files beside the parts are held to the same device, driver and commit", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const drift = { format: "nexus-drift/1", device, commit: whole.commit, forms: [] };
+    // An ablation names no commit.
+    const ablation = { command: "bench --ablation", device, results: [] };
+    assert.deepEqual(merge([whole, drift, ablation]).warnings, []);
+    const old = { ...ablation, device: { ...device, driver: "570.1" } };
+    const { warnings } = merge([whole, { ...drift, commit: "fedcba9" }, old]);
+    assert.equal(warnings.length, 2);
+    assert.match(warnings[0], /different drivers: .*"570\.1" \(bench --ablation\)/);
+    assert.match(warnings[1], /different commits: .*"fedcba9" \(nexus-drift\/1\)/);
+    const elsewhere = { ...drift, device: { ...device, name: "NVIDIA H100" } };
+    assert.throws(() => merge([whole, elsewhere]), /different devices/);
+  });
+
+  it("a cell of several parts is pooled: every round counts, in whichever order the files stand", async () => {
+    const { merge } = await load("merge.mjs");
+    const { figuresOf } = await load("figures.mjs");
+    const whole = exampleResult();
+    const part = (day: number, cells: ExampleCell[], energy: object[] = []) => ({
+      ...{ ...whole, cells, energy, date: `2026-11-${day}T10:00:00.000Z` },
+    });
+    const reading = {
+      ...{ ...at(64), contender: "nexus", mode: "graph" },
+      ...{ seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+    };
+    const limit = (us: number) => ({ name: "cublas", samples: [us], rounds: [[us]] });
+    const gone = { name: "y", mode: "graph", failed: "out of memory" };
+    const early = part(
+      24,
+      [
+        cell(at(64), [timed("nexus", [[100, 200]]), timed("x", [[300]]), gone], {
+          ...{ batches: 2, limit: limit(50) },
+        }),
+        cell(at(128), [timed("nexus", [[100]])], { seed: 1 }),
+      ],
+      [reading],
+    );
+    const late = part(
+      25,
+      [
+        cell(
+          at(64),
+          [timed("nexus", [[104, 208, 108]]), timed("y", [[7]]), timed("x", [[9]], "eager")],
+          {
+            ...{ batches: 2, limit: limit(70) },
+          },
+        ),
+        cell(at(128), [timed("nexus", [[90]])], { seed: 2 }),
+      ],
+      [{ ...reading, seconds: 4, steps: 2000, joules: 1800, idleWatts: 70 }],
+    );
+    const merged = merge([early, late]);
+    const reordered = merge([late, early]);
+    assert.deepEqual(reordered, merged);
+    assert.equal(merged.date, early.date);
+    assert.equal(merged.cells.length, 2);
+    const [pooled, redrawn] = merged.cells;
+    assert.deepEqual(
+      pooled.contenders.map(({ name, mode, failed, rounds }: ExampleContender) => [
+        ...[name, mode, failed ?? rounds],
+      ]),
+      [
+        [
+          "nexus",
+          "graph",
+          [
+            [100, 200],
+            [104, 208, 108],
+          ],
+        ],
+        ["x", "graph", [[300]]],
+        ["y", "graph", [[7]]],
+        ["x", "eager", [[9]]],
+      ],
+    );
+    // Of batch 0: 100, 104, 108, of batch 1: 200, 208.
+    const [figures] = figuresOf(merged).cells;
+    close(figures.nexus.us, (104 + 204) / 2);
+    close(figures.productsUs, 60);
+    const [{ seconds, steps, joules, idleWatts }] = pooled.energy;
+    assert.deepEqual({ seconds, steps, joules }, { seconds: 6, steps: 3000, joules: 2400 });
+    close(idleWatts, 80);
+    assert.equal(redrawn.seed, 2);
+    assert.deepEqual(redrawn.contenders[0].rounds, [[90]]);
+    assert.deepEqual(
+      merged.warnings.map((warning: string) => warning.split(":")[0]),
+      [
+        "1 cell was measured in more than one part",
+        "1 cell measured again with another seed or number of batches",
+      ],
+    );
+  });
+
+  it("what failed is named unless a later part measured it", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const good = { ...whole, cells: [cell(at(64), [contender("nexus", 100)])] };
+    const cells = [{ ...at(64), failed: "the GPU is gone", contenders: [] }];
+    const later = { date: "2026-11-25T10:00:00.000Z" };
+    const repaired = merge([
+      { ...good, ...later },
+      { ...whole, cells },
+    ]);
+    assert.equal(repaired.failedCells.length, 0);
+    assert.equal(repaired.cells.length, 1);
+    const broken = merge([{ ...whole, cells, ...later }, good]);
+    assert.equal(broken.failedCells.length, 1);
+    assert.equal(broken.cells.length, 1);
+  });
+
+  it("agreement: errors of single tokens and settings that failed, where they are known", async () => {
+    const { agreementBlocks } = await load("tables.mjs");
+    const blocksOf = async (more: object) => {
+      const { cells } = await figuresOf([
+        cell(at(1), [contender("nexus", 100), { ...contender("x", 200), ...more }]),
+      ]);
+      return agreementBlocks(cells);
+    };
+    const [plain, ...nothing] = await blocksOf({});
+    assert.equal(plain.columns.length, 4);
+    assert.deepEqual(nothing, []);
+    const rejected = [{ setting: { stages: 9 }, reason: "too much shared memory" }];
+    const [table, line] = await blocksOf({ rowError: 0.02, rejected });
+    assert.deepEqual(
+      table.rows.map((row: string[]) => row.slice(4)),
+      [
+        ["-", "-"],
+        ["2.0e-2", `${QWEN}, 1 token, uniform`],
+      ],
+    );
+    assert.match(line.text, /failed.*: x 1\.$/);
+  });
+
+  it("the fastest is bold, and Nexus stands once", async () => {
+    const { latencyTable } = await load("tables.mjs");
+    const { cells } = await figuresOf([
+      cell(at(1), [contender("nexus", 100), contender("nexus-again", 90), contender("x", 94)]),
+    ]);
+    const { columns, rows } = latencyTable(cells);
+    assert.deepEqual(
+      columns.map(({ title }: { title: string }) => title),
+      ["tokens", "routing", "nexus", "x"],
+    );
+    assert.match(rows[0][2], /^95\.0 /);
+    assert.match(rows[0][3], /^\*\*94\.0\*\* /);
   });
 
   it("faults of a file are named", async () => {
@@ -267,6 +471,12 @@ describe("report", { skip: existsSync(main) ? false : "no bench/report/ here" },
     assert.match(faultOf({ ...whole, cells: [cell(at(1), twice)] }), /nexus, graph twice/);
     const empty = [{ name: "nexus", mode: "graph", samples: [] }];
     assert.match(faultOf({ ...whole, cells: [cell(at(1), empty)] }), /cells\[0\].*samples/);
+    const unrounded = [{ ...contender("nexus", 1), rounds: [] }];
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), unrounded)] }), /cells\[0\].*rounds/);
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), [], { batches: 0 })] }), /batches/);
+    assert.match(faultOf({ ...whole, date: undefined }), /date/);
+    const limits = { ...whole.limits, dataSheetTFlops: "many" };
+    assert.match(faultOf({ ...whole, limits }), /limits\.dataSheetTFlops/);
   });
 
   it("from the command line: Markdown, charts and a page that stands alone", () =>

@@ -4,16 +4,17 @@ import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { test } from "node:test";
+import { evenRounds, timeOf } from "../../src/cli/compare/batches.ts";
 import { compare } from "../../src/cli/compare/compare.ts";
 import { blockMedians, leastProbability, rankTest, spreadOf } from "../../src/cli/compare/noise.ts";
 import type { Results } from "../../src/cli/compare/results.ts";
 import { Random } from "../../src/workload/random.ts";
-import { cell, contender, exampleResult } from "../bench/example-result.ts";
+import { cell, contender, exampleResult, timed } from "../bench/example-result.ts";
 import { inTemporaryFolder, nexus } from "./nexus.ts";
 
 /** A result with one cell of one contender and these rounds. */
 function results(rounds: readonly (readonly number[])[], noise?: number): Results {
-  const series = [{ contender: "nexus", rounds }];
+  const series = [{ contender: "nexus", batches: 1, rounds }];
   const only = { name: "cell", series, failed: [], ...(noise !== undefined && { noise }) };
   return {
     ...{ file: "x.json", kind: "peers", date: "", device: "card", version: "a", seed: 1 },
@@ -57,6 +58,32 @@ test("blocks hold neighbouring samples and never reach across rounds", () => {
   const two = blockMedians([ten, ten.map((value) => value + 1000)]);
   assert.deepEqual(two, [9.5, 29.5, 49.5, 69.5, 89.5, 1009.5, 1029.5, 1049.5, 1069.5, 1089.5]);
   assert.equal(spreadOf([9, 10, 11]), 0.05);
+});
+
+test("of many rounds a block has several, so that the rank test stays exact and quick", () => {
+  const rounds = (us: number) => Array.from({ length: 600 }, (_, i) => [us + i / 600, us]);
+  assert.equal(blockMedians(rounds(1)).length, 20);
+  assert.equal(blockMedians(rounds(1).slice(0, 21)).length, 20);
+  assert.equal(blockMedians(rounds(1).slice(0, 9)).length, 18);
+  // Thirty rounds in each of the blocks.
+  const steps = Array.from({ length: 600 }, (_, i) => [i]);
+  assert.deepEqual(blockMedians(steps).slice(0, 2), [14.5, 44.5]);
+  const began = performance.now();
+  const change = only(results(rounds(100)), results(rounds(110)));
+  assert.equal(change.verdict, "slower");
+  assert.ok(change.probability > 0 && change.probability < 1e-6, `${change.probability}`);
+  assert.ok(performance.now() - began < 1000);
+  assert.equal(only(results(rounds(100)), results(rounds(100))).probability, 1);
+});
+
+test("batches take turns: each has a median, and rounds are compared as if they were alike", () => {
+  // Of batch 0: 10, 12, 11, of batch 1: 100, 104; nobody reaches batch 2 of 3.
+  const turns = { rounds: [[10, 100], [12], [11, 104]], batches: 3 };
+  assert.equal(timeOf(turns), (11 + 102) / 2);
+  const even = evenRounds(turns).map((round) => round.map((us) => Number(us.toFixed(2))));
+  assert.deepEqual(even, [[51.36, 55.39], [61.64], [56.5, 57.61]]);
+  const plain = { rounds: [[1.1, 2.3, 3.7]], batches: 1 };
+  assert.deepEqual(evenRounds(plain), plain.rounds);
 });
 
 test("a real movement is found, in either direction", () => {
@@ -162,6 +189,19 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
   );
 });
 
+test("as many samples of the slow batch as there happen to be do not move the time", async () => {
+  const where = { shape: "s", tokens: 4, routing: "uniform" };
+  const result = (burst: number[]) => {
+    const rounds = Array.from({ length: 10 }, () => burst);
+    return { ...exampleResult(), cells: [cell(where, [timed("x", rounds)], { batches: 2 })] };
+  };
+  const files = [result([100, 200]), result([100, 200, 100])] as const;
+  const { changes } = JSON.parse((await compareFiles(...files, "--json")).stdout);
+  assert.equal(changes[0].a, 150);
+  assert.equal(changes[0].b, 150);
+  assert.equal(changes[0].verdict, "unchanged");
+});
+
 test("a result beside itself: nothing moved", async () => {
   const result = exampleResult();
   const { stdout } = await compareFiles(result, result);
@@ -207,6 +247,16 @@ const broken: readonly (readonly [string, unknown, RegExp])[] = [
   ["an object of something else", {}, /neither "format" nor "command"/],
   ["another format", { format: "nexus-peers/9" }, /"nexus-peers\/9".*nexus-peers\/1/],
   ["an ablation", { command: "bench --ablation" }, /"bench --ablation".*nexus bench --json/],
+  [
+    "no rounds",
+    {
+      ...peers,
+      cells: [
+        cell({ shape: "s", tokens: 1, routing: "uniform" }, [{ ...timed("x", []), samples: [1] }]),
+      ],
+    },
+    /"cells\[0\]\.contenders\[0\]/,
+  ],
   ["no cells", { ...peers, cells: undefined }, /"cells"/],
   [
     "a time that is none",

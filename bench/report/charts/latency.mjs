@@ -50,7 +50,7 @@ export function latencyChart(shape, cells, labels) {
       width: WIDTH,
       height: lower.bottom + 52,
       title: `${shape}: time of a step`,
-      subtitle: "uniform routing, medians, both axes logarithmic; lower is better",
+      subtitle: "uniform routing, both axes logarithmic; lower is better",
     },
     key.svg,
     panel(

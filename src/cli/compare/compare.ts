@@ -2,6 +2,7 @@
 
 import { InvalidArgumentError } from "../../errors.ts";
 import { median } from "../statistics.ts";
+import { evenRounds, timeOf } from "./batches.ts";
 import {
   blockMedians,
   LEAST_NOISE,
@@ -10,7 +11,7 @@ import {
   SIGNIFICANCE,
   spreadOf,
 } from "./noise.ts";
-import { type MeasuredCell, medianOf, type Results, type Series } from "./results.ts";
+import type { MeasuredCell, Results, Series } from "./results.ts";
 
 /** `too few samples`: beyond the noise, but there are not enough of them to rule out chance. */
 export type Verdict = "faster" | "slower" | "unchanged" | "too few samples";
@@ -18,7 +19,7 @@ export type Verdict = "faster" | "slower" | "unchanged" | "too few samples";
 export interface Change {
   readonly cell: string;
   readonly contender: string;
-  /** Medians, in microseconds. */
+  /** Times of a step, in microseconds. */
   readonly a: number;
   readonly b: number;
   /** Of B against A, as a share; below 0 B is faster. */
@@ -99,10 +100,10 @@ function usualNoise({ cells }: Results): number {
 }
 
 function changeOf(a: Series, b: Series, repeatNoise: number): Omit<Change, "cell"> {
-  const [blocksA, blocksB] = [blockMedians(a.rounds), blockMedians(b.rounds)];
+  const [blocksA, blocksB] = [blockMedians(evenRounds(a)), blockMedians(evenRounds(b))];
   const noise = Math.max(LEAST_NOISE, repeatNoise, spreadOf(blocksA), spreadOf(blocksB));
-  const [medianA, medianB] = [medianOf(a), medianOf(b)];
-  const change = medianB / medianA - 1;
+  const [timeA, timeB] = [timeOf(a), timeOf(b)];
+  const change = timeB / timeA - 1;
   const probability = rankTest(blocksA, blocksB);
   const enough = leastProbability(blocksA.length, blocksB.length) <= SIGNIFICANCE;
   const verdict =
@@ -115,7 +116,7 @@ function changeOf(a: Series, b: Series, repeatNoise: number): Omit<Change, "cell
           : change < 0
             ? "faster"
             : "slower";
-  return { contender: a.contender, a: medianA, b: medianB, change, noise, probability, verdict };
+  return { contender: a.contender, a: timeA, b: timeB, change, noise, probability, verdict };
 }
 
 function missing({ contender }: Series, onlyIn: "A" | "B", other: MeasuredCell) {

@@ -1,14 +1,15 @@
 /**
  * When two measurements of the same differ by more than chance. Both must hold:
  *
- * - the medians are further apart than the noise, which is the largest of 1 %, how far two
+ * - the times are further apart than the noise, which is the largest of 1 %, how far two
  *   measurements of Nexus in the same rounds were apart (in this cell, and in the median
  *   cell of either file), and the spread of block medians in either file;
  * - a rank test between block medians says so at 99 %.
  *
  * Samples next to each other are alike, because a clock or a temperature lasts longer than
  * a step; taken one by one they would make any trifle certain. So a measurement is cut into
- * blocks of neighbouring samples, none across rounds, and counts as often as it has blocks.
+ * blocks of neighbouring samples, and counts as often as it has blocks. No block has parts of
+ * several rounds; of many rounds a block has several whole ones.
  */
 
 import { median, quantile } from "../statistics.ts";
@@ -19,17 +20,21 @@ export const LEAST_NOISE = 0.01;
 export const SIGNIFICANCE = 0.01;
 /** Enough for a rank test at 99 % with room to spare, and with 200 samples still 20 in each. */
 const BLOCKS = 10;
+/** More add nothing to the test, which counts choices of ranks: their number and its time would explode. */
+const MOST_BLOCKS = 20;
 
 /** Medians of blocks of neighbouring samples. */
 export function blockMedians(rounds: readonly (readonly number[])[]): number[] {
-  const perRound = Math.ceil(BLOCKS / rounds.length);
-  return rounds.flatMap((samples) => {
-    const blocks = Math.min(perRound, samples.length);
-    const bound = (block: number) => Math.round((block * samples.length) / blocks);
-    return Array.from({ length: blocks }, (_, block) =>
-      median(samples.slice(bound(block), bound(block + 1))),
-    );
-  });
+  const merged = pieces(rounds, MOST_BLOCKS).map((neighbours) => neighbours.flat());
+  const perRound = Math.ceil(BLOCKS / merged.length);
+  return merged.flatMap((samples) => pieces(samples, perRound).map((block) => median(block)));
+}
+
+/** Neighbouring values in at most so many lists, about equally long. */
+function pieces<T>(values: readonly T[], most: number): T[][] {
+  const count = Math.min(most, values.length);
+  const bound = (piece: number) => Math.round((piece * values.length) / count);
+  return Array.from({ length: count }, (_, piece) => values.slice(bound(piece), bound(piece + 1)));
 }
 
 /** Half the distance between the quartiles, as a share of the median. */

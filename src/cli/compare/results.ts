@@ -8,14 +8,16 @@ import { z } from "zod";
 import { readJsonObject } from "../../checkpoint/json.ts";
 import { printablePath, quote } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { median } from "../statistics.ts";
 import { plural } from "../terminal/format.ts";
+import { timeOf } from "./batches.ts";
 
 const PEERS_FORMAT = "nexus-peers/1";
 
 /** How a contender's times were taken: rounds that lie apart in time, each of samples in order. */
 export interface Series {
   readonly contender: string;
+  /** How many take turns in every round, as in batches.ts. */
+  readonly batches: number;
   /** Microseconds. */
   readonly rounds: readonly (readonly number[])[];
 }
@@ -48,7 +50,7 @@ const contenders = z.array(
       name: z.string(),
       mode: z.string().optional(),
       samples: times,
-      rounds: z.array(times).optional(),
+      rounds: z.array(times).min(1).optional(),
     }),
   ]),
 );
@@ -63,6 +65,7 @@ const PEERS = z.object({
       shape: z.string(),
       tokens: z.number(),
       routing: z.string(),
+      batches: z.number().int().min(1).default(1),
       /** Why there is nothing of the whole cell. */
       failed: z.string().optional(),
       contenders,
@@ -114,13 +117,13 @@ function fromPeers(file: string, json: z.output<typeof PEERS>): Results {
     ...{ file, kind: "peers", date, seed, version: commit, device: deviceText(device) },
     cells: cells
       .filter(({ failed }) => failed === undefined)
-      .map(({ shape, tokens, routing, contenders }) =>
-        peersCell(`${shape}, ${plural(tokens, "token")}, ${routing}`, contenders),
+      .map(({ shape, tokens, routing, batches, contenders }) =>
+        peersCell(`${shape}, ${plural(tokens, "token")}, ${routing}`, batches, contenders),
       ),
   };
 }
 
-function peersCell(name: string, all: z.output<typeof contenders>): MeasuredCell {
+function peersCell(name: string, batches: number, all: z.output<typeof contenders>): MeasuredCell {
   const labelOf = (contender: string, mode = "graph") =>
     mode === "graph" ? contender : `${contender} (${mode})`;
   const series: Series[] = [];
@@ -128,7 +131,7 @@ function peersCell(name: string, all: z.output<typeof contenders>): MeasuredCell
   for (const each of all) {
     const contender = labelOf(each.name, each.mode);
     if ("failed" in each) failed.push({ contender, reason: each.failed });
-    else series.push({ contender, rounds: each.rounds ?? [each.samples] });
+    else series.push({ contender, batches, rounds: each.rounds ?? [each.samples] });
   }
   // Nexus measured twice is no contender of its own; it tells the noise.
   const isAgain = ({ contender }: Series) => contender.startsWith("nexus-again");
@@ -138,7 +141,7 @@ function peersCell(name: string, all: z.output<typeof contenders>): MeasuredCell
   );
   return {
     ...{ name, failed, series: series.filter((each) => !isAgain(each)) },
-    ...(again && nexus && { noise: Math.abs(medianOf(again) / medianOf(nexus) - 1) }),
+    ...(again && nexus && { noise: Math.abs(timeOf(again) / timeOf(nexus) - 1) }),
   };
 }
 
@@ -146,6 +149,7 @@ function fromBench(file: string, json: z.output<typeof BENCH>): Results {
   const { date, nexus, seed, cpu, device, cells } = json;
   const series = (contender: string, { seconds }: z.output<typeof rate>): Series => ({
     contender,
+    batches: 1,
     rounds: [seconds.samples.map((each) => each * 1e6)],
   });
   return {
@@ -161,10 +165,6 @@ function fromBench(file: string, json: z.output<typeof BENCH>): Results {
       failed: [],
     })),
   };
-}
-
-export function medianOf({ rounds }: Series): number {
-  return median(rounds.flat());
 }
 
 function deviceText({ name, driver }: { name: string; driver?: string | undefined }): string {

@@ -1,0 +1,137 @@
+/** One part of a comparison: its cells one after the other, and a result file that is whole after each of them. */
+
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { median, summaryOf, syntheticLayer } from "../gpu/support.mjs";
+import { measureCell } from "./cell.mjs";
+import { cellsOf } from "./cells.mjs";
+import { idleWattsOf } from "./energy.mjs";
+import { LOOP_PEERS, loopCells } from "./loops.mjs";
+
+const SEED = 1;
+/** By data sheet, dense bfloat16: what the roofline is drawn with. Other cards have none. */
+const DATA_SHEETS = {
+  "NVIDIA H200": { dataSheetTBs: 4.8, dataSheetTFlops: 989 },
+  "NVIDIA H100 80GB HBM3": { dataSheetTBs: 3.35, dataSheetTFlops: 989 },
+  "NVIDIA A100-SXM4-80GB": { dataSheetTBs: 2.039, dataSheetTFlops: 312 },
+};
+const NO_DATA_SHEET = { dataSheetTBs: null, dataSheetTFlops: null };
+
+/**
+ * @param bench { device, peers, folder, nvml, hello, limits }
+ * @returns { file, failed }
+ */
+export async function measurePart(bench, part, options) {
+  const { device, peers, hello, limits } = bench;
+  const { memoryBytes, name } = hello.device;
+  const began = new Date();
+  const result = {
+    ...{ format: "nexus-peers/1", date: began.toISOString(), mode: part, seed: SEED },
+    commit: process.env.NEXUS_COMMIT ?? "unknown",
+    device: { ...(await summaryOf(device)), memoryBytes },
+    versions: { node: process.version.slice(1), ...hello.versions },
+    limits: { ...limits, ...(DATA_SHEETS[name] ?? NO_DATA_SHEET) },
+    idleWatts: await idleWattsOf(device),
+    conditions: [],
+    unavailable: hello.unavailable,
+    shapes: [],
+    cells: [],
+    energy: [],
+  };
+  const [card] = name.replace(/^NVIDIA /, "").split(" ");
+  const file = join(options.out, `${card.toLowerCase()}-${result.date.slice(0, 10)}-${part}.json`);
+  const save = () => writeFileSync(file, `${JSON.stringify(result)}\n`);
+  const chosen = part === "loops" ? LOOP_PEERS : options.peers;
+  let failed = false;
+  const fail = (shape, cell, error) => {
+    failed = true;
+    const { tokens, routing } = cell;
+    const { message } = error;
+    result.cells.push({ shape: shape.name, tokens, routing, failed: message, contenders: [] });
+    console.log(`${shape.name}, ${tokens} tokens, ${routing}: FAILED: ${error.stack}`);
+  };
+  for (const { shape, cells } of part === "loops" ? loopCells() : cellsOf(part, memoryBytes)) {
+    const asked = cells.filter(options.wants);
+    if (asked.length === 0) continue;
+    result.shapes.push(shape);
+    let synthetic;
+    try {
+      synthetic = await makeLayers(device, peers, shape, asked);
+      const site = {
+        ...bench,
+        synthetic,
+        seed: SEED,
+        rounds: options.rounds,
+        idleWatts: result.idleWatts,
+      };
+      for (const cell of asked) {
+        try {
+          const energy = cell.energy && options.withEnergy;
+          const measured = await measureCell(site, shape, { ...cell, energy }, chosen);
+          const line = lineOf(measured.cell, began);
+          result.cells.push(measured.cell);
+          result.energy.push(...measured.energy);
+          console.log(line);
+        } catch (error) {
+          fail(shape, cell, error);
+        }
+        result.conditions.push(await conditionOf(bench.nvml));
+        save();
+      }
+    } catch (error) {
+      // Without the layer there is none of its cells; the next shape may fit.
+      for (const cell of asked) fail(shape, cell, error);
+    } finally {
+      synthetic?.modules[Symbol.dispose]();
+    }
+  }
+  result.seconds = (Date.now() - began) / 1e3;
+  save();
+  return { file, failed };
+}
+
+/** The layer in both processes. */
+async function makeLayers(device, peers, shape, cells) {
+  const { hidden, intermediate, experts, topK: top_k, renormalize } = shape;
+  await peers.ask("layer", {
+    shape: { name: shape.name, experts, top_k, hidden, intermediate, renormalize },
+    seed: SEED,
+    tokens: [...new Set(cells.map(({ tokens }) => tokens))],
+  });
+  return syntheticLayer(
+    device,
+    { ...shape, hiddenSize: hidden, intermediateSize: intermediate },
+    SEED,
+  );
+}
+
+async function conditionOf(nvml) {
+  const { smMegahertz, memoryMegahertz, celsius, watts, limitWatts } = await nvml.telemetry();
+  return {
+    when: new Date().toISOString(),
+    smMHz: smMegahertz,
+    memoryMHz: memoryMegahertz,
+    temperatureC: celsius,
+    powerW: watts,
+    powerLimitW: limitWatts,
+  };
+}
+
+/** Nexus first, then everybody else from the fastest on: pooled medians, to be watched; the report looks closer. */
+function lineOf(cell, began) {
+  const seconds = ((Date.now() - began) / 1e3).toFixed(0);
+  const timed = cell.contenders.filter(({ samples }) => samples);
+  const [ours, again, ...rest] = timed.map(({ name, mode, samples }) => ({
+    name: mode === "eager" ? `${name} (eager)` : name,
+    us: median(samples),
+  }));
+  rest.sort((a, b) => a.us - b.us);
+  const limit = cell.limit ? [{ name: "cuBLAS", us: median(cell.limit.samples) }] : [];
+  const list = [...rest, ...limit].map(({ name, us }) => `${name} ${us.toFixed(1)}`).join(", ");
+  const both = `nexus ${ours.us.toFixed(1)} (${again.us.toFixed(1)})`;
+  const broken = cell.contenders.filter((each) => each.failed);
+  return [
+    `[${seconds} s] ${cell.shape}, ${cell.tokens} tokens, ${cell.routing}: ${both} | ${list}`,
+    ...broken.map(({ name, mode, failed }) => `    failed: ${name} ${mode}: ${failed}`),
+  ].join("\n");
+}
