@@ -1,0 +1,139 @@
+/** The report as files: faults are named, charts and page are well formed. */
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { describe, it } from "node:test";
+import { inTemporaryFolder } from "../cli/nexus.ts";
+import { cell, contender, exampleLoops, exampleResult } from "./example-result.ts";
+import { at, BESIDE, folder, load, main, skip } from "./report-support.ts";
+
+describe("report page", { skip }, () => {
+  it("faults of a file are named", async () => {
+    const { faultOf } = await load("read.mjs");
+    const whole = exampleResult();
+    assert.equal(faultOf(whole), undefined);
+    assert.match(faultOf({ ...whole, format: "x" }), /"format" is "x"/);
+    assert.match(faultOf({ ...whole, limits: {} }), /limits\.copyTBs/);
+    const twice = [contender("nexus", 1), contender("nexus", 2)];
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), twice)] }), /nexus, graph twice/);
+    const empty = [{ name: "nexus", mode: "graph", samples: [] }];
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), empty)] }), /cells\[0\].*samples/);
+    const unrounded = [{ ...contender("nexus", 1), rounds: [] }];
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), unrounded)] }), /cells\[0\].*rounds/);
+    assert.match(faultOf({ ...whole, cells: [cell(at(1), [], { batches: 0 })] }), /batches/);
+    assert.match(faultOf({ ...whole, date: undefined }), /date/);
+    const limits = { ...whole.limits, dataSheetTFlops: "many" };
+    assert.match(faultOf({ ...whole, limits }), /limits\.dataSheetTFlops/);
+  });
+
+  it("from the command line: Markdown, charts and a page that stands alone", () =>
+    inTemporaryFolder(async (folder) => {
+      const out = path.join(folder, "out");
+      const failed = { ...at(3), failed: "the GPU is gone", contenders: [] };
+      const result = exampleResult();
+      const contents = [{ ...result, cells: [...result.cells, failed] }, exampleLoops(), ...BESIDE];
+      const files = contents.map((content, i) => {
+        const file = path.join(folder, `${i}.json`);
+        writeFileSync(file, JSON.stringify(content));
+        return file;
+      });
+      execFileSync(process.execPath, [main, ...files, "--out", out]);
+      const read = (name: string) => readFileSync(path.join(out, name), "utf8");
+      const markdown = read("report.md");
+      const lines = markdown.split("\n");
+      assert.match(lines[2] as string, /fastest in 70 of 72 cells.*geometric mean of 1\.\d\dx/);
+      assert.match(lines[4] as string, /A peer is faster beyond the noise in 2 cells/);
+      assert.match(lines[6] as string, /64 tokens, uniform: .*triton-kernels .* us \(\d+ %\)/);
+      assert.ok(markdown.includes("does not install | here"));
+      assert.match(
+        markdown,
+        /1 cell failed:\*\*\n\n- qwen3-30b-a3b, 3 tokens, uniform: the GPU is gone/,
+      );
+      assert.match(
+        markdown,
+        /\| small \| 512 \| loop \(eager\) \|.*20\.0x .* 85 % \| dense \| 7\.0x \|/,
+      );
+      assert.match(markdown, /\| \+ graph \| 300 \| 290 \| 80\.00x \| 356 \|/);
+      assert.match(markdown, /\| 128 \| 8 \| 512 \| whole \| 2\.00 \| 6\.00 \| 3\.00x /);
+      assert.match(
+        markdown,
+        /\| adaptive \| 300 \| 400 \| 1,000 \| 50\.0 \| 3 \| 1 \| 2 \| 120 \|/,
+      );
+      const order = [
+        ...["Bars", "Latency", "Roofline", "Skew", "Energy", "The original system's"],
+        ...["Ablation", "Traffic", "Drift"],
+      ];
+      const places = order.map((title) => markdown.indexOf(`\n## ${title}`));
+      assert.deepEqual(
+        places,
+        places.toSorted((a, b) => a - b),
+      );
+      assert.ok((places[0] as number) > 0);
+      // Every row of a table has as many cells as its head.
+      for (const block of markdown.split("\n\n").filter((each) => each.startsWith("| "))) {
+        const widths = block
+          .trim()
+          .split("\n")
+          .map((row) => row.replaceAll("\\|", "").split("|").length);
+        assert.equal(new Set(widths).size, 1, block);
+      }
+      const charts = readdirSync(out).filter((name) => name.endsWith(".svg"));
+      const linked = [...markdown.matchAll(/!\[[^\]]*\]\(([^)]+)\)/g)].map(([, name]) => name);
+      assert.deepEqual(linked.toSorted(), charts.toSorted());
+      assert.equal(charts.length, 5);
+      const page = read("index.html");
+      for (const name of charts) {
+        const svg = read(name);
+        assertWellFormed(svg);
+        assert.doesNotMatch(svg, /NaN|undefined|Infinity/);
+        assert.match(svg, /prefers-color-scheme:dark/);
+        assert.ok(page.includes(svg.trim()), `${name} is not in the page`);
+      }
+      assert.doesNotMatch(page, /<(img|script|link)\b|NaN|undefined/);
+      assert.doesNotMatch(markdown, /NaN|undefined|Infinity/);
+      assert.equal(page.match(/<table>/g)?.length, markdown.match(/^\| ---/gm)?.length);
+    }));
+
+  it("files that are none are refused with a line", () => {
+    const run = (...args: string[]) => {
+      try {
+        execFileSync(process.execPath, [main, ...args], { stdio: "pipe" });
+        return { status: 0, stderr: "" };
+      } catch (error) {
+        const { status, stderr } = error as { status: number; stderr: Buffer };
+        return { status, stderr: String(stderr) };
+      }
+    };
+    for (const [args, expected] of [
+      [["/nowhere.json", "--out", "/tmp/x"], /nowhere\.json cannot be read/],
+      [["--out", "/tmp/x"], /^usage: /],
+      [[path.join(folder, "main.mjs"), "--out", "/tmp/x"], /cannot be read as JSON/],
+    ] as const) {
+      const { status, stderr } = run(...args);
+      assert.equal(status, 2);
+      assert.match(stderr, expected);
+      assert.equal(stderr.trim().split("\n").length, 1);
+    }
+  });
+});
+
+/** Elements are closed in order, attributes are quoted and not repeated, no stray markup in texts. */
+function assertWellFormed(xml: string): void {
+  const open: string[] = [];
+  const tag = /<(\/?)([a-z]+)((?: [\w:-]+="[^"<&]*(?:&(?:amp|lt|gt|quot);[^"<&]*)*")*)(\/?)>/g;
+  let end = 0;
+  for (const match of xml.matchAll(tag)) {
+    const [whole, closing, name, attributes = "", empty] = match;
+    assert.doesNotMatch(xml.slice(end, match.index), /[<>]|&(?!(amp|lt|gt|quot);)/);
+    end = match.index + whole.length;
+    const names = [...attributes.matchAll(/ ([\w:-]+)=/g)].map(([, each]) => each);
+    assert.equal(new Set(names).size, names.length, whole);
+    if (closing) assert.equal(open.pop(), name);
+    else if (!empty) open.push(name as string);
+    if (open.length === 0) break;
+  }
+  assert.deepEqual(open, []);
+  assert.equal(xml.slice(end).trim(), "");
+}

@@ -1,0 +1,147 @@
+/** How the parts of a result are joined in the report, and what it says where they differ. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import {
+  cell,
+  contender,
+  type ExampleCell,
+  type ExampleContender,
+  exampleResult,
+  timed,
+} from "./example-result.ts";
+import { at, close, device, load, skip } from "./report-support.ts";
+
+describe("report parts", { skip }, () => {
+  it("parts join: all cells, each with its own limits, and a warning where they differ", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const one = { ...whole, cells: whole.cells.slice(0, 10) };
+    const limits = { ...whole.limits, copyTBs: 4.1 };
+    const two = { ...whole, commit: "fedcba9", limits, cells: whole.cells.slice(10) };
+    const merged = merge([one, two]);
+    assert.equal(merged.cells.length, whole.cells.length);
+    assert.equal(merged.cells[9].limits.copyTBs, 4.2);
+    assert.equal(merged.cells[10].limits.copyTBs, 4.1);
+    const ofEnergy = merged.cells.find((each: ExampleCell) => each.tokens === 4096);
+    assert.equal(ofEnergy.energy.length, 3);
+    assert.equal(merged.unavailable.length, 1);
+    assert.equal(merged.warnings.length, 1);
+    assert.match(merged.warnings[0], /different commits: "0123abc" \(quick\), "fedcba9" \(quick\)/);
+
+    const elsewhere = { ...two, device: { ...two.device, name: "NVIDIA H100" } };
+    assert.throws(() => merge([one, elsewhere]), /different devices.*H200.*H100/);
+  });
+
+  it("files beside the parts are held to the same device, driver and commit", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const drift = { format: "nexus-drift/1", device, commit: whole.commit, forms: [] };
+    // An ablation names no commit.
+    const ablation = { command: "bench --ablation", device, results: [] };
+    assert.deepEqual(merge([whole, drift, ablation]).warnings, []);
+    const old = { ...ablation, device: { ...device, driver: "570.1" } };
+    const { warnings } = merge([whole, { ...drift, commit: "fedcba9" }, old]);
+    assert.equal(warnings.length, 2);
+    assert.match(warnings[0], /different drivers: .*"570\.1" \(bench --ablation\)/);
+    assert.match(warnings[1], /different commits: .*"fedcba9" \(nexus-drift\/1\)/);
+    const elsewhere = { ...drift, device: { ...device, name: "NVIDIA H100" } };
+    assert.throws(() => merge([whole, elsewhere]), /different devices/);
+  });
+
+  it("a cell of several parts is pooled: every round counts, in whichever order the files stand", async () => {
+    const { merge } = await load("merge.mjs");
+    const { figuresOf } = await load("figures.mjs");
+    const whole = exampleResult();
+    const part = (day: number, cells: ExampleCell[], energy: object[] = []) => ({
+      ...{ ...whole, cells, energy, date: `2026-11-${day}T10:00:00.000Z` },
+    });
+    const reading = {
+      ...{ ...at(64), contender: "nexus", mode: "graph" },
+      ...{ seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+    };
+    const limit = (us: number) => ({ name: "cublas", samples: [us], rounds: [[us]] });
+    const gone = { name: "y", mode: "graph", failed: "out of memory" };
+    const early = part(
+      24,
+      [
+        cell(at(64), [timed("nexus", [[100, 200]]), timed("x", [[300]]), gone], {
+          ...{ batches: 2, limit: limit(50) },
+        }),
+        cell(at(128), [timed("nexus", [[100]])], { seed: 1 }),
+      ],
+      [reading],
+    );
+    const late = part(
+      25,
+      [
+        cell(
+          at(64),
+          [timed("nexus", [[104, 208, 108]]), timed("y", [[7]]), timed("x", [[9]], "eager")],
+          {
+            ...{ batches: 2, limit: limit(70) },
+          },
+        ),
+        cell(at(128), [timed("nexus", [[90]])], { seed: 2 }),
+      ],
+      [{ ...reading, seconds: 4, steps: 2000, joules: 1800, idleWatts: 70 }],
+    );
+    const merged = merge([early, late]);
+    const reordered = merge([late, early]);
+    assert.deepEqual(reordered, merged);
+    assert.equal(merged.date, early.date);
+    assert.equal(merged.cells.length, 2);
+    const [pooled, redrawn] = merged.cells;
+    assert.deepEqual(
+      pooled.contenders.map(({ name, mode, failed, rounds }: ExampleContender) => [
+        ...[name, mode, failed ?? rounds],
+      ]),
+      [
+        [
+          "nexus",
+          "graph",
+          [
+            [100, 200],
+            [104, 208, 108],
+          ],
+        ],
+        ["x", "graph", [[300]]],
+        ["y", "graph", [[7]]],
+        ["x", "eager", [[9]]],
+      ],
+    );
+    // Of batch 0: 100, 104, 108, of batch 1: 200, 208.
+    const [figures] = figuresOf(merged).cells;
+    close(figures.nexus.us, (104 + 204) / 2);
+    close(figures.productsUs, 60);
+    const [{ seconds, steps, joules, idleWatts }] = pooled.energy;
+    assert.deepEqual({ seconds, steps, joules }, { seconds: 6, steps: 3000, joules: 2400 });
+    close(idleWatts, 80);
+    assert.equal(redrawn.seed, 2);
+    assert.deepEqual(redrawn.contenders[0].rounds, [[90]]);
+    assert.deepEqual(
+      merged.warnings.map((warning: string) => warning.split(":")[0]),
+      [
+        "1 cell was measured in more than one part",
+        "1 cell measured again with another seed or number of batches",
+      ],
+    );
+  });
+
+  it("what failed is named unless a later part measured it", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const good = { ...whole, cells: [cell(at(64), [contender("nexus", 100)])] };
+    const cells = [{ ...at(64), failed: "the GPU is gone", contenders: [] }];
+    const later = { date: "2026-11-25T10:00:00.000Z" };
+    const repaired = merge([
+      { ...good, ...later },
+      { ...whole, cells },
+    ]);
+    assert.equal(repaired.failedCells.length, 0);
+    assert.equal(repaired.cells.length, 1);
+    const broken = merge([{ ...whole, cells, ...later }, good]);
+    assert.equal(broken.failedCells.length, 1);
+    assert.equal(broken.cells.length, 1);
+  });
+});
