@@ -28,12 +28,12 @@ const TABLED = ["args", "grid"];
 
 /** All that decides what is in the bundle, by path from kernels/. */
 function sources() {
-  const python = ["experts", "routing"].flatMap((folder) =>
+  const python = ["experts", "routing", "variants"].flatMap((folder) =>
     readdirSync(join(KERNELS, "triton", folder))
       .filter((name) => name.endsWith(".py"))
       .map((name) => `triton/${folder}/${name}`),
   );
-  return [...python, "triton/build.py", "triton/variants.py", "pack.mjs"].sort();
+  return [...python, "triton/build.py", "pack.mjs"].sort();
 }
 
 function sha256(bytes) {

@@ -1,0 +1,230 @@
+"""Products of many experts at once, and of a few tokens: experts/grouped.py, many.py and decode.py."""
+
+from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
+
+from experts import activation, decode, grouped, many
+
+from .variant import ELEMENTS, PADDING, Variant
+
+PROJECT_ARGUMENTS = {
+    "bias": "*fp32",
+    "out": None,
+    "tiles": "*i32",
+    "tile_count": "*i32",
+    "order": "*i32",
+    "input_scale": "*fp32",
+    "n": "i32",
+    "k": "i32",
+    "x_pitch": "i32",
+    "out_pitch": "i32",
+    "top_k": "i32",
+    "dense_matrix": "i32",
+    "group": "i32",
+    "options": "i32",
+    "code": "i32",
+    "linear": "fp32",
+    "cubic": "fp32",
+    "limit": "fp32",
+    "shift": "fp32",
+}
+
+# Sixteen-byte loads need these promises; all memory the driver hands out is 256-byte aligned.
+PROJECT_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
+
+# Tiles of so many rows get a block for each piece of work where the kernel has the whole device: pieces take unequal time,
+# and the hardware deals them out better than a fixed walk; up to 5 % under skew.
+COVERING_ROWS = 16
+
+ACTIVATION_SETS = {"identity": activation.IDENTITY, "logistic": activation.LOGISTIC, "coded": activation.CODED}
+
+
+def persistent_tiles(block_n, covers=False):
+    pieces = f"tiles the list has room for * ceil(n / {block_n})"
+    held = f"x = min(multiprocessors of the budget * blocks_per_multiprocessor, {pieces}); y = z = 1"
+    return {
+        "rule": "persistent",
+        "words": f"{held}; where the budget is the whole device x = {pieces}" if covers else held,
+        "columns_per_block": block_n,
+        **({"covers": True} if covers else {}),
+    }
+
+
+def project(element, gated, activations, tile, *, precision="ieee", extras=True, ptx=False):
+    """A grouped product; `tile` is (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, descriptor, flatten)."""
+    block_m, block_n, block_k, warps, stages, descriptor, flatten = tile
+    short = ELEMENTS[element]
+    w = f"tensordesc<{short}[{block_n}, {block_k}]>" if descriptor else f"*{short}"
+    arguments = {"x": f"*{short}", "w": w, **PROJECT_ARGUMENTS, "out": f"*{short}"}
+    kind = f"{'gated' if gated else 'plain'}_{activations}{'_extras' if extras else ''}"
+    return Variant(
+        name=f"project_{kind}_{short if precision == 'ieee' else 'tf32'}_rows{block_m}",
+        function=grouped.project,
+        arguments=arguments,
+        constants={
+            "GATED": gated,
+            "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "EXTRAS": extras,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "DESCRIPTOR": descriptor,
+            "PRECISION": precision,
+            "FLATTEN": flatten,
+        },
+        divisible=tuple(a for a in PROJECT_DIVISIBLE if not (descriptor and a == "w")),
+        num_warps=warps,
+        num_stages=stages,
+        grid=persistent_tiles(block_n, covers=block_m == COVERING_ROWS),
+        selects={
+            "operator": "project",
+            "element": element,
+            "gated": gated,
+            "activations": activations,
+            "rows_per_tile": block_m,
+            "precision": precision,
+            # What it can do, for products that need it and for those that do not.
+            "extras": extras,
+            "gather": True,
+            "k": {"least": PADDING},
+        },
+        ptx=ptx,
+    )
+
+
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) of the products for many rows: four stages of 48 KiB and 32 KiB for the
+# stores are what a block's shared memory holds. (For tiles of 64 rows this kernel was no faster than Triton's.)
+MANY_TILE = (128, 256, 64, 8, 4)
+GLUON_ELEMENTS = {"bfloat16": bfloat16, "float16": float16}
+
+
+def project_many(element, gated):
+    """The first product of a layer, which gathers its rows, if gated; else the second, whose rows lie in order."""
+    block_m, block_n, block_k, warps, stages = MANY_TILE
+    short = ELEMENTS[element]
+    activations = "logistic" if gated else "identity"
+
+    def descriptor(rows):
+        layout = NVMMASharedLayout.get_default_for([rows, block_k], GLUON_ELEMENTS[element])
+        return f"tensordesc<{short}[{rows}, {block_k}],{layout!r}>"
+
+    described = ("w",) if gated else ("x", "w")
+    x = f"*{short}" if gated else descriptor(block_m)
+    return Variant(
+        name=f"project_{'gated' if gated else 'plain'}_{activations}_{short}_many",
+        function=many.project_many,
+        arguments={"x": x, "w": descriptor(block_n), **PROJECT_ARGUMENTS, "out": f"*{short}"},
+        constants={
+            "GATED": gated,
+            "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "X_DESCRIPTOR": "x" in described,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "STAGES": stages,
+        },
+        divisible=tuple(a for a in PROJECT_DIVISIBLE if a not in described),
+        num_warps=warps,
+        num_stages=stages,
+        grid=persistent_tiles(block_n),
+        selects={
+            "operator": "project",
+            "element": element,
+            "gated": gated,
+            "activations": activations,
+            "rows_per_tile": block_m,
+            "precision": "ieee",
+            "extras": False,
+            "gather": "x" not in described,
+            "k": {"least": (stages - 1) * block_k},
+        },
+    )
+
+
+def decode_first(element, gated, activations, *, rows=8, block_k=512, stages=3, warps=4):
+    short = ELEMENTS[element]
+    kind = "gated" if gated else "plain"
+    return Variant(
+        name=f"decode_first_{kind}_{activations}_{short}",
+        function=decode.decode_first,
+        arguments={
+            "x": f"*{short}",
+            "w": f"*{short}",
+            "bias": "*fp32",
+            "out": f"*{short}",
+            "ids": "*i32",
+            "input_scale": "*fp32",
+            "tokens": "*i32",
+            "n": "i32",
+            "k": "i32",
+            "x_pitch": "i32",
+            "out_pitch": "i32",
+            "top_k": "i32",
+            "options": "i32",
+            "code": "i32",
+            "linear": "fp32",
+            "cubic": "fp32",
+            "limit": "fp32",
+            "shift": "fp32",
+        },
+        constants={
+            "GATED": gated,
+            "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "ROWS": rows,
+            "BLOCK_K": block_k,
+            "STAGES": stages,
+        },
+        divisible=("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch"),
+        num_warps=warps,
+        num_stages=3,
+        grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = n / {rows}; z = 1",
+              "x": "slots", "y": {"of": "n", "by": rows}},
+        selects={"operator": "decode_first", "element": element, "gated": gated, "activations": activations},
+        ptx=True,
+    )
+
+
+# decode_second's shapes by the width it reads: (rows, BLOCK_K, stages, warps). With little to read, many small programs;
+# with much, fewer that read longer.
+DECODE_SECOND = {"short": (2, 1024, 3, 2), "long": (8, 512, 3, 4)}
+DECODE_SHORT = 1024
+
+
+def decode_second(element, out, length):
+    short, out_short = ELEMENTS[element], ELEMENTS[out]
+    rows, block_k, stages, warps = DECODE_SECOND[length]
+    return Variant(
+        name=f"decode_second_{short}_{out_short}_{length}",
+        function=decode.decode_second,
+        arguments={
+            "x": f"*{short}",
+            "w": f"*{short}",
+            "bias": "*fp32",
+            "ids": "*i32",
+            "weights": "*fp32",
+            "shared": f"*{short}",
+            "shared_scale": "*fp32",
+            "residual": f"*{short}",
+            "out": f"*{out_short}",
+            "tokens": "*i32",
+            "width": "i32",
+            "n": "i32",
+            "k": "i32",
+            "x_pitch": "i32",
+            "row_pitch": "i32",
+            "top_k": "i32",
+            "options": "i32",
+        },
+        constants={"ROWS": rows, "BLOCK_K": block_k, "STAGES": stages},
+        divisible=("x", "w", "bias", "n", "k", "x_pitch", "row_pitch"),
+        num_warps=warps,
+        num_stages=3,
+        grid={"rule": "cover", "words": f"x = tokens the buffers have room for; y = n / {rows}; z = 1",
+              "x": "tokens", "y": {"of": "n", "by": rows}},
+        selects={
+            "operator": "decode_second",
+            "element": element,
+            "output": out,
+            "k": {"most": DECODE_SHORT} if length == "short" else {"least": DECODE_SHORT + 1},
+        },
+        ptx=True,
+    )
