@@ -25,6 +25,7 @@ export async function energyOf(device, run) {
 
 /** Watts with contexts open and nothing running. */
 export async function idleWattsOf(device) {
+  if (!device.energy.available) return null;
   await sleep(SETTLE_SECONDS * 1e3);
   const window = new EnergyMonitor(device.energy).begin();
   await sleep(WINDOW_SECONDS * 1e3);

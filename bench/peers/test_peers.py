@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import cublas
-from contender import ERROR_BOUND, capture
-from layer import reference, relative_error
+from contender import ERROR_BOUND, ROW_ERROR_BOUND, capture
+from layer import reference, relative_errors
 from peer import Batch, Layer, Peer, Shape
 from registry import PEERS
 
@@ -80,17 +80,18 @@ def steps(peer: Peer, layer: Layer, batch: Batch, setting: dict):
         yield "graph", lambda: (graph.replay(), output)[1]
 
 
-def worst_error(step, batch: Batch, others: list[Batch], expected: list[torch.Tensor]) -> float:
+def worst_errors(step, batch: Batch, others: list[Batch], expected: list[torch.Tensor]) -> tuple[float, float]:
+    """Of whole outputs, and of single tokens."""
     errors = []
     for other, wanted in zip(others, expected):
         batch.hidden.copy_(other.hidden)
         batch.logits.copy_(other.logits)
         output = step()
-        errors.append(relative_error(output, wanted))
+        errors.append(relative_errors(output, wanted))
         if not (torch.equal(batch.hidden, other.hidden) and torch.equal(batch.logits, other.logits)):
             raise RuntimeError("the step changed its inputs")
         output.fill_(float("nan"))
-    return max(errors)
+    return tuple(max(each) for each in zip(*errors))
 
 
 def check(peers: list[Peer], shape: Shape, tokens: int, generator: torch.Generator) -> tuple[int, int]:
@@ -105,9 +106,9 @@ def check(peers: list[Peer], shape: Shape, tokens: int, generator: torch.Generat
             try:
                 batch = Batch(batches[0].hidden.clone(), batches[0].logits.clone())
                 for mode, step in steps(peer, layer, batch, setting):
-                    error = worst_error(step, batch, batches[1:] + batches[:1], expected[1:] + expected[:1])
-                    if not error < ERROR_BOUND:
-                        raise RuntimeError(f"off by {error:.3g}")
+                    error, row_error = worst_errors(step, batch, batches[1:] + batches[:1], expected[1:] + expected[:1])
+                    if not (error < ERROR_BOUND and row_error < ROW_ERROR_BOUND):
+                        raise RuntimeError(f"off by {error:.3g}, a token by {row_error:.3g}")
                     passed += 1
             except Exception as error:
                 failed += 1
