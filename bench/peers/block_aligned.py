@@ -5,63 +5,35 @@ settings among those tried. softmax and top-k; align; rows gathered into the fir
 SiLU-and-multiply; second product, routing weights in its epilogue, [slots, hidden]; sum over a token's slots.
 """
 
-from typing import Any, Callable
-
-import torch
+from typing import Any
 
 import tile_tables
 from block_aligned_kernels import grouped_product
-from launching import Buffers, Launch, allocate, compile_jobs, step_of, types_of
-from peer import Batch, Layer, Setting, Shape, Step
-from routing_kernels import most_blocks, order_buffers, order_launches, topk_buffers, topk_launch
+from launching import Buffers, Launch
+from peer import Setting, Shape
+from routing_kernels import most_blocks, order_buffers, order_launches, topk_launch
 from row_kernels import silu_launch, sum_launch
+from schedule import Schedule
 
 # vLLM aligns nothing where so many times the slots are no more than the experts: hardly two slots share an expert.
 SPARSITY = 4
 
 
-class BlockAligned:
+class BlockAligned(Schedule):
     name = "vllm-schedule"
-    capturable = True
 
-    def available(self) -> str | None:
-        return None
+    def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
+        return tile_tables.candidates(shape, tokens)
 
-    def settings(self, layer: Layer, tokens: int) -> list[Setting]:
-        return tile_tables.candidates(layer.shape, tokens)
+    def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
+        return order_buffers(shape, tokens, setting["BLOCK_M"]) if _is_aligned(shape, tokens) else {}
 
-    def prepare(self, layer: Layer, batch: Batch, setting: Setting) -> Step:
-        buffers = allocate(_buffers(layer.shape, batch.tokens, setting), batch.hidden.device)
-        inputs = {"hidden": batch.hidden, "logits": batch.logits, "gate_up": layer.gate_up, "down": layer.down}
-        launches = _launches(layer.shape, batch.tokens, setting, buffers | inputs)
-        return step_of(launches, buffers["output"])
-
-    def compile_jobs(self, shape: Shape, token_counts: list[int]) -> list[Callable[[], None]]:
-        """Jobs that compile all that steps of such a layer with so many tokens launch, in any order, in any process."""
-        inputs = {"logits": torch.float32} | dict.fromkeys(("hidden", "gate_up", "down"), torch.bfloat16)
-        return compile_jobs(
-            launch
-            for tokens in token_counts
-            for setting in tile_tables.candidates(shape, tokens)
-            for launch in _launches(shape, tokens, setting, types_of(_buffers(shape, tokens, setting)) | inputs)
-        )
+    def launches(self, shape: Shape, tokens: int, setting: Setting, buffers: dict[str, Any]) -> list[Launch]:
+        return _launches(shape, tokens, setting, buffers)
 
 
 def _is_aligned(shape: Shape, tokens: int) -> bool:
     return tokens * shape.top_k * SPARSITY > shape.experts
-
-
-def _buffers(shape: Shape, tokens: int, setting: Setting) -> Buffers:
-    slots = tokens * shape.top_k
-    order = order_buffers(shape, tokens, setting["BLOCK_M"]) if _is_aligned(shape, tokens) else {}
-    return {
-        **topk_buffers(shape, tokens),
-        **order,
-        "both": ((slots, 2 * shape.intermediate), torch.bfloat16),
-        "activated": ((slots, shape.intermediate), torch.bfloat16),
-        "rows": ((slots, shape.hidden), torch.bfloat16),
-        "output": ((tokens, shape.hidden), torch.bfloat16),
-    }
 
 
 def _launches(shape: Shape, tokens: int, setting: Setting, buffers: dict[str, Any]) -> list[Launch]:

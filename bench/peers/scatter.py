@@ -7,15 +7,14 @@ than published: the sort is the counting sort of routing_kernels.py, and the num
 that a CUDA graph holds all of it.
 """
 
-from typing import Any, Callable
+from typing import Any
 
-import torch
-
-from launching import Buffers, Launch, allocate, compile_jobs, step_of, types_of
-from peer import Batch, Layer, Setting, Shape, Step
-from routing_kernels import most_blocks, order_buffers, order_launches, topk_buffers, topk_launch
+from launching import Buffers, Launch
+from peer import Setting, Shape
+from routing_kernels import most_blocks, order_buffers, order_launches, topk_launch
 from row_kernels import silu_launch, sum_launch
 from scatter_kernels import scatter2scatter
+from schedule import Schedule
 
 
 def _setting(block_m: int, block_n: int, block_k: int, num_warps: int, num_stages: int) -> Setting:
@@ -33,48 +32,18 @@ FOR_MANY_ROWS = [_setting(128, 256, 64, 8, 4), _setting(64, 128, 64, 4, 4)]
 MANY_ROWS = 32
 
 
-class Scatter:
+class Scatter(Schedule):
     name = "scattermoe-schedule"
-    capturable = True
 
-    def available(self) -> str | None:
-        return None
+    def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
+        rows = tokens * shape.top_k / shape.experts
+        return [*FOR_MANY_ROWS, PUBLISHED] if rows >= MANY_ROWS else [*FOR_FEW_ROWS, PUBLISHED]
 
-    def settings(self, layer: Layer, tokens: int) -> list[Setting]:
-        return _candidates(layer.shape, tokens)
+    def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
+        return order_buffers(shape, tokens, setting["BLOCK_M"])
 
-    def prepare(self, layer: Layer, batch: Batch, setting: Setting) -> Step:
-        buffers = allocate(_buffers(layer.shape, batch.tokens, setting), batch.hidden.device)
-        inputs = {"hidden": batch.hidden, "logits": batch.logits, "gate_up": layer.gate_up, "down": layer.down}
-        launches = _launches(layer.shape, batch.tokens, setting, buffers | inputs)
-        return step_of(launches, buffers["output"])
-
-    def compile_jobs(self, shape: Shape, token_counts: list[int]) -> list[Callable[[], None]]:
-        """Jobs that compile all that steps of such a layer with so many tokens launch, in any order, in any process."""
-        inputs = {"logits": torch.float32} | dict.fromkeys(("hidden", "gate_up", "down"), torch.bfloat16)
-        return compile_jobs(
-            launch
-            for tokens in token_counts
-            for setting in _candidates(shape, tokens)
-            for launch in _launches(shape, tokens, setting, types_of(_buffers(shape, tokens, setting)) | inputs)
-        )
-
-
-def _candidates(shape: Shape, tokens: int) -> list[Setting]:
-    rows = tokens * shape.top_k / shape.experts
-    return [*FOR_MANY_ROWS, PUBLISHED] if rows >= MANY_ROWS else [*FOR_FEW_ROWS, PUBLISHED]
-
-
-def _buffers(shape: Shape, tokens: int, setting: Setting) -> Buffers:
-    slots = tokens * shape.top_k
-    return {
-        **topk_buffers(shape, tokens),
-        **order_buffers(shape, tokens, setting["BLOCK_M"]),
-        "both": ((slots, 2 * shape.intermediate), torch.bfloat16),
-        "activated": ((slots, shape.intermediate), torch.bfloat16),
-        "rows": ((slots, shape.hidden), torch.bfloat16),
-        "output": ((tokens, shape.hidden), torch.bfloat16),
-    }
+    def launches(self, shape: Shape, tokens: int, setting: Setting, buffers: dict[str, Any]) -> list[Launch]:
+        return _launches(shape, tokens, setting, buffers)
 
 
 def _launches(shape: Shape, tokens: int, setting: Setting, buffers: dict[str, Any]) -> list[Launch]:
