@@ -1,10 +1,10 @@
 /**
- * What a contender's samples say of its time. A cell has one or more batches that take turns,
- * and a step of one takes longer than a step of another, because it reaches other experts; so
- * each batch has a median of its own. Which samples there are is the result's.
+ * What a contender's samples say of its time and of how far they scatter. How the batches of a
+ * cell make one time is the package's to say: `nexus bench --compare` shows the same figure.
  */
 
-import { mean, median, spread } from "./statistics.mjs";
+import { samplesOf, timeOf } from "../../dist/src/cli/compare/batches.js";
+import { median, spread } from "./statistics.mjs";
 
 /**
  * @param contender with `rounds`, bursts that each begin with the first batch and go on in
@@ -13,13 +13,10 @@ import { mean, median, spread } from "./statistics.mjs";
  *   median, spread: of those }
  */
 export function timesOf({ samples, rounds = [samples] }, batches = 1) {
-  const ofBatch = Array.from({ length: batches }, () => []);
-  for (const burst of rounds) {
-    for (const [i, us] of burst.entries()) ofBatch[i % batches].push(us);
-  }
-  // A short burst does not reach the last batches.
-  const known = ofBatch.filter(({ length }) => length > 0);
-  const medians = known.map(median);
-  const relative = known.flatMap((values, i) => values.map((us) => us / medians[i]));
-  return { us: mean(medians), relative, spread: spread(relative) };
+  const turns = { rounds, batches };
+  const relative = samplesOf(turns).flatMap((samples) => {
+    const usual = median(samples);
+    return samples.map((us) => us / usual);
+  });
+  return { us: timeOf(turns), relative, spread: spread(relative) };
 }

@@ -26,9 +26,13 @@ export function evenRounds(turns: Turns): number[][] {
 }
 
 /** Of each batch; undefined for those that no round reaches. */
-function mediansOf({ rounds, batches }: Turns): (number | undefined)[] {
-  return Array.from({ length: batches }, (_, batch) => {
-    const samples = rounds.flatMap((round) => round.filter((_, i) => i % batches === batch));
-    return samples.length === 0 ? undefined : median(samples);
-  });
+function mediansOf(turns: Turns): (number | undefined)[] {
+  return samplesOf(turns).map((samples) => (samples.length === 0 ? undefined : median(samples)));
+}
+
+/** Of each batch, in the order of the rounds; none for those that no round reaches. */
+export function samplesOf({ rounds, batches }: Turns): number[][] {
+  return Array.from({ length: batches }, (_, batch) =>
+    rounds.flatMap((round) => round.filter((_, i) => i % batches === batch)),
+  );
 }
