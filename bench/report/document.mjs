@@ -10,6 +10,10 @@ export const paragraph = (text) => ({ kind: "paragraph", text });
 export const list = (items) => ({ kind: "list", items });
 /** @param columns [{ title, align?: "right", wraps?: true where texts may be long }] @param rows lists of texts */
 export const table = (columns, rows) => ({ kind: "table", columns, rows });
+/** A column of figures. */
+export const right = (title) => ({ title, align: "right" });
+/** In a table, for what is not known. */
+export const NONE = "-";
 /** @param file name of the chart beside the Markdown @param svg the chart itself */
 export const figure = (file, title, svg) => ({ kind: "figure", file, title, svg });
 

@@ -30,8 +30,7 @@ export function figuresOf(result) {
       (a, b) =>
         rank(shapes, a.shape) - rank(shapes, b.shape) ||
         a.tokens - b.tokens ||
-        rank(ROUTINGS, a.routing) - rank(ROUTINGS, b.routing) ||
-        a.routing.localeCompare(b.routing),
+        byRouting(a.routing, b.routing),
     );
   const compared = cells.filter(({ speedup }) => speedup !== undefined);
   return {
@@ -46,6 +45,8 @@ export function figuresOf(result) {
   };
 }
 
+/** From even to skewed, then others by name. */
+export const byRouting = (a, b) => rank(ROUTINGS, a) - rank(ROUTINGS, b) || a.localeCompare(b);
 const rank = (order, value) => (order.includes(value) ? order.indexOf(value) : order.length);
 const geometricMeanOf = (values) => (values.length === 0 ? undefined : geometricMean(values));
 

@@ -1,6 +1,6 @@
 /** The first lines of the report: who is fastest where, every cell that is lost, and the bars. */
 
-import { heading, list, paragraph, table } from "./document.mjs";
+import { heading, list, NONE, paragraph, table } from "./document.mjs";
 import { COMMON_PEER, LEAST_NOISE } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
 
@@ -61,7 +61,7 @@ export function barTable(bars) {
     [{ title: "bar", wraps: true }, { title: "" }, { title: "measured", wraps: true }],
     bars.map(({ bar, met, figure }) => [
       bar,
-      met === undefined ? "-" : met ? "met" : "**missed**",
+      met === undefined ? NONE : met ? "met" : "**missed**",
       figure,
     ]),
   );

@@ -1,16 +1,13 @@
 /** Parts of a report beside the cells: energy, loops, ablation, traffic, drift, conditions. */
 
 import { loopBarsOf } from "./bars.mjs";
-import { heading, list, paragraph, table } from "./document.mjs";
+import { heading, list, NONE, paragraph, right, table } from "./document.mjs";
 import { energyFigures, groupBy, isNexus } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
 import { barTable } from "./lead.mjs";
 import { loopFigures } from "./loops.mjs";
 import { median } from "./statistics.mjs";
 import { failureList } from "./tables.mjs";
-
-const right = (title) => ({ title, align: "right" });
-const NONE = "-";
 
 /** [[cell name, figures of each contender with `overNexus`]...] */
 export function energyGroups(energy) {

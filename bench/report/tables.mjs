@@ -1,14 +1,19 @@
 /** Tables of the cells: latency, limits, speed-up, skew, noise, agreement. */
 
-import { heading, list, paragraph, table } from "./document.mjs";
-import { COMMON_PEER, groupBy, labelOf, skewPenalties, weightRate } from "./figures.mjs";
+import { heading, list, NONE, paragraph, right, table } from "./document.mjs";
+import {
+  COMMON_PEER,
+  groupBy,
+  labelOf,
+  overCommonPeer,
+  skewPenalties,
+  weightRate,
+} from "./figures.mjs";
 import { number, percent, ratio } from "./format.mjs";
 import { median, quantile } from "./statistics.mjs";
 
-const right = (title) => ({ title, align: "right" });
 const CELL_COLUMNS = [right("tokens"), { title: "routing" }];
 const cellTexts = ({ tokens, routing }) => [`${tokens}`, routing];
-const NONE = "-";
 
 /** What all contenders of some cells are called, Nexus first, then as they were measured. */
 export function labelsOf(cells) {
@@ -101,9 +106,7 @@ export function speedupTable(cells) {
     ],
     cells.map((cell) => {
       const { nexus, bestPeer, speedup, noise, threshold, beatenBy } = cell;
-      const common = cell.entries
-        .filter(({ name }) => name === COMMON_PEER)
-        .sort((a, b) => a.us - b.us)[0];
+      const overCommon = overCommonPeer(cell);
       const verdict =
         beatenBy.length > 0
           ? "**peer faster**"
@@ -116,7 +119,7 @@ export function speedupTable(cells) {
         bestPeer ? number(bestPeer.us) : NONE,
         nexus ? number(nexus.us) : NONE,
         speedup === undefined ? NONE : ratio(speedup),
-        nexus && common ? ratio(common.us / nexus.us) : NONE,
+        overCommon === undefined ? NONE : ratio(overCommon),
         noise === undefined ? NONE : percent(noise),
         speedup === undefined ? "" : verdict,
       ];

@@ -1,6 +1,6 @@
 /** Speed-up over the best peer of every cell: a heat map with the figures in it, split at 1. */
 
-import { groupBy } from "../figures.mjs";
+import { byRouting, groupBy } from "../figures.mjs";
 import { number } from "../format.mjs";
 import { chart, element, text } from "./svg.mjs";
 
@@ -21,7 +21,9 @@ export function speedupChart(cells) {
   for (const [shape, ofShape] of groupBy(cells, (cell) => cell.shape)) {
     rows.push(text(16, top, shape, { class: "strong" }));
     top += 10;
-    for (const [routing, ofRouting] of groupBy(ofShape, (cell) => cell.routing).sort(byRouting)) {
+    for (const [routing, ofRouting] of groupBy(ofShape, (cell) => cell.routing).sort(([a], [b]) =>
+      byRouting(a, b),
+    )) {
       rows.push(text(16, top + CELL_HEIGHT / 2 + 4, routing, { class: "soft" }));
       rows.push(ofRouting.map((cell) => square(cell, x(cell.tokens), top)));
       top += CELL_HEIGHT;
@@ -42,9 +44,6 @@ export function speedupChart(cells) {
     rows,
   );
 }
-
-const ORDER = ["uniform", "zipf:1", "zipf:1.5", "hot"];
-const byRouting = ([a], [b]) => ORDER.indexOf(a) - ORDER.indexOf(b);
 
 function square({ name, speedup, bestPeer, beatenBy, nexus }, x, y) {
   const strength = Math.min(1, Math.abs(Math.log(speedup)) / Math.log(STRONGEST));
