@@ -10,45 +10,23 @@
  * The first line, once the weights are loaded, is { versions } or { unavailable: why }.
  */
 
-import { spawn, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import path from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { LineProcess } from "../line-process.mjs";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 
-class Contender {
-  name;
+class Contender extends LineProcess {
   versions;
-  #process;
-  #lines;
 
   /** @throws Error saying why it cannot run here */
   static async start(name, command, args) {
-    const it = new Contender();
-    it.name = name;
-    it.#process = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"] });
-    const failed = new Promise((_, reject) => it.#process.once("error", reject));
-    it.#lines = createInterface({ input: it.#process.stdout })[Symbol.asyncIterator]();
-    const { versions, unavailable } = await Promise.race([it.#answer(), failed]);
+    const it = new Contender(name, command, args);
+    const { versions, unavailable } = await it.answer();
     if (unavailable !== undefined) throw new Error(unavailable);
     it.versions = versions;
     return it;
-  }
-
-  ask(request) {
-    this.#process.stdin.write(`${JSON.stringify(request)}\n`);
-    return this.#answer();
-  }
-
-  end() {
-    this.#process.stdin.end();
-  }
-
-  async #answer() {
-    const { value, done } = await this.#lines.next();
-    if (done) throw new Error(`${this.name} ended without an answer`);
-    return JSON.parse(value);
   }
 }
 

@@ -168,7 +168,7 @@ try {
         if (options.json) writeFileSync(options.json, `${JSON.stringify(report)}\n`);
       }
     }
-    for (const contender of contenders) contender.end();
+    for (const contender of contenders) await contender.end();
     rmSync(folder, { recursive: true });
   }
 } finally {

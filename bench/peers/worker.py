@@ -11,7 +11,6 @@ is asked for. Who is asked when is decided by bench/compare, which has Nexus tak
     check  {files}                 whether outputs that somebody else wrote are right, and by how much they are off
     time   {contender, replays}    microseconds of each
     run    {contender, seconds}    steps without a pause
-    quit
 """
 
 import gc
@@ -40,7 +39,7 @@ LIMIT_REPEATS = 10
 
 class Worker:
     def __init__(self) -> None:
-        self.layer = None
+        self._layer = None
         self.batches, self.expected = [], []
         self.contenders: dict[str, Contender] = {}
 
@@ -69,12 +68,12 @@ class Worker:
         product = median_us(lambda: torch.matmul(a, b))
         return {"copyTBs": 2 * COPY_BYTES / copy / 1e6, "matrixTFlops": 2 * MATRIX**3 / product / 1e6}
 
-    def layer_(self, shape: dict, seed: int, tokens: list[int]) -> dict:
+    def layer(self, shape: dict, seed: int, tokens: list[int]) -> dict:
         self.drop_cell()
-        self.layer = None
+        self._layer = None
         torch.cuda.empty_cache()
-        self.layer = make_layer(Shape(**shape), seed)
-        jobs = [job for peer in PEERS if hasattr(peer, "compile_jobs") for job in peer.compile_jobs(self.layer.shape, tokens)]
+        self._layer = make_layer(Shape(**shape), seed)
+        jobs = [job for peer in PEERS if hasattr(peer, "compile_jobs") for job in peer.compile_jobs(self._layer.shape, tokens)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: job(), jobs))
         torch.cuda.synchronize()
@@ -88,9 +87,9 @@ class Worker:
     def cell(self, tokens: int, routing: str, batches: int, seed: int, folder: str, peers: list[str] | None = None) -> dict:
         self.drop_cell()
         generator = torch.Generator("cuda").manual_seed(seed)
-        shape = self.layer.shape
+        shape = self._layer.shape
         self.batches = [draw_batch(shape, tokens, routing, generator) for _ in range(batches)]
-        self.expected = [reference(self.layer, batch) for batch in self.batches]
+        self.expected = [reference(self._layer, batch) for batch in self.batches]
         for i, batch in enumerate(self.batches):
             write_batch(batch, Path(folder), str(i))
         made = []
@@ -108,7 +107,7 @@ class Worker:
 
     def ready(self, peer, mode: str) -> list[dict]:
         try:
-            contender = make_contender(peer, self.layer, self.batches, self.expected, mode)
+            contender = make_contender(peer, self._layer, self.batches, self.expected, mode)
         except Exception as error:
             traceback.print_exc()
             torch.cuda.empty_cache()
@@ -123,7 +122,7 @@ class Worker:
 
     def cublas(self, active: int) -> dict:
         """Both products as batched matrix products of even rows: not a peer, the practical limit."""
-        step = cublas.limit(self.layer, self.batches[0].tokens, active)
+        step = cublas.limit(self._layer, self.batches[0].tokens, active)
         step()
         torch.cuda.synchronize()
         graph, output = capture(step)
@@ -167,10 +166,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("do")
-        if name == "quit":
-            break
         try:
-            answer = {"layer": worker.layer_}.get(name, getattr(worker, name, None))(**request)
+            answer = getattr(worker, name)(**request)
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
