@@ -8,7 +8,7 @@ import { takeTurns } from "./rounds.mjs";
 /** Batches that take turns: enough that a step's experts are not in the cache from the replay before. */
 const batchesFor = (tokens) => (tokens <= 4 ? 16 : tokens <= 64 ? 4 : tokens < 1024 ? 2 : 1);
 /** The same contender under two names: what they differ by is noise. */
-export const AGAIN = "nexus-again";
+const AGAIN = "nexus-again";
 
 /**
  * @param site { peers, synthetic, device, folder, seed, rounds, idleWatts }

@@ -10,7 +10,6 @@ const WARM_UP_REPLAYS = 3;
 const BURST_SECONDS = 0.1;
 
 export class NexusContender {
-  mode = "graph";
   #device;
   #streams;
   #steps = [];
