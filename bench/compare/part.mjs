@@ -2,6 +2,7 @@
 
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { dataSheetOf } from "../gpu/data-sheets.mjs";
 import { median, summaryOf, syntheticLayer } from "../gpu/support.mjs";
 import { measureCell } from "./cell.mjs";
 import { cellsOf } from "./cells.mjs";
@@ -9,13 +10,6 @@ import { idleWattsOf } from "./energy.mjs";
 import { LOOP_PEERS, loopCells } from "./loops.mjs";
 
 const SEED = 1;
-/** By data sheet, dense bfloat16: what the roofline is drawn with. Other cards have none. */
-const DATA_SHEETS = {
-  "NVIDIA H200": { dataSheetTBs: 4.8, dataSheetTFlops: 989 },
-  "NVIDIA H100 80GB HBM3": { dataSheetTBs: 3.35, dataSheetTFlops: 989 },
-  "NVIDIA A100-SXM4-80GB": { dataSheetTBs: 2.039, dataSheetTFlops: 312 },
-};
-const NO_DATA_SHEET = { dataSheetTBs: null, dataSheetTFlops: null };
 
 /**
  * @param bench { device, peers, folder, nvml, hello, limits }
@@ -30,7 +24,7 @@ export async function measurePart(bench, part, options) {
     commit: process.env.NEXUS_COMMIT ?? "unknown",
     device: { ...(await summaryOf(device)), memoryBytes },
     versions: { node: process.version.slice(1), ...hello.versions },
-    limits: { ...limits, ...(DATA_SHEETS[name] ?? NO_DATA_SHEET) },
+    limits: { ...limits, ...dataSheetOf(name) },
     idleWatts: await idleWattsOf(device),
     conditions: [],
     unavailable: hello.unavailable,

@@ -4,7 +4,8 @@
 #   bench/gpu/run.sh OUT [PART...]
 #
 # Parts: tests endurance bars ablation bench demo memcheck racecheck (default: tests bars ablation), and, with Python's
-# PyTorch and Triton: compare (NEXUS_COMPARE names its parts, default quick), drift, traffic.
+# PyTorch and Triton: compare (NEXUS_COMPARE names its parts, default quick), drift, traffic; counters,
+# as traffic, wants Nsight Compute.
 # Wants the built package (dist/, kernels/bundle/, node_modules/ with the production
 # dependencies, test/fixtures/) and Node: `node` on the path, or NEXUS_NODE naming a binary or
 # a Node archive (.tar.gz, .tgz, .tar.xz), which is unpacked into a folder of its own.
@@ -53,6 +54,7 @@ part() {
   compare) node bench/compare/main.mjs --out "$out" ${NEXUS_COMPARE:-quick} ;;
   drift) node bench/compare/drift.mjs --json "$out/drift.json" ;;
   traffic) node bench/traffic/measure.mjs --json "$out/traffic.json" ;;
+  counters) node bench/counters/measure.mjs --json "$out/counters.json" ;;
   memcheck) sanitize --tool memcheck ;;
   racecheck) sanitize --tool racecheck ;;
   *) echo "there is no part $1"; return 2 ;;

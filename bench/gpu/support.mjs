@@ -8,6 +8,8 @@ const load = (file) => import(new URL(file, root).href);
 
 export const { EnergyMonitor } = await load("control/energy-monitor.js");
 export const { openDevice } = await load("execution/open.js");
+export const { openOnDriver } = await load("execution/cuda/device.js");
+export const { openDriver } = await load("execution/cuda/driver/native-driver.js");
 export const { BareStep, loadedLayer, oneLane } = await load("cli/bench/bare-step.js");
 export const { summaryOf } = await load("cli/device.js");
 export const { median, quantile } = await load("cli/statistics.js");

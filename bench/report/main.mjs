@@ -3,9 +3,9 @@
  *
  *   node bench/report/main.mjs RESULT.json [MORE.json ...] --out DIR
  *
- * Several results are parts of one benchmark on one device; files of the drift and traffic
- * measurements and of `nexus bench --ablation --json` may stand among them. Writes DIR/report.md with its
- * charts (*.svg) beside it, and DIR/index.html with everything in it. Needs dist/.
+ * Several results are parts of one benchmark on one device; files of the drift, traffic
+ * and counter measurements and of `nexus bench --ablation --json` may stand among them. Writes
+ * DIR/report.md with its charts (*.svg) beside it, and DIR/index.html with everything in it. Needs dist/.
  */
 
 import { mkdirSync, writeFileSync } from "node:fs";

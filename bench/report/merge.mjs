@@ -60,6 +60,7 @@ export function merge(unsorted) {
     conditions: all("conditions"),
     drifts: beside("drifts"),
     traffics: beside("traffics"),
+    counters: beside("counters"),
     ablations: beside("ablations"),
   };
 }

@@ -10,6 +10,7 @@ export const FORMAT = "nexus-peers/1";
 const BESIDE = {
   "nexus-drift/1": { kind: "drifts", list: "forms" },
   "nexus-traffic/1": { kind: "traffics", list: "rows" },
+  "nexus-counters/1": { kind: "counters", list: "cells" },
   "bench --ablation": { kind: "ablations", list: "results" },
 };
 

@@ -5,6 +5,7 @@ import { energyChart } from "./charts/energy.mjs";
 import { latencyChart } from "./charts/latency.mjs";
 import { skewChart } from "./charts/skew.mjs";
 import { speedupChart } from "./charts/speedup.mjs";
+import { counterBlocks } from "./counters.mjs";
 import { figure, heading, paragraph } from "./document.mjs";
 import { energyOf, figuresOf } from "./figures.mjs";
 import { leadBlocks } from "./lead.mjs";
@@ -43,6 +44,7 @@ export function reportOf(result) {
       ...loopBlocks(figures.loopCells),
       ...ablationBlocks(figures.ablations),
       ...trafficBlocks(figures.traffics),
+      ...counterBlocks(figures.counters),
       ...driftBlocks(figures.drifts),
       heading(2, "Shapes"),
       shapeTable(figures.shapes),

@@ -5,23 +5,21 @@
  *   node bench/traffic/measure.mjs [--json FILE] [--python PYTHON]
  *
  * Nsight Compute (ncu) runs Nexus itself (route.mjs) and the chain (chain.py), every kernel with
- * empty caches (`--cache-control all`) and at whatever clock the card has (`--clock-control none`).
- * So each kernel reads its inputs from device memory, also those that the kernel before has just
- * written and would find in L2; and what it writes may still be in L2 when the counters are read.
- * Bytes of device memory therefore flatter whoever has fewer kernels, and bytes that L2 serves,
- * which hardly depend on what the cache held, stand beside them.
+ * empty caches. So each kernel reads its inputs from device memory, also those that the kernel
+ * before has just written and would find in L2; and what it writes may still be in L2 when the
+ * counters are read. Bytes of device memory therefore flatter whoever has fewer kernels, and bytes
+ * that L2 serves, which hardly depend on what the cache held, stand beside them.
  *
  * Three comparisons: `choose` (route against softmax, top-k, renormalise; route also notes who chose
  * whom), the whole (route and bucket against the chain), and the whole with tidying up, in which
  * Nexus empties its scratch memory beside the experts.
  */
 
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { findNcu, profile } from "../ncu/profile.mjs";
 import { METRICS, parseCounters, splitAtMarks, totalOf } from "./counters.mjs";
 
 const SIZES = [
@@ -41,55 +39,16 @@ const { values: options } = parseArgs({
   options: { json: { type: "string" }, python: { type: "string", default: "python3" } },
 });
 
-function findNcu() {
-  const inside = (folder, ncu) =>
-    existsSync(folder) ? readdirSync(folder).map((each) => path.join(folder, each, ncu)) : [];
-  const places = [
-    ...inside("/usr/local", "bin/ncu"),
-    ...inside("/opt/nvidia/nsight-compute", "ncu"),
-  ];
-  for (const ncu of ["ncu", ...places]) {
-    const { status, stdout } = spawnSync(ncu, ["--version"], { encoding: "utf8" });
-    if (status === 0) return { ncu, version: /Version (\S+)/.exec(stdout)?.[1] ?? stdout.trim() };
-  }
-  throw new Error("Nsight Compute (ncu) is not installed here.");
-}
-
-/** Runs a program under ncu: its kernels with their counters, and what it printed. */
-function profile(ncu, selection, command) {
-  const folder = mkdtempSync(path.join(tmpdir(), "nexus-traffic-"));
-  const log = path.join(folder, "ncu.csv");
-  try {
-    const { status, stdout, stderr } = spawnSync(
-      ncu,
-      [
-        ...["--csv", "--page", "raw", "--print-units", "base", "--log-file", log],
-        ...["--cache-control", "all", "--clock-control", "none", "--target-processes", "all"],
-        ...["--metrics", METRICS.join(","), ...selection, ...command],
-      ],
-      { encoding: "utf8", maxBuffer: 1 << 28 },
-    );
-    const text = existsSync(log) ? readFileSync(log, "utf8") : "";
-    const kernels = parseCounters(text);
-    if (status !== 0 || kernels.length === 0) {
-      const notes = text.split("\n").filter((line) => line.startsWith("=="));
-      throw new Error(
-        `No counters of ${command.join(" ")}:\n${[...notes, stdout, stderr].join("\n")}`,
-      );
-    }
-    return {
-      kernels,
-      said: JSON.parse(stdout.split("\n").findLast((line) => line.startsWith("{"))),
-    };
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+/** The kernels of a program with their counters, and what it printed. */
+function count(ncu, selection, command) {
+  const { page, said } = profile(ncu, { metrics: METRICS, selection, command });
+  return { kernels: parseCounters(page), said };
 }
 
 function profileNexus(ncu, sizes) {
   const only = ["--kernel-name", `regex:^(${KERNELS.join("|")})$`];
   const script = path.join(here, "route.mjs");
-  const { kernels, said } = profile(ncu, only, [process.execPath, script, ...sizes]);
+  const { kernels, said } = count(ncu, only, [process.execPath, script, ...sizes]);
   const rows = sizes.map((_, i) => {
     const launched = kernels.slice(i * KERNELS.length, (i + 1) * KERNELS.length);
     return KERNELS.map((name) => launched.find(({ kernel }) => kernel === name));
@@ -103,7 +62,7 @@ function profileNexus(ncu, sizes) {
 function profileChain(ncu, sizes) {
   const script = path.join(here, "chain.py");
   const command = [options.python, script, ...sizes];
-  const { kernels, said } = profile(ncu, ["--profile-from-start", "off"], command);
+  const { kernels, said } = count(ncu, ["--profile-from-start", "off"], command);
   const groups = splitAtMarks(kernels, isMark);
   if (groups.length !== GROUPS * sizes.length) {
     throw new Error(`The chain has ${groups.length} groups of kernels for ${sizes.length} sizes.`);

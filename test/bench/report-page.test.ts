@@ -57,13 +57,20 @@ describe("report page", { skip }, () => {
       );
       assert.match(markdown, /\| \+ graph \| 300 \| 290 \| 80\.00x \| 356 \|/);
       assert.match(markdown, /\| 128 \| 8 \| 512 \| whole \| 2\.00 \| 6\.00 \| 3\.00x /);
+      assert.match(markdown, /\n### qwen3-30b-a3b, 64 tokens, uniform\n\n\| kernel \| us \|/);
+      assert.match(
+        markdown,
+        /\| project, first product \| 250 \| 1,755 \| 800 \| 1\.00 \| 96 % \| - \| - \| - \| - \| - \| 4\.0 % \|/,
+      );
+      assert.match(markdown, /\| route \| 5\.25 \| - \|.* \| 40 \|/);
+      assert.match(markdown, /- sm__x\.avg: ncu says "n\/a" \(route\)/);
       assert.match(
         markdown,
         /\| adaptive \| 300 \| 400 \| 1,000 \| 50\.0 \| 3 \| 1 \| 2 \| 120 \|/,
       );
       const order = [
         ...["Bars", "Latency", "Roofline", "Skew", "Energy", "The original system's"],
-        ...["Ablation", "Traffic", "Drift"],
+        ...["Ablation", "Traffic", "Counters", "Drift"],
       ];
       const places = order.map((title) => markdown.indexOf(`\n## ${title}`));
       assert.deepEqual(

@@ -39,7 +39,7 @@ export async function barsOf(cells: ExampleCell[], more: object = {}) {
   };
 }
 
-/** What else a report may hold: an ablation, bytes moved, and routing that drifts. */
+/** What else a report may hold: an ablation, bytes moved, counters, and routing that drifts. */
 export const { device } = exampleResult();
 const moved = {
   fused: { dramBytes: 2000, l2Bytes: 4000 },
@@ -66,6 +66,22 @@ export const BESIDE = [
   {
     ...{ format: "nexus-traffic/1", device },
     rows: [{ experts: 128, topK: 8, tokens: 512, ...moved, choose: moved, withTidy: moved }],
+  },
+  {
+    ...{ format: "nexus-counters/1", device },
+    cells: [
+      {
+        ...{ shape: QWEN, tokens: 64, routing: "uniform" },
+        kernels: [
+          { kernel: "route", label: "route", us: 5.25, registers: 40 },
+          {
+            ...{ kernel: "project", label: "project, first product", us: 250, smHertz: 1.755e9 },
+            ...{ dramReadBytes: 8e8, dramWrittenBytes: 1e6, dramShare: 0.9563, tensorShare: 0.04 },
+          },
+        ],
+      },
+    ],
+    absent: [{ metric: "sm__x.avg", reason: 'ncu says "n/a" (route)' }],
   },
   {
     ...{ format: "nexus-drift/1", device, preset: QWEN, tokens: 64 },
