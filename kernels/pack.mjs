@@ -33,7 +33,7 @@ function sources() {
       .filter((name) => name.endsWith(".py"))
       .map((name) => `triton/${folder}/${name}`),
   );
-  return [...python, "triton/build.py", "pack.mjs"].sort();
+  return [...python, "triton/build.py", "triton/overlap.py", "pack.mjs"].sort();
 }
 
 function sha256(bytes) {

@@ -177,7 +177,8 @@ DECODE_TOKENS = 4
 
 def run_workload(bundle, weights, tokens, exponent, multiprocessors):
     if tokens <= DECODE_TOKENS:
-        second = launch.decode_second_name("bf16", "bf16", weights.intermediate)
+        second = launch.decode_second_name(bundle, "bf16", "bf16", most_tokens=tokens, n=weights.w2.shape[1],
+                                           multiprocessors=multiprocessors)
         names = ("decode_first_gated_logistic_bf16", second)
         pairs = [decode_step(bundle, weights, tokens, names, weights.xs[i % 2]) for i in range(16)]
         counts = [1] * (tokens * weights.top_k)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from launch import Bundle
+from launch import MOST_TILES_TOGETHER, Bundle
 from test_routing import DEVICE, Routing
 
 STEPS = 20
@@ -65,7 +65,7 @@ def main():
         for tokens in TOKENS:
             sets = []
             for _ in range(STEPS):
-                routing = Routing(bundle, experts, top_k, tokens, [[(64, 2**31)]],
+                routing = Routing(bundle, experts, top_k, tokens, [[(64, 2**31, MOST_TILES_TOGETHER)]],
                                   multiprocessors=multiprocessors)  # fmt: skip
                 routing.tokens.fill_(tokens)
                 routing.logits = torch.randn(tokens, experts, device=DEVICE)

@@ -6,6 +6,8 @@ TypeScript loader as well. PyTorch allocates memory and owns the context; kernel
 
 import ctypes
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -156,9 +158,21 @@ class Bundle:
         return self.loaded[name]
 
 
-def decode_second_name(short, out_short, k):
-    """The kernel for a second product that reads k columns."""
-    return f"decode_second_{short}_{out_short}_{'short' if k <= 1024 else 'long'}"
+def decode_second_names(bundle, short, out_short):
+    """The kernels for a second product, one for each tile, in the manifest's order."""
+    return [name for name in bundle.entries if name.startswith(f"decode_second_{short}_{out_short}_")]
+
+
+def decode_second_name(bundle, short, out_short, *, most_tokens, n, multiprocessors):
+    """The one of them that operators/choice.ts picks."""
+    def fill(name):
+        grid = bundle.entries[name]["grid"]
+        programs = most_tokens * n // grid["y"]["by"]
+        waves = programs / (multiprocessors * grid["blocks_per_multiprocessor"])
+        return waves / math.ceil(waves) if waves > 1 else 1
+
+    names = decode_second_names(bundle, short, out_short)
+    return next(name for name in names if fill(name) >= max(map(fill, names)) - 0.1)
 
 
 def project_name(bundle, short, gated, height, k, gather):
@@ -283,6 +297,25 @@ def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, mu
     })
 
 
+# As src/execution/cuda/operators/lists.ts has it.
+MOST_TILES_TOGETHER = 16
+
+
+def groups(pieces, most=MOST_TILES_TOGETHER):
+    """The last word of each of an expert's tiles: its place in its group, and how many tiles that has."""
+    size = -(-pieces // max(1, -(-pieces // most)))
+    return [i % size | min(size, pieces - i + i % size) << 16 for i in range(pieces)]
+
+
+def spread(tiles, experts):
+    """One list's tiles, given expert after expert, in the order that the bucket kernel writes."""
+    pieces = Counter(expert for expert, *_ in tiles)
+    busy = [expert for expert, count in sorted(pieces.items()) if count * len(pieces) > 2 * len(tiles)][:16]
+    front_of = {expert: (2 * i + 1) * experts // (2 * len(busy)) for i, expert in enumerate(busy)}
+    # Stable: of the same place the busy ones first, by number; tiles of an expert as they were.
+    return sorted(tiles, key=lambda tile: (front_of.get(tile[0], tile[0]), tile[0] not in front_of))
+
+
 class Buckets:
     """What the routing kernels will leave in device memory, made with PyTorch: rows sorted by expert, tiles by class."""
 
@@ -300,8 +333,11 @@ class Buckets:
         for expert, count in enumerate(self.counts):
             if count:
                 height = class_of_count(count)
-                for start in range(0, count, height):
-                    lists.setdefault(height, []).append([expert, first + start, min(height, count - start), 0])
+                together = groups(-(-count // height))
+                for i, start in enumerate(range(0, count, height)):
+                    lists.setdefault(height, []).append([expert, first + start, min(height, count - start), together[i]])
             first += count
-        self.tiles = {h: torch.tensor(t, dtype=torch.int32, device=ids.device) for h, t in lists.items()}
+        self.tiles = {
+            h: torch.tensor(spread(t, experts), dtype=torch.int32, device=ids.device) for h, t in lists.items()
+        }
         self.tile_counts = {h: torch.tensor([len(t)], dtype=torch.int32, device=ids.device) for h, t in lists.items()}

@@ -170,6 +170,8 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
         tiles = buckets.tiles[used]
         if shuffle:
             tiles = tiles[torch.randperm(len(tiles), device=DEVICE)].contiguous()
+            # A group is of neighbours.
+            tiles[:, 3] = launch.groups(1)[0]
         launch.project(
             bundle, bundle[kernel], x, w, out, tiles, buckets.tile_counts[used], most_tiles=len(tiles) + 5,
             multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,
@@ -194,25 +196,27 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
 
 
 def run_decode(bundle, case, out_type=None, extras=True):
+    """Through the decode kernels; returns the output by each tile of decode_second, by its kernel's name."""
     slots = case.tokens * case.top_k
     kind = "gated" if case.gated else "plain"
     logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
     inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
     out_dtype, out_short = TYPES[out_type or case.element]
-    out = nan(case.tokens, case.hidden, dtype=out_dtype)
     launch.decode_first(
         bundle, bundle[f"decode_first_{kind}_{'logistic' if logistic else 'coded'}_{case.short}"], case.x_packed,
         case.w1, inner, case.ids, case.tokens_device, slots=slots, top_k=case.top_k, activation=case.activation,
         bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
     )
-    kernel = bundle[launch.decode_second_name(case.short, out_short, case.w2.shape[2])]
-    launch.decode_second(
-        bundle, kernel, inner, case.w2, case.ids, out, case.tokens_device,
-        most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
-        shared=case.as_rows(case.shared) if extras else None, shared_scale=case.shared_scale if extras else None,
-        residual=case.as_rows(case.residual) if extras else None,
-    )
-    return out
+    outs = {}
+    for name in launch.decode_second_names(bundle, case.short, out_short):
+        outs[name] = nan(case.tokens, case.hidden, dtype=out_dtype)
+        launch.decode_second(
+            bundle, bundle[name], inner, case.w2, case.ids, outs[name], case.tokens_device,
+            most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
+            shared=case.as_rows(case.shared) if extras else None, shared_scale=case.shared_scale if extras else None,
+            residual=case.as_rows(case.residual) if extras else None,
+        )
+    return outs
 
 
 class Checks:
@@ -261,9 +265,10 @@ def check_case(checks, bundle, case, multiprocessors, classes, precision="ieee")
         checks.same(f"{label} rows{block_m} on {few} multiprocessors, other tiles", out, again[0])
     if case.tokens <= 4 and precision == "ieee":
         for out_type in dict.fromkeys((case.element, "float32")):
-            out = run_decode(bundle, case, out_type)
-            checks.error(f"{label} decode", "decode", relative(out, wanted), tolerance)
-            checks.same(f"{label} decode again", out, run_decode(bundle, case, out_type))
+            again = run_decode(bundle, case, out_type)
+            for name, out in run_decode(bundle, case, out_type).items():
+                checks.error(f"{label} {name}", "decode", relative(out, wanted), tolerance)
+                checks.same(f"{label} {name} again", out, again[name])
 
 
 def check_dense(checks, bundle, multiprocessors):
@@ -288,9 +293,13 @@ def check_dropped(checks, bundle, multiprocessors):
     kept = torch.rand(3, 4, device=DEVICE) < 0.5
     wanted = (rows * (case.weights.double() * kept)[:, :, None]).sum(1)
     case.ids = torch.where(kept, case.ids, -1)
-    out = run_decode(bundle, case, extras=False)
-    if wanted.norm() > 0:
-        checks.error("dropped, decode", "dropped", relative(out, wanted), TOLERANCE["bfloat16"])
+    # What a dropped slot weighs must not matter, not even if it is no number.
+    weights, case.weights = case.weights, torch.where(kept, case.weights, float("nan"))
+    outs = run_decode(bundle, case, extras=False)
+    case.weights = weights
+    for name, out in outs.items():
+        if wanted.norm() > 0:
+            checks.error(f"dropped, {name}", "dropped", relative(out, wanted), TOLERANCE["bfloat16"])
     raw = rows.reshape(12, 256).to(torch.bfloat16)
     inverse = torch.where(kept.flatten(), torch.arange(12, device=DEVICE), -1).to(torch.int32)
     summed = nan(3, 256, dtype=torch.float32)
@@ -305,10 +314,10 @@ def check_fewer_tokens(checks, bundle, multiprocessors):
     case = Case("float16", 8, 2, 128, 128, 4)
     case.pack(bundle, multiprocessors)
     case.tokens_device.fill_(2)
-    out = run_decode(bundle, case, extras=False)
-    checks.error("two of four tokens", "fewer", relative(out[:2], case.reference(case.reference_rows(), extras=False)[:2]),
-                 TOLERANCE["float16"])
-    checks.that("two of four tokens: rows past the count were written", bool(out[2:].isnan().all()))
+    wanted = case.reference(case.reference_rows(), extras=False)
+    for name, out in run_decode(bundle, case, extras=False).items():
+        checks.error(f"two of four tokens, {name}", "fewer", relative(out[:2], wanted[:2]), TOLERANCE["float16"])
+        checks.that(f"two of four tokens, {name}: rows past the count were written", bool(out[2:].isnan().all()))
 
 
 def run_all(bundle, seed):

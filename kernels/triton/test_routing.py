@@ -34,7 +34,7 @@ class Routing:
 
     def __init__(self, bundle, experts, top_k, most_tokens, lists, lane_of=None, multiprocessors=132,
                  dtype=torch.float32):  # fmt: skip
-        """lists: for every lane its classes, each (rows of a tile, most rows of an expert in it)."""
+        """lists: for every lane its classes, each (rows of a tile, most rows of an expert in it, most tiles of a group)."""
         self.bundle, self.experts, self.top_k, self.most_tokens = bundle, experts, top_k, most_tokens
         padded = self.padded_experts = padded_experts(experts)
         self.route_kernels = [bundle[f"route_{plain}{SHORT[dtype]}_experts{padded}"] for plain in ("plain_", "")]
@@ -46,9 +46,9 @@ class Routing:
         self.first_tile = []
         at = 0
         for lane in lists:
-            for rows, most in lane:
+            for rows, most, together in lane:
                 self.first_tile.append(at)
-                words.append([rows, min(most, NO_FAULT), at, 0])
+                words.append([rows, min(most, NO_FAULT), at, together])
                 # Every expert can end with a tile that is not full.
                 at += slots // rows + min(experts, slots)
         self.heights = [w[0] for w in words]
@@ -209,15 +209,16 @@ def reference_bucket(ids, experts, capacity_factor):
 
 
 def reference_tiles(kept, offsets, lane_of, lists):
-    """For every list its tiles, experts in order."""
+    """For every list its tiles, in its order."""
     found = [[] for lane in lists for _ in lane]
     classes = len(lists[0])
     for expert, (rows, first, lane) in enumerate(zip(kept, offsets, lane_of)):
-        mine = sum(rows > most for _, most in lists[lane][:-1])
-        height = lists[lane][mine][0]
-        for start in range(0, rows, height):
-            found[lane * classes + mine].append([expert, first + start, min(height, rows - start), 0])
-    return found
+        mine = sum(rows > most for _, most, _ in lists[lane][:-1])
+        height, _, together = lists[lane][mine]
+        words = launch.groups(-(-rows // height), together)
+        for i, start in enumerate(range(0, rows, height)):
+            found[lane * classes + mine].append([expert, first + start, min(height, rows - start), words[i]])
+    return [launch.spread(tiles, len(kept)) for tiles in found]
 
 
 class Checks:
@@ -227,6 +228,7 @@ class Checks:
         self.rows = 0
         self.untrusted = 0
         self.worst = 0.0
+        self.spread_lists = 0
 
     def that(self, what, holds):
         self.count += 1
@@ -285,6 +287,7 @@ def check_bucket(checks, label, routing, tokens, lists, capacity_factor):
     kept = (offsets[1:] - offsets[:-1]).tolist()
     wanted = reference_tiles(kept, offsets.tolist(), routing.lane_of.tolist(), lists)
     checks.equal(f"{label}: tile counts", routing.tile_counts.cpu(), torch.tensor([len(t) for t in wanted], dtype=torch.int32))
+    checks.spread_lists += sum(mine != sorted(mine) for mine in wanted)
     tiles = routing.tiles.cpu()
     for first, room_ends, mine in zip(routing.first_tile, [*routing.first_tile[1:], len(tiles)], wanted):
         checks.equal(f"{label}: tiles", tiles[first : first + len(mine)], torch.tensor(mine, dtype=torch.int32).reshape(-1, 4))
@@ -363,7 +366,8 @@ def run_case(checks, bundle, experts, top_k, tokens, rule, kind, spoil=True):
     room = tokens + random.choice([0, 1, 40, 100])
     lanes, classes = random.choice([1, 2, 4, 8]), random.choice([1, 1, 2, 3])
     lists = [
-        [(random.choice([16, 64, 128]), most) for most in [8, 64, 2**31][3 - classes :]] for _ in range(lanes)
+        [(random.choice([16, 64, 128]), most, random.choice([1, 3, 16])) for most in [8, 64, 2**31][3 - classes :]]
+        for _ in range(lanes)
     ]  # fmt: skip
     lane_of = torch.randint(0, lanes, (experts,), dtype=torch.int32, device=DEVICE)
     dtype = random.choice([*SHORT])
@@ -411,6 +415,7 @@ def run_all(bundle, seed, cases):
     run_case(checks, bundle, 256, 8, 20000, {**groups_rule, "bias": torch.randn(256, device=DEVICE)}, "random")
     run_case(checks, bundle, 1024, 32, 3000, softmax_rule, "random")
     run_case(checks, bundle, 8, 2, 20000, softmax_rule, "ties")
+    checks.that("no list had experts spread over it", checks.spread_lists > 0)
     return checks
 
 

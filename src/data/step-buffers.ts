@@ -15,7 +15,7 @@ import {
   rowBytes,
 } from "../execution/device.ts";
 import type { BucketBuffers } from "../execution/operators.ts";
-import type { DType } from "../tensor.ts";
+import { BYTES_PER_ELEMENT, type DType } from "../tensor.ts";
 import type { AggregationSpec, ExpertsSpec, LayerSpec, SharedExpertSpec } from "./spec.ts";
 
 /** The sizes that decide how much memory a step needs. */
@@ -123,6 +123,7 @@ export class StepBuffers implements Disposable {
         order: make(slots, "bucket order"),
         inverse: make(slots, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
+        weightBytes: experts * weightBytesOf(expertForm),
       };
       this.inner = between(expertForm, inner, slots, "expert intermediates");
       this.rows = rows(hidden, slots, "expert outputs");
@@ -156,6 +157,14 @@ export class StepBuffers implements Disposable {
 /** Number of matrix products an expert of this form consists of. */
 export function productCount(spec: ExpertsSpec): number {
   return spec.form === "gated" ? 2 : (spec.depth ?? 2);
+}
+
+/** Bytes of the weights of one expert, biases left out. */
+export function weightBytesOf(spec: ExpertsSpec): number {
+  const { form, hiddenSize, intermediateSize, dtype, depth = 2 } = spec;
+  const outer = (form === "gated" ? 3 : 2) * hiddenSize * intermediateSize;
+  const between = form === "gated" ? 0 : (depth - 2) * intermediateSize ** 2;
+  return (outer + between) * BYTES_PER_ELEMENT[dtype];
 }
 
 /**

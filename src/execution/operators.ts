@@ -90,6 +90,8 @@ export interface BucketBuffers {
   readonly inverse: DeviceBuffer;
   /** int32 [E]: which lane's work list each expert is put on. Input: written by the host between steps. */
   readonly laneOf: DeviceBuffer;
+  /** Bytes of the weights that the rows will meet, those of all experts; with B, k and E it decides how tall tiles are. */
+  readonly weightBytes?: number;
 }
 
 /** Ids to buckets, and a work list of tiles for every lane (kept by the device, in a form of its own). */
@@ -213,7 +215,8 @@ export interface CombineOperator {
  * The experts of a handful of tokens (B is at most the device's `decodeTokens`) and
  * their aggregation, straight from the ids: no buckets, no lanes. One or two matrix
  * products of a row each are bound by reading weights, and a kernel made for that
- * reads them once, at memory speed. The sum of a token is in the order of its choices.
+ * reads them once, at memory speed. The sum of a token is in the order of its experts'
+ * ids (of a negative one nothing is added), so it is a function of its own choices alone.
  */
 export interface DecodeOperator {
   readonly kind: "decode";

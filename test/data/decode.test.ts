@@ -15,14 +15,18 @@ describe("decodeTokensOf", () => {
   it("is all that the device can where an expert is found in the cache again", () => {
     assert.equal(ofShape({ hiddenSize: 2048, intermediateSize: 1024, experts: 8, topK: 8 }), 4);
     assert.equal(ofShape({}, { ...GPU, cacheBytes: 96 * MIB }), 4, "just half of it");
-    assert.equal(ofShape({}, { ...GPU, cacheBytes: 96 * MIB - 1 }), 3, "just more than half");
+    assert.equal(
+      ofShape({ experts: 16 }, { ...GPU, cacheBytes: 96 * MIB - 1 }),
+      2,
+      "just more than half",
+    );
   });
 
-  it("keeps choices under half of the experts where they are larger", () => {
-    assert.equal(ofShape({ experts: 32, topK: 4 }), 3, "4 tokens would make 16 choices");
-    assert.equal(ofShape({ experts: 33, topK: 4 }), 4, "16 choices are under 16.5");
+  it("keeps to half as many choices as experts where they are larger", () => {
+    assert.equal(ofShape({ experts: 31, topK: 4 }), 3, "4 tokens would make 16 choices");
+    assert.equal(ofShape({ experts: 32, topK: 4 }), 4);
     assert.equal(ofShape({ experts: 256, topK: 8 }), 4, "never more than the device can");
-    assert.equal(ofShape({ experts: 8, topK: 2 }), 1);
+    assert.equal(ofShape({ experts: 8, topK: 2 }), 2);
   });
 
   it("is one token at least, since a token's experts are distinct", () => {

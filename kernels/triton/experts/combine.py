@@ -12,6 +12,8 @@ caller's type.
 import triton
 import triton.language as tl
 
+from overlap import begin
+
 # Bits of `options`, part of the ABI.
 OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8}
 WEIGHTS = tl.constexpr(OPTIONS["weights"])
@@ -48,8 +50,10 @@ def combine(
     options,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Persistent over (token, stretch of BLOCK columns)."""
+    begin(DEPENDENT)
     stretches = tl.cdiv(width, BLOCK)
     for work in range(tl.program_id(0), tl.load(tokens) * stretches, tl.num_programs(0)):
         token = work // stretches
@@ -84,8 +88,10 @@ def concat(
     top_k,
     options,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Persistent over (slot, stretch of BLOCK columns); a dropped slot gives zeros."""
+    begin(DEPENDENT)
     stretches = tl.cdiv(width, BLOCK)
     for work in range(tl.program_id(0), tl.load(tokens) * top_k * stretches, tl.num_programs(0)):
         slot = work // stretches

@@ -24,6 +24,8 @@ in, its neighbours there, or the grid. So bits depend on the tile class and on n
 import triton
 import triton.language as tl
 
+from overlap import begin
+
 from .activation import activate, join_gate
 
 # Bits of `options`, part of the ABI.
@@ -94,7 +96,9 @@ def project(
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     FLATTEN: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    begin(DEPENDENT)
     PARTS: tl.constexpr = 2 if GATED else 1
     programs = tl.num_programs(0)
     columns = tl.cdiv(n, BLOCK_N)

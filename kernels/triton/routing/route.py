@@ -19,7 +19,8 @@ tokens, on an H200.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+
+from overlap import begin
 
 # Part of the ABI.
 SCORINGS = {"softmax": 0, "sigmoid": 1, "topk-softmax": 2, "topk-sigmoid": 3, "sparsemixer": 4}
@@ -142,9 +143,7 @@ def route(
     DEPENDENT: tl.constexpr,
 ):
     """Program i: tokens ROWS * i and on."""
-    if DEPENDENT:
-        # bucket.py may start; it waits for the end of this kernel before it reads what is written here.
-        gdc_launch_dependents()
+    begin(DEPENDENT)
     live_tokens = tl.load(tokens)
     in_program = tl.arange(0, ROWS)[:, None, None]
     row = tl.program_id(0) * ROWS + in_program

@@ -4,6 +4,8 @@ A table and nothing else. Tiles were chosen by measurement on H200s and H100s (s
 same shapes where their shared memory allows, and have not been timed.
 """
 
+from dataclasses import replace
+
 from .products import DECODE_SECOND, decode_first, decode_second, project, project_many
 from .router import (
     GATE_TILES,
@@ -27,6 +29,9 @@ PTX_ROWS = 64
 # L2 promotion of all tensor maps, as cuTensorMapEncodeTiled numbers it: 256 bytes. Up to 7 % of a whole step against 128
 # bytes where weights come from memory (Mixtral-8x7B, 512 tokens, on an H100).
 L2_PROMOTION = 3
+
+# Dependent launches came with sm_90.
+DEPENDENT_FROM = 90
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, descriptor, flatten)
 SMALL_TILES = {
@@ -85,8 +90,8 @@ def variants(architecture):
         found.append(decode_first(element, True, "coded"))
         found.append(decode_first(element, False, "coded"))
         for out in dict.fromkeys((element, "float32")):
-            for length in DECODE_SECOND:
-                found.append(decode_second(element, out, length))
+            for tile in DECODE_SECOND:
+                found.append(decode_second(element, out, tile))
             for aligned in (True, False):
                 found.append(combine_variant(element, out, aligned))
                 found.append(concat_variant(element, out, aligned))
@@ -96,12 +101,20 @@ def variants(architecture):
     for experts in ROUTED_EXPERTS:
         for element in ELEMENTS:
             for plain in (True, False):
-                found.append(route_variant(element, experts, plain, architecture))
-        found.append(bucket_variant(experts, architecture))
+                found.append(route_variant(element, experts, plain))
+        found.append(bucket_variant(experts))
     found.append(mark_variant())
     found.append(tidy_variant())
     for element, weights in GATES:
         found.append(gate_few_variant(element, weights))
         for amount in GATE_TILES:
             found.append(gate_variant(element, weights, amount))
-    return found
+    return [overlapping(variant, architecture) for variant in found]
+
+
+def overlapping(variant, architecture):
+    """The kernel as a dependent launch (overlap.py), if it is written for that and the architecture has such."""
+    if "DEPENDENT" not in variant.function.arg_names:
+        return variant
+    dependent = architecture >= DEPENDENT_FROM
+    return replace(variant, dependent=dependent, constants={**variant.constants, "DEPENDENT": dependent})

@@ -183,17 +183,17 @@ def decode_first(element, gated, activations, *, rows=8, block_k=512, stages=3, 
     )
 
 
-# decode_second's shapes by the width it reads: (rows, BLOCK_K, stages, warps). With little to read, many small programs;
-# with much, fewer that read longer.
-DECODE_SECOND = {"short": (2, 1024, 3, 2), "long": (8, 512, 3, 4)}
-DECODE_SHORT = 1024
+# decode_second's shapes: (rows, BLOCK_K, stages, warps). Each serves all sizes; the device takes one whose programs fill it
+# evenly, of several the first (operators/choice.ts). On an H100 that one is within 1 % of the best of 20 measured; any of
+# them by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
+DECODE_SECOND = ((4, 1024, 3, 4), (4, 512, 3, 2), (2, 1024, 4, 2))
 
 
-def decode_second(element, out, length):
+def decode_second(element, out, tile):
     short, out_short = ELEMENTS[element], ELEMENTS[out]
-    rows, block_k, stages, warps = DECODE_SECOND[length]
+    rows, block_k, stages, warps = tile
     return Variant(
-        name=f"decode_second_{short}_{out_short}_{length}",
+        name=f"decode_second_{short}_{out_short}_{rows}x{block_k}",
         function=decode.decode_second,
         arguments={
             "x": f"*{short}",
@@ -220,11 +220,6 @@ def decode_second(element, out, length):
         num_stages=3,
         grid={"rule": "cover", "words": f"x = tokens the buffers have room for; y = n / {rows}; z = 1",
               "x": "tokens", "y": {"of": "n", "by": rows}},
-        selects={
-            "operator": "decode_second",
-            "element": element,
-            "output": out,
-            "k": {"most": DECODE_SHORT} if length == "short" else {"least": DECODE_SHORT + 1},
-        },
+        selects={"operator": "decode_second", "element": element, "output": out, "rows": rows, "columns": block_k},
         ptx=True,
     )

@@ -123,11 +123,7 @@ def tidy_variant(block=1024):
 ROUTED_EXPERTS = (32, 64, 128, 256, 512, 1024)
 
 
-# Dependent launches came with this architecture.
-DEPENDENT_FROM = 90
-
-
-def route_variant(element, experts, plain, architecture):
+def route_variant(element, experts, plain):
     short = ELEMENTS[element]
     return Variant(
         name=f"route_{'plain_' if plain else ''}{short}_experts{experts}",
@@ -151,7 +147,7 @@ def route_variant(element, experts, plain, architecture):
             "scale": "fp32",
             "jitter": "fp32",
         },
-        constants={"EXPERTS": experts, "ROWS": route.ROWS, "PLAIN": plain, "DEPENDENT": architecture >= DEPENDENT_FROM},
+        constants={"EXPERTS": experts, "ROWS": route.ROWS, "PLAIN": plain},
         divisible=(),
         num_warps=route.ROWS,
         num_stages=1,
@@ -170,7 +166,7 @@ BUCKET_WARPS = 4
 BUCKET_SHARES = 4
 
 
-def bucket_variant(experts, architecture):
+def bucket_variant(experts):
     return Variant(
         name=f"bucket_experts{experts}",
         function=bucket.bucket,
@@ -198,7 +194,6 @@ def bucket_variant(experts, architecture):
             "EXPERTS": experts,
             "SLOTS": bucket.MOST_SLOTS,
             "WORDS_A_STEP": BUCKET_STEP // experts,
-            "DEPENDENT": architecture >= DEPENDENT_FROM,
         },
         divisible=("sets", "tiles"),
         num_warps=BUCKET_WARPS,
@@ -212,5 +207,4 @@ def bucket_variant(experts, architecture):
         },
         selects={"operator": "bucket", "experts": experts},
         ptx=True,
-        dependent=architecture >= DEPENDENT_FROM,
     )

@@ -61,18 +61,25 @@ export function issue(
   }
 }
 
-/** Hands one piece of work to a stream. @param multiprocessors how many a kernel may fill */
+/**
+ * Hands one piece of work to a stream.
+ *
+ * @param multiprocessors how many a kernel may fill
+ * @param dependent whether what is in front of it on the stream is a kernel, beside whose end it may start
+ */
 export function issueWork(
   driver: Driver,
   work: Work,
   stream: bigint,
   multiprocessors: number,
+  dependent = false,
 ): void {
   switch (work.kind) {
     case "kernel": {
       const { launch } = work;
       launch.setStream(stream);
       launch.setBlocks(work.blocks(multiprocessors));
+      launch.setDependent(dependent);
       driver.launchKernel(launch.config, launch.fn, launch.params);
       break;
     }
@@ -96,6 +103,8 @@ class Issuer {
   readonly #native = new Map<CudaStream, bigint>();
   readonly #points = new Map<Point, bigint>();
   readonly #events: bigint[] = [];
+  /** Native streams on which a kernel was issued last. */
+  readonly #afterKernel = new Set<bigint>();
   /** Where the recording begins. */
   readonly #begin: bigint;
   #side: bigint | undefined;
@@ -129,7 +138,7 @@ class Issuer {
         for (const item of work) this.#work(item, step.stream, stream);
         if (beside.length > 0) this.#later.push({ beside, after: this.#mark(stream) });
       } else if (step.kind === "wait") {
-        driver.waitEvent(stream, this.#points.get(step.point) as bigint);
+        this.#wait(stream, this.#points.get(step.point) as bigint);
       } else if (step.point.awaited) {
         const event = this.#event();
         driver.recordEvent(event, stream);
@@ -172,14 +181,17 @@ class Issuer {
 
   #work(work: Work, stream: CudaStream, native: bigint): void {
     const { driver, multiprocessors } = this.#site;
+    const dependent = work.kind === "kernel" && work.early && this.#afterKernel.has(native);
+    if (work.kind === "kernel") this.#afterKernel.add(native);
+    else this.#afterKernel.delete(native);
     if (work.kind !== "kernel" || !work.budgeted) {
-      issueWork(driver, work, native, multiprocessors);
+      issueWork(driver, work, native, multiprocessors, dependent);
       return;
     }
     const { group } = stream;
     const streams = this.#recording.streamsOfGroup[group] ?? 1;
     work.launch.setWindow(this.#windowOf(work, group));
-    issueWork(driver, work, native, this.#budgets.shareOf(group, streams));
+    issueWork(driver, work, native, this.#budgets.shareOf(group, streams), dependent);
     if (work.persistent) this.#issued?.({ work, group, streams }, native);
   }
 
@@ -223,7 +235,12 @@ class Issuer {
 
   /** What comes on `after` from here on runs once what is on `before` so far is done. */
   #order(before: bigint, after: bigint): void {
-    this.#site.driver.waitEvent(after, this.#mark(before));
+    this.#wait(after, this.#mark(before));
+  }
+
+  #wait(stream: bigint, event: bigint): void {
+    this.#afterKernel.delete(stream);
+    this.#site.driver.waitEvent(stream, event);
   }
 
   #mark(stream: bigint): bigint {

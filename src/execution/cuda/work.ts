@@ -20,6 +20,8 @@ export interface KernelWork {
   blocks(multiprocessors: number): number;
   /** Whether `blocks` does depend on it. */
   readonly persistent: boolean;
+  /** Whether it may start beside the end of a kernel in front of it. */
+  readonly early: boolean;
   /** Charged to the budget of its stream's group; otherwise the whole device is its own: nothing runs beside it. */
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */
@@ -45,6 +47,8 @@ export interface PreparedLaunch {
   setBlocks(x: number): void;
   /** What it reads of the range stays in the L2 longest; null: no such wish. */
   setWindow(window: AccessWindow | null): void;
+  /** Whether it may start while the kernel in front of it on the stream runs. */
+  setDependent(dependent: boolean): void;
   /** Grid as last set. */
   readonly grid: { readonly x: number; readonly y: number; readonly z: number };
 }

@@ -32,6 +32,8 @@ export interface FakeLaunch {
   readonly priority: number;
   /** Its access-policy window. */
   readonly window: AccessWindow | undefined;
+  /** Whether it may start beside the end of the kernel in front of it. */
+  readonly early: boolean;
   /** Addresses of the parameters. */
   readonly params: bigint;
   /** A parameter's bytes, as they were when it was launched or captured. */
@@ -260,29 +262,39 @@ export class FakeDriver extends FakeStreams implements Driver {
     const stream = this.stream(view.getBigUint64(32, true));
     const frozen = this.freeze(fn, params);
     const window = this.#windowOf(view);
+    const early = this.#attribute(view, 6)?.getInt32(8, true) === 1;
+    if (early && !stream.afterKernel)
+      throw new Error("There is no kernel to start beside the end of.");
     const run = (actual: Extent): void => {
       const launch = {
-        ...{ fn, grid: actual, params, parameter: frozen, window },
+        ...{ fn, grid: actual, params, parameter: frozen, window, early },
         ...{ partition: stream.partition, priority: stream.priority },
       };
       this.launches.push(launch);
       this.onKernel(launch);
     };
     this.enqueue(stream.handle, run, grid);
+    stream.afterKernel = true;
+  }
+
+  #windowOf(config: DataView): AccessWindow | undefined {
+    const view = this.#attribute(config, 1);
+    return (
+      view && {
+        address: view.getBigUint64(8, true),
+        bytes: Number(view.getBigUint64(16, true)),
+        hitRatio: view.getFloat32(24, true),
+      }
+    );
   }
 
   /** Of a CUlaunchConfig. */
-  #windowOf(config: DataView): AccessWindow | undefined {
+  #attribute(config: DataView, id: number): DataView | undefined {
     const attributes = config.getBigUint64(40, true);
     for (let i = 0; i < config.getUint32(48, true); i++) {
       const bytes = this.bytesAt(attributes + BigInt(72 * i), 72);
       const view = new DataView(bytes.buffer, bytes.byteOffset, 72);
-      if (view.getUint32(0, true) !== 1) continue;
-      return {
-        address: view.getBigUint64(8, true),
-        bytes: Number(view.getBigUint64(16, true)),
-        hitRatio: view.getFloat32(24, true),
-      };
+      if (view.getUint32(0, true) === id) return view;
     }
     return undefined;
   }

@@ -26,6 +26,8 @@ export interface FakeStream {
   readonly queue: Queued[];
   capture: Capture | undefined;
   after: Set<Node>;
+  /** Whether a kernel was put on it last, with no wait since. */
+  afterKernel: boolean;
 }
 
 /** Something in a stream's queue. */
@@ -130,6 +132,7 @@ export class FakeStreams extends FakeCalls {
     this.call("waitEvent");
     const event = this.event(waited);
     const stream = this.stream(handle);
+    stream.afterKernel = false;
     if (event.captured !== undefined) {
       const { capture, after } = event.captured;
       // Of a capture that is over, or another one.
@@ -283,6 +286,7 @@ export class FakeStreams extends FakeCalls {
   ): void {
     const stream = this.stream(handle);
     const { capture } = stream;
+    stream.afterKernel = false;
     if (capture === undefined) {
       stream.queue.push({
         ready: () => true,
@@ -302,7 +306,7 @@ export class FakeStreams extends FakeCalls {
     const handle = this.handle();
     this.streams.set(handle, {
       ...{ handle, priority, partition, queue: [] },
-      ...{ capture: undefined, after: new Set<Node>() },
+      ...{ capture: undefined, after: new Set<Node>(), afterKernel: false },
     });
     return handle;
   }

@@ -50,7 +50,11 @@ const NAMES = ["a", "b", "output"] as const;
 const ENTRY = {
   ...{ name: "average", arch: "sm_90a", entry: "average", num_warps: 4, shared: 0 },
   args: NAMES.map((name) => ({ name, type: "*fp32", divisible_by: 16 })),
-  ...{ tensordesc_meta: [], launch_pdl: false },
+  ...{
+    tensordesc_meta: [],
+    launch_pdl: false,
+    grid: { rule: "cover", blocks_per_multiprocessor: 1 },
+  },
 } as unknown as KernelEntry;
 
 const KERNELS = {
@@ -136,7 +140,7 @@ function encode(
     { a: from.address, b: and.address, output: to.address },
     {
       blocks: (multiprocessors) => (budgeted ? multiprocessors * BLOCKS : 5),
-      ...{ persistent: budgeted, y: 3 },
+      ...{ persistent: budgeted, y: 3, pieces: 15 },
     },
     { budgeted, weights: { address: from.address, bytes: WEIGHT_BYTES } },
   );

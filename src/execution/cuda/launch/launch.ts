@@ -3,8 +3,8 @@
  * the table of their addresses, side by side in one slot of the arena. The driver
  * is handed two addresses and reads the rest.
  *
- * Stream, width of the grid and cache window are changed in place: launching
- * what is written down allocates nothing.
+ * Stream, width of the grid, cache window and whether the kernel may start early are
+ * changed in place: launching what is written down allocates nothing.
  */
 
 import { InvalidArgumentError } from "../../../errors.ts";
@@ -101,9 +101,14 @@ export class Launch implements PreparedLaunch, Disposable {
     this.#fixedAttributes = entry.launch_pdl ? 1 : 0;
     if (entry.launch_pdl) {
       view.setUint32(ATTRIBUTES_AT, LAUNCH_ATTRIBUTE_ID.programmaticStreamSerialization, true);
-      view.setInt32(ATTRIBUTES_AT + LAUNCH_ATTRIBUTE.value, 1, true);
     }
     view.setUint32(LAUNCH_CONFIG.attributeCount, this.#fixedAttributes, true);
+  }
+
+  /** Whether it may start while the kernel in front of it on the stream runs; one that does not wait for it never does. */
+  setDependent(dependent: boolean): void {
+    if (this.#fixedAttributes === 0) return;
+    this.#view.setInt32(ATTRIBUTES_AT + LAUNCH_ATTRIBUTE.value, dependent ? 1 : 0, true);
   }
 
   setStream(stream: bigint): void {

@@ -8,7 +8,7 @@
 
 import type { BucketOperator } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
-import { EXPERT_SHARES, tileRows } from "./choice.ts";
+import { expertShares, tileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, fixedGrid } from "./grids.ts";
 import { listsOf } from "./lists.ts";
@@ -49,10 +49,11 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
   const choices = operator.routed
     ? routedSets(ids, padded, operator, to)
     : markedSets(ids, tokens, padded, operator, to);
-  const rows = tileRows(context, rowType, slots / experts, EXPERT_SHARES);
+  const shares = expertShares(context, buckets.weightBytes);
+  const rows = tileRows(context, rowType, slots / experts, shares);
   const lists = listsOf(order, { experts, lanes, mostTokens, topK, rows }, context);
   const fillPrograms = Math.min(context.facts.multiprocessors, Math.ceil(mostTokens / WORD_TOKENS));
-  const shares = kernel.entry.grid.shares_of_a_list ?? 1;
+  const listPrograms = kernel.entry.grid.shares_of_a_list ?? 1;
   to.kernel(
     kernel,
     {
@@ -75,7 +76,9 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
       classes: 1,
       fill_programs: fillPrograms,
     },
-    fixedGrid(fillPrograms + shares * lanes),
+    fixedGrid(fillPrograms + listPrograms * lanes),
+    // Small, and all latency.
+    { early: true },
   );
   to.mirror(offsets, order, inverse);
   const { counts, buffer, words } = choices;

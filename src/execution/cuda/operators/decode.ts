@@ -4,9 +4,10 @@ import type { DecodeOperator } from "../../operators.ts";
 import type { CudaProjection } from "../projection.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
-import { activationSets } from "./choice.ts";
+import { activationSets, fillingKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
+import { MOST_CHOICES } from "./sets.ts";
 
 /**
  * Most tokens of a `decode` operator. Each slot reads its expert's weights for itself, which costs
@@ -15,12 +16,12 @@ import { coverGrid } from "./grids.ts";
 export const DECODE_TOKENS = 4;
 
 export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): void {
-  const { kernels } = to.context;
+  const { kernels, facts } = to.context;
   const first = to.projection("first", operator.first);
   const second = to.projection("second", operator.second);
   checkPair(first, second, to);
   const { element } = first;
-  const topK = to.integer("topK", operator.topK, 1, first.spec.count);
+  const topK = to.integer("topK", operator.topK, 1, Math.min(first.spec.count, MOST_CHOICES));
   const mostTokens = to.integer("mostTokens", operator.mostTokens, 1, DECODE_TOKENS);
   const slots = mostTokens * topK;
   const width = second.spec.outputs;
@@ -66,15 +67,13 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     },
     coverGrid(kernel.entry, { ...extents, n: first.n }),
   );
-  const sum = kernels.find({
-    operator: "decode_second",
-    element,
-    output: outputType,
-    k: second.k,
-  });
+  const needs = { operator: "decode_second", element, output: outputType };
+  const sum =
+    fillingKernel(kernels.all(needs), { ...extents, n: second.n }, facts.multiprocessors) ??
+    kernels.missing(needs);
   const bias = second.spec.bias ? (options["decode_second"]?.["bias"] ?? 0) : 0;
   to.kernel(
-    sum,
+    sum.kernel,
     {
       ...aggregation,
       x: inner.address,
@@ -90,7 +89,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
       top_k: topK,
       options: aggregation.options | bias,
     },
-    coverGrid(sum.entry, { ...extents, n: second.n }),
+    sum.grid,
   );
   to.mirror(inner, output);
 }

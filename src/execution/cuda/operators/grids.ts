@@ -15,6 +15,8 @@ export interface Grid {
   /** Whether that depends on them. */
   readonly persistent: boolean;
   readonly y: number;
+  /** Pieces of work that there is room for: blocks, unless each goes through several. */
+  readonly pieces: number;
 }
 
 /**
@@ -37,6 +39,7 @@ export function persistentGrid(
       covers && share >= multiprocessors ? most : Math.min(share * blocks_per_multiprocessor, most),
     persistent: true,
     y: 1,
+    pieces: most,
   };
 }
 
@@ -52,7 +55,7 @@ export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, num
 }
 
 export function fixedGrid(x: number, y = 1): Grid {
-  return { blocks: () => x, persistent: false, y };
+  return { blocks: () => x, persistent: false, y, pieces: x * y };
 }
 
 function incomplete(entry: KernelEntry, what: string): never {

@@ -13,7 +13,12 @@ export interface WorkOptions {
   readonly budgeted?: boolean;
   readonly weights?: MemoryRange;
   readonly mirrors?: readonly bigint[];
+  /** Whether it may start early though it does not fill the device. */
+  readonly early?: boolean;
 }
+
+/** Measured on an H100: with room for 10 pieces a block early starts gain up to 1.5 %, with room for 17 they lose 1 to 3 %. */
+const MOST_ROUNDS_EARLY = 12;
 
 /** A kernel's work, and its memory of the arena. */
 export interface OwnKernelWork extends KernelWork {
@@ -26,7 +31,7 @@ export function kernelWork(
   kernel: Kernel,
   values: KernelValues,
   grid: Grid,
-  { budgeted = false, weights, mirrors }: WorkOptions = {},
+  { budgeted = false, weights, mirrors, early = false }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
   return {
@@ -36,7 +41,25 @@ export function kernelWork(
     blocks: grid.blocks,
     persistent: grid.persistent,
     budgeted,
+    early: early || gainsByStartingEarly(kernel, x, grid, facts.multiprocessors),
     ...(weights && { weights }),
     ...(mirrors && { mirrors }),
   };
+}
+
+/**
+ * Blocks that start early settle on whichever multiprocessors are free first. Fewer than there is room for
+ * would crowd there, and leave the others idle once they may begin. And for a persistent grid that goes through
+ * many pieces each, what a launch takes is nothing, and blocks in their usual places were faster.
+ */
+function gainsByStartingEarly(
+  { entry }: Kernel,
+  x: number,
+  { y, persistent, pieces }: Grid,
+  multiprocessors: number,
+): boolean {
+  const { blocks_per_multiprocessor: each } = entry.grid;
+  const room = multiprocessors * each;
+  if (persistent && pieces > MOST_ROUNDS_EARLY * room) return false;
+  return each === 1 || x * y >= room;
 }

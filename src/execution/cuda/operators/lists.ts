@@ -38,6 +38,12 @@ export const TILE_BYTES = 16;
 /** Parts of the block begin at multiples of this, which is what the kernels' 16-byte accesses need and more. */
 const ALIGNMENT = 256;
 
+/**
+ * Most tiles of an expert that go through the columns of its weights together: so many read a column
+ * once, and their rows, up to 16 MiB, stay in the L2 from one column to the next.
+ */
+const MOST_TILES_TOGETHER = 16;
+
 /** Rows of an expert in a list's class, where there is one class: any number. */
 const ANY_ROWS = 0x7fffffff;
 
@@ -73,7 +79,9 @@ function makeLists(
     `work lists of ${order.label}`,
   );
   const told = new Int32Array(lanes * words);
-  for (let lane = 0; lane < lanes; lane++) told.set([rows, ANY_ROWS, lane * most], lane * words);
+  for (let lane = 0; lane < lanes; lane++) {
+    told.set([rows, ANY_ROWS, lane * most, MOST_TILES_TOGETHER], lane * words);
+  }
   context.upload(buffer.address, told);
   return {
     buffer,

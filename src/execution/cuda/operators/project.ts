@@ -10,12 +10,15 @@ import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
 import { tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, EXPERT_SHARES, projectKernel, tileRows } from "./choice.ts";
+import { denseKernel, expertShares, projectKernel, tileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
 import { findLists, TILE_BYTES } from "./lists.ts";
 
-/** Row tiles that go through the columns of a matrix together, so that its weights are found in the L2. */
+/**
+ * Row tiles that go through the columns of a matrix together, so that its weights are found in the L2; the
+ * kernels for many rows do it by the groups that stand in a list.
+ */
 const TILE_GROUP = 8;
 
 const ROWS_FROM = ["all", "bucket"] as const;
@@ -119,7 +122,8 @@ function encodeLane(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
-  const height = tileRows(context, element, slots / experts, EXPERT_SHARES);
+  const shares = expertShares(context, rows.buckets.weightBytes);
+  const height = tileRows(context, element, slots / experts, shares);
   const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
   if (lists === undefined) {
     to.fail(

@@ -138,21 +138,27 @@ function decodes(element: Element): Variant[] {
     grid: { rule: "cover", x: "slots", y: { of: "n", by: 8 }, blocks_per_multiprocessor: 7 },
     selects: { operator: "decode_first", element, gated, activations },
   });
-  const second = (output: Element, length: string, k: Json, by: number): Variant => ({
-    name: `decode_second_${short}_${SHORT[output]}_${length}`,
+  const second = (output: Element, rows: number, columns: number, blocks: number): Variant => ({
+    name: `decode_second_${short}_${SHORT[output]}_${rows}x${columns}`,
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32`,
     ),
-    grid: { rule: "cover", x: "tokens", y: { of: "n", by }, blocks_per_multiprocessor: 14 },
-    selects: { operator: "decode_second", element, output, k },
+    grid: {
+      rule: "cover",
+      x: "tokens",
+      y: { of: "n", by: rows },
+      blocks_per_multiprocessor: blocks,
+    },
+    selects: { operator: "decode_second", element, output, rows, columns },
   });
   return [
     first(true, "logistic"),
     first(true, "coded"),
     first(false, "coded"),
     ...[...new Set<Element>([element, "float32"])].flatMap((output) => [
-      second(output, "short", { most: 1024 }, 2),
-      second(output, "long", { least: 1025 }, 8),
+      second(output, 4, 1024, 7),
+      second(output, 4, 512, 14),
+      second(output, 2, 1024, 11),
     ]),
   ];
 }

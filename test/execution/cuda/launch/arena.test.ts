@@ -130,8 +130,13 @@ describe("a launch", () => {
       const view = heap.at(launch.config);
       const count = () => view.getUint32(48, true);
       assert.equal(count(), first);
-      if (launch_pdl) {
-        assert.deepEqual([view.getUint32(56, true), view.getInt32(64, true)], [6, 1]);
+      for (const dependent of [true, false]) {
+        launch.setDependent(dependent);
+        if (!launch_pdl) continue;
+        assert.deepEqual(
+          [view.getUint32(56, true), view.getInt32(64, true)],
+          [6, dependent ? 1 : 0],
+        );
       }
       launch.setWindow(window);
       assert.equal(count(), first + 1);

@@ -110,8 +110,8 @@ describe("decode", () => {
       global_scratch: 0n,
       profile_scratch: 0n,
     });
-    assert.equal(two?.name, "decode_second_bf16_fp32_short");
-    assert.deepEqual(two?.grid, { x: 4, y: 64, z: 1 });
+    assert.equal(two?.name, "decode_second_bf16_fp32_4x1024");
+    assert.deepEqual(two?.grid, { x: 4, y: 32, z: 1 });
     assert.deepEqual(two?.values, {
       x: addressOf(operator.inner),
       w: second.address,
@@ -136,11 +136,11 @@ describe("decode", () => {
   });
 
   for (const [element, gated, kind, inner, outputType, names] of [
-    ["bfloat16", true, "gelu-tanh", 1024, "bfloat16", ["gated_logistic_bf16", "bf16_bf16_short"]],
-    ["bfloat16", true, "relu", 1025, "bfloat16", ["gated_coded_bf16", "bf16_bf16_long"]],
-    ["float16", false, "relu", 4096, "float32", ["plain_coded_fp16", "fp16_fp32_long"]],
-    ["float16", false, "none", 64, "float16", ["plain_coded_fp16", "fp16_fp16_short"]],
-    ["float32", true, "silu", 64, "float32", ["gated_logistic_fp32", "fp32_fp32_short"]],
+    ["bfloat16", true, "gelu-tanh", 1024, "bfloat16", ["gated_logistic_bf16", "bf16_bf16"]],
+    ["bfloat16", true, "relu", 1025, "bfloat16", ["gated_coded_bf16", "bf16_bf16"]],
+    ["float16", false, "relu", 4096, "float32", ["plain_coded_fp16", "fp16_fp32"]],
+    ["float16", false, "none", 64, "float16", ["plain_coded_fp16", "fp16_fp16"]],
+    ["float32", true, "silu", 64, "float32", ["gated_logistic_fp32", "fp32_fp32"]],
   ] as const) {
     it(`of ${element}, ${gated ? "gated" : "plain"} ${kind}, ${inner} wide, takes ${names.join(" and ")}`, async () => {
       const device = await FakeDevice.open();
@@ -154,7 +154,7 @@ describe("decode", () => {
       });
       assert.deepEqual(
         device.kernels(device.encode(operator).work).map(({ name }) => name),
-        [`decode_first_${names[0]}`, `decode_second_${names[1]}`],
+        [`decode_first_${names[0]}`, `decode_second_${names[1]}_4x1024`],
       );
     });
   }
@@ -192,5 +192,13 @@ describe("decode", () => {
       () => device.encode({ ...operator, topK: 9 }),
       /decode: topK is 9\. Use a whole number from 1 to 8\./,
     );
+    const count = 40;
+    const many = { first: device.projection({ count, outputs: 72 }), topK: 33 };
+    const second = device.projection({ count, inputs: 72, outputs: 100 });
+    assert.throws(
+      () => device.encode(decodeOf(device, { ...many, second })),
+      /decode: topK is 33\. Use a whole number from 1 to 32\./,
+    );
+    device.encode(decodeOf(device, { ...many, second, topK: 32 }));
   });
 });

@@ -3,6 +3,11 @@
 import type { KernelCall } from "../call.ts";
 import { popcount } from "../numbers.ts";
 
+/** An expert with more than so many times the mean number of tiles is busy. */
+const BUSY = 2;
+/** So many busy ones are spread. */
+const MOST_SPREAD = 16;
+
 /** Program i: slots BLOCK * i and on. */
 export function mark(call: KernelCall): void {
   const [experts, padded, topK] = [
@@ -110,7 +115,7 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
     call.pointer("offsets").storeInts(experts, [kept.reduce((a, b) => a + b)]);
   }
   const told = (which: number) => call.pointer("lists").loadInts(4 * which, 4);
-  const [height, , firstTile] = told(mine) as unknown as [number, number, number];
+  const [height, , firstTile, together] = told(mine) as unknown as [number, number, number, number];
   const ownClass = mine % classes;
   const classOf = (rows: number) => {
     for (let c = 0; c < classes - 1; c++) {
@@ -129,12 +134,34 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
   const programs = call.grid.x - number("fill_programs");
   const step = Math.ceil((programs - mine) / lists);
   let at = firstTile;
-  pieces.forEach((tiles, e) => {
+  for (const e of listOrder(pieces)) {
+    const tiles = pieces[e] as number;
+    const group = Math.ceil(tiles / Math.ceil(tiles / together));
     for (let tile = Math.floor(program / lists); tile < tiles; tile += step) {
       const done = tile * height;
       const words = [e, (offset[e] as number) + done, Math.min((kept[e] as number) - done, height)];
-      call.pointer("tiles").storeInts((at + tile) * 4, [...words, 0]);
+      const place = tile % group;
+      const grouped = place | (Math.min(group, tiles - tile + place) << 16);
+      call.pointer("tiles").storeInts((at + tile) * 4, [...words, grouped]);
     }
     at += tiles;
-  });
+  }
+}
+
+/** Experts in the order of a list: busy ones are spread evenly among the others. */
+function listOrder(pieces: readonly number[]): number[] {
+  const total = pieces.reduce((a, b) => a + b, 0);
+  const used = pieces.filter((each) => each > 0).length;
+  const experts = pieces.map((_, e) => e);
+  const busy = experts
+    .filter((e) => (pieces[e] as number) * used > BUSY * total)
+    .slice(0, MOST_SPREAD);
+  const order = experts.filter((e) => !busy.includes(e));
+  // From the last on: one that is put in does not move the place of those to come.
+  for (const [i, e] of [...busy.entries()].reverse()) {
+    const frontOf = Math.floor(((2 * i + 1) * pieces.length) / (2 * busy.length));
+    const place = order.findIndex((other) => other >= frontOf && !busy.includes(other));
+    order.splice(place < 0 ? order.length : place, 0, e);
+  }
+  return order;
 }

@@ -46,9 +46,12 @@ export function decodeSecond(call: KernelCall): void {
   for (let token = 0; token < call.grid.x; token++) {
     if (token >= call.pointer("tokens").int(0)) continue;
     const total = new Float32Array(rows);
-    for (let choice = 0; choice < topK; choice++) {
+    const choices = Array.from({ length: topK }, (_, choice) => {
       const slot = token * topK + choice;
-      const matrix = call.pointer("ids").int(slot);
+      return { slot, matrix: call.pointer("ids").int(slot) };
+    });
+    // Sorting is stable, as the kernel's ranks are.
+    for (const { slot, matrix } of choices.sort((a, b) => a.matrix - b.matrix)) {
       const given = options & WEIGHTS ? call.pointer("weights").float(slot) : 1;
       if (matrix < 0) continue;
       const x = call.pointer("x").load(slot * number("x_pitch"), k);

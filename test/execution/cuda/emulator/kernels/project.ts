@@ -30,7 +30,10 @@ export function project(call: KernelCall): void {
   }
 }
 
-/** Pieces are numbered column after column through groups of `group` row tiles. */
+/**
+ * Pieces are numbered column after column through groups of `group` row tiles; many.py has the list's
+ * groups instead.
+ */
 function tileOf(
   call: KernelCall,
   work: number,
@@ -41,22 +44,27 @@ function tileOf(
   width: number,
 ): Tile {
   const group = call.number("group");
-  const block = Math.floor(work / (group * columns));
-  const inBlock = Math.min(rowTiles - block * group, group);
-  const within = work - block * group * columns;
-  const tile = block * group + (within % inBlock);
-  const column = Math.floor(within / inBlock) * width;
+  // Some tile of the piece's group.
+  const some = Math.floor(work / columns);
+  const listed = denseRows === undefined && call.entry.name.endsWith("_many");
+  const told = listed ? call.pointer("tiles").int(4 * some + 3) : 0;
+  const first = some - (listed ? told & 0xffff : some % group);
+  const inGroup = listed ? told >> 16 : Math.min(rowTiles - first, group);
+  const within = work - first * columns;
+  const tile = first + (within % inGroup);
+  const column = Math.floor(within / inGroup) * width;
   if (denseRows !== undefined) {
-    const first = tile * height;
-    const rows = Math.min(denseRows - first, height);
-    return { matrix: call.number("dense_matrix"), first, rows, column };
+    const row = tile * height;
+    const rows = Math.min(denseRows - row, height);
+    return { matrix: call.number("dense_matrix"), first: row, rows, column };
   }
-  const [matrix, first, rows] = call.pointer("tiles").loadInts(4 * tile, 3) as unknown as number[];
+  const [matrix, row, rows] = call.pointer("tiles").loadInts(4 * tile, 3) as unknown as readonly [
+    number,
+    number,
+    number,
+  ];
   // A tile taller than the kernel loses the rows that are beyond it.
-  return {
-    ...{ matrix: matrix as number, first: first as number, column },
-    rows: Math.min(rows as number, height),
-  };
+  return { matrix, first: row, column, rows: Math.min(rows, height) };
 }
 
 function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {

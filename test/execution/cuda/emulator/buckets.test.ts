@@ -1,0 +1,180 @@
+/** In which order the bucket kernel lists tiles. The emulated layers prove nothing of it: no order is wrong for them. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type {
+  KernelArgument,
+  KernelEntry,
+} from "../../../../src/execution/cuda/bundle/manifest.ts";
+import type { Random } from "../../../../src/workload/random.ts";
+import { between, pick, randomFor } from "../../../support/seed.ts";
+import { KernelCall } from "./call.ts";
+import { shippedManifest } from "./driver.ts";
+import { bucket, mark } from "./kernels/buckets.ts";
+import { WatchedMemory } from "./memory.ts";
+
+const HEIGHT = 4;
+type Quadruple = readonly [number, number, number, number];
+
+/** Most tiles of a group. */
+const TOGETHER = 3;
+
+interface Tile {
+  readonly expert: number;
+  /** Of the expert's rows the first. */
+  readonly done: number;
+  readonly rows: number;
+  /** Its place in its group, and how many tiles that has. */
+  readonly group: readonly [number, number];
+}
+
+function entryOf(name: string): KernelEntry {
+  return shippedManifest().kernels.find((each) => each.name === name) as KernelEntry;
+}
+
+/** Runs a kernel over host memory: integers by the name of the parameter. */
+function run(
+  kernel: (call: KernelCall) => void,
+  { entry, programs }: { readonly entry: KernelEntry; readonly programs: number },
+  buffers: Readonly<Record<string, Int32Array<ArrayBuffer>>>,
+  numbers: Readonly<Record<string, number>>,
+): void {
+  const memory = new WatchedMemory();
+  const addresses = new Map<string, bigint>();
+  for (const [i, [name, ints]] of Object.entries(buffers).entries()) {
+    const address = BigInt(i + 1) << 32n;
+    memory.add(address, ints.buffer, false);
+    addresses.set(name, address);
+  }
+  const value = ({ name, type }: KernelArgument) => {
+    const view = new DataView(new ArrayBuffer(8));
+    if (type === "fp64") view.setFloat64(0, numbers[name] as number, true);
+    else if (type === "i32") view.setInt32(0, numbers[name] as number, true);
+    else view.setBigUint64(0, addresses.get(name) ?? 0n, true);
+    return view;
+  };
+  const grid = { x: programs, y: 1, z: 1 };
+  kernel(
+    new KernelCall(entry, grid, memory, (index) => value(entry.args[index] as KernelArgument)),
+  );
+}
+
+/** The tiles of one list, of tokens that choose an expert each. */
+function tilesFor(rowsOf: readonly number[]): Tile[] {
+  const experts = rowsOf.length;
+  const tokens = rowsOf.reduce((a, b) => a + b, 0);
+  const ids = Int32Array.from(rowsOf.flatMap((rows, e) => Array<number>(rows).fill(e)));
+  const entry = entryOf(`bucket_experts${experts <= 32 ? 32 : 128}`);
+  const padded = Number(entry.constants["EXPERTS"]);
+  const words = Math.ceil(tokens / 32);
+  const ints = (length: number) => new Int32Array(length);
+  const given = { ids, tokens: Int32Array.of(tokens), sets: ints(words * padded) };
+  const sizes = { experts, top_k: 1, most_tokens: tokens };
+  const marks = entryOf("mark");
+  const programs = Math.ceil(tokens / Number(marks.constants["BLOCK"]));
+  run(mark, { entry: marks, programs }, given, { ...sizes, padded_experts: padded });
+  const tiles = ints(4 * (Math.floor(tokens / HEIGHT) + experts)).fill(-1);
+  const [offsets, tileCounts] = [ints(experts + 1), ints(1)];
+  run(
+    bucket,
+    { entry, programs: 1 + (entry.grid.shares_of_a_list ?? 1) },
+    {
+      ...{ ...given, offsets, tiles, tile_counts: tileCounts },
+      lane_of: ints(experts),
+      lists: Int32Array.of(HEIGHT, 2 ** 31 - 1, 0, TOGETHER),
+      ...{ counts: ints(experts), order: ints(tokens), inverse: ints(tokens) },
+    },
+    { ...sizes, capacity_factor: Number.POSITIVE_INFINITY, lanes: 1, classes: 1, fill_programs: 1 },
+  );
+  const count = tileCounts[0] as number;
+  assert.ok(tiles.subarray(4 * count).every((word) => word === -1));
+  return Array.from({ length: count }, (_, i) => {
+    const [expert, first, rows, word] = tiles.subarray(4 * i) as unknown as Quadruple;
+    const done = first - (offsets[expert] as number);
+    return { expert, done, rows, group: [word & 0xffff, word >> 16] };
+  });
+}
+
+/** Every tile once, expert after expert, in groups as even and as few as can be. */
+function inOrder(rowsOf: readonly number[]): Tile[] {
+  return rowsOf.flatMap((rows, expert) => {
+    const tiles = Math.ceil(rows / HEIGHT);
+    const size = Math.ceil(tiles / Math.ceil(tiles / TOGETHER));
+    return Array.from({ length: tiles }, (_, i): Tile => {
+      const begin = i - (i % size);
+      return {
+        ...{ expert, done: i * HEIGHT, rows: Math.min(rows - i * HEIGHT, HEIGHT) },
+        group: [i - begin, Math.min(size, tiles - begin)],
+      };
+    });
+  });
+}
+
+/** The experts in the order of the list; each is there once. */
+function expertsOf(tiles: readonly Tile[]): number[] {
+  const all = tiles.map(({ expert }) => expert);
+  const order = all.filter((expert, i) => expert !== all[i - 1]);
+  assert.equal(new Set(order).size, order.length, "tiles of an expert are neighbours");
+  return order;
+}
+
+/** Rows of each expert, some with many times those of the others. */
+function skewed(random: Random): number[] {
+  const power = pick(random, [0.5, 1, 1.5, 2.5]);
+  const most = between(random, 8, 400);
+  const rows = Array.from({ length: between(random, 3, 70) }, (_, i) =>
+    Math.floor(most / (i + 1) ** power + 3 * random.uniform()),
+  );
+  return random.permutation(rows.length).map((i) => rows[i] as number);
+}
+
+describe("the order of tiles on a list", () => {
+  it("spreads busy experts evenly, and keeps the tiles of each together", () => {
+    const random = randomFor("order of tiles");
+    let spread = 0;
+    for (let round = 0; round < 60; round++) {
+      const rowsOf = skewed(random);
+      const wanted = inOrder(rowsOf);
+      const found = tilesFor(rowsOf);
+      // All of them, and those of an expert in order: no sort moves what is equal.
+      assert.deepEqual(
+        found.toSorted((a, b) => a.expert - b.expert),
+        wanted,
+      );
+      const pieces = rowsOf.map((rows) => Math.ceil(rows / HEIGHT));
+      const used = pieces.filter((each) => each > 0).length;
+      const busy = [...pieces.keys()].filter(
+        (e) => (pieces[e] as number) * used > 2 * wanted.length,
+      );
+      if (busy.length > 16) continue;
+      const order = expertsOf(found);
+      assert.deepEqual(
+        order.filter((e) => !busy.includes(e)),
+        [...pieces.keys()].filter((e) => pieces[e] !== 0 && !busy.includes(e)),
+      );
+      // Busy expert i of n is in front of light ones from (2 i + 1) E / 2 n on.
+      for (const [i, e] of busy.entries()) {
+        const at = order.indexOf(e);
+        const front = Math.floor(((2 * i + 1) * rowsOf.length) / (2 * busy.length));
+        const light = order.filter((other) => !busy.includes(other));
+        assert.ok(light.every((other) => order.indexOf(other) < at === other < front));
+      }
+      if (busy.length > 1) spread++;
+    }
+    assert.ok(spread > 10, `${spread} lists with several busy experts`);
+  });
+
+  it("is this one", () => {
+    // 1 and 4 are busy, of 8 experts: in front of those from 2 and from 6 on.
+    assert.deepEqual(expertsOf(tilesFor([4, 40, 3, 2, 38, 1, 4, 4])), [0, 1, 2, 3, 5, 4, 6, 7]);
+  });
+
+  it("is that of the experts if none is busy", () => {
+    const random = randomFor("order of even tiles");
+    const even = (rows: number) => Array<number>(40).fill(rows);
+    const oneOrTwo = even(0).map(() => between(random, 1, 2 * HEIGHT));
+    for (const rowsOf of [even(1), even(HEIGHT), even(29), oneOrTwo, [0, 50, 0], [50, 1], [1]]) {
+      assert.deepEqual(tilesFor(rowsOf), inOrder(rowsOf));
+    }
+  });
+});
