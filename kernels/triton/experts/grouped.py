@@ -12,9 +12,10 @@ the two numbers that an activation joins then sit beside each other in one threa
 Rows of x and out have a pitch, their width rounded up in the same way.
 
 Persistent. The grid is the budget of multiprocessors, whatever the routing; program p takes
-tiles p, p + programs, ... Tiles are numbered so that GROUP row tiles times all columns are
-worked on together: an expert's rows are listed next to each other, so its weights come from
-memory once and are then found in L2. `flatten` makes one software pipeline of all the tiles of
+tiles p, p + programs, ... Tiles are numbered so that the row tiles of a group go through all columns
+together: a group is of one expert, so its weights come from memory once and are then found in L2. Groups
+stand in the list (bucket.py); those of any eight neighbours began in the middle of experts, whose weights
+were read again (20 % more than there are for 4096 tokens of qwen3-30b-a3b, 120 % of mixtral-8x7b). `flatten` makes one software pipeline of all the tiles of
 a program: the next tile's loads are in flight while this tile's epilogue runs.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, whatever the tile it is
@@ -35,20 +36,27 @@ BIAS = tl.constexpr(OPTIONS["bias"])
 INPUT_SCALE = tl.constexpr(OPTIONS["input_scale"])
 DENSE = tl.constexpr(OPTIONS["dense"])
 
+# bucket.py: where in the last word of a tile the number of its group's tiles begins.
+GROUP_SHIFT = tl.constexpr(16)
+
 
 @triton.jit
 def find_tile(work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N):
     """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
 
-    Pieces are numbered column after column through groups of `group` row tiles.
+    Pieces are numbered column after column through one group of row tiles after the other. A group has as many pieces as
+    tiles times columns, so some tile of a piece's group is found by division.
     """
     there = work < total
-    block = work // (group * columns)
-    height = tl.minimum(row_tiles - block * group, group)
-    within = work - block * group * columns
-    tile = block * group + within % height
-    column = (within // height) * BLOCK_N
     listed = there & (dense == 0)
+    some = work // columns
+    together = tl.load(tiles + 4 * some + 3, mask=listed, other=0)
+    place = tl.where(listed, together & ((1 << GROUP_SHIFT) - 1), some % group)
+    height = tl.where(listed, together >> GROUP_SHIFT, tl.minimum(row_tiles - some + place, group))
+    height = tl.maximum(height, 1)
+    within = work - (some - place) * columns
+    tile = some - place + within % height
+    column = (within // height) * BLOCK_N
     first_dense = tile * BLOCK_M
     matrix = tl.load(tiles + 4 * tile, mask=listed, other=dense_matrix)
     first = tl.load(tiles + 4 * tile + 1, mask=listed, other=first_dense)
@@ -70,7 +78,7 @@ def project(
     w,  # [matrices * n, k]: pointer, or tensor-map descriptor with blocks [BLOCK_N, BLOCK_K]
     bias,  # float32 [matrices, n], if BIAS (kernels with EXTRAS)
     out,  # [*, out_pitch]
-    tiles,  # int32 [*, 4]: matrix, first row, rows, unused; unless DENSE
+    tiles,  # int32 [*, 4]: matrix, first row, rows, group (bucket.py); unless DENSE
     tile_count,  # int32 [1]: tiles on the list; if DENSE the number of rows
     order,  # int32 [*]: slot of each row, if GATHER or INPUT_SCALE
     input_scale,  # float32 [slots]: multiplies a row's product before bias and activation, if INPUT_SCALE (EXTRAS)
@@ -80,7 +88,7 @@ def project(
     out_pitch,
     top_k,  # if GATHER, a row's source is order[row] // top_k; otherwise the row itself
     dense_matrix,
-    group,  # row tiles that go through the columns together
+    group,  # of a dense product: row tiles that go through the columns together
     options,
     code,  # of the activation, if ACTIVATION is CODED; the four numbers after it: activation.py
     linear,

@@ -5,10 +5,6 @@ all tiles of a program has no place in it for what a tile is: its entry on the l
 depend on each other, are waited for once a tile. Here the list is read two tiles ahead and the slots one, while
 the tensor cores have work. Extras (bias, input scale) and activations by a code are left to grouped.py.
 
-Tiles go through the columns in the groups that the list tells of and not in `group`s of any neighbours: a group that
-begins in the middle of an expert reads its weights a second time, from memory if the expert is large. (4096 tokens of
-qwen3-30b-a3b read 20 % more than there is, of mixtral-8x7b 120 %.)
-
 Parameters are grouped.project's, and mean the same; those that only extras read are passed and not looked at. `w` is
 always a tensor map. `x` is a pointer, whose rows are gathered if the options say so, or (X_DESCRIPTOR) a tensor map
 over rows that are read as they lie: it must not reach past the memory there is, and gives zeros beyond its own end.
@@ -35,41 +31,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .activation import join_gate
-from .grouped import DENSE, GATHER
-
-# bucket.py: where in the last word of a tile the number of its group's tiles begins.
-GROUP_SHIFT = gl.constexpr(16)
-
-
-@gluon.jit
-def _find_tile(
-    work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-):  # fmt: skip
-    """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
-
-    Pieces are numbered column after column through one group after the other. A group has as many pieces as tiles times
-    columns, so some tile of a piece's group is found by division.
-    """
-    there = work < total
-    listed = there & (dense == 0)
-    some = work // columns
-    together = gl.load(tiles + 4 * some + 3, mask=listed, other=0)
-    place = gl.where(listed, together & ((1 << GROUP_SHIFT) - 1), some % group)
-    height = gl.where(listed, together >> GROUP_SHIFT, gl.minimum(row_tiles - some + place, group))
-    within = work - (some - place) * columns
-    height = gl.maximum(height, 1)
-    tile = some - place + within % height
-    column = (within // height) * BLOCK_N
-    first_dense = tile * BLOCK_M
-    matrix = gl.load(tiles + 4 * tile, mask=listed, other=dense_matrix)
-    first = gl.load(tiles + 4 * tile + 1, mask=listed, other=first_dense)
-    rows = gl.load(tiles + 4 * tile + 2, mask=listed, other=gl.minimum(dense_rows - first_dense, BLOCK_M))
-    return matrix, first, gl.where(there, rows, 0), column
+from .grouped import DENSE, GATHER, find_tile
 
 
 @gluon.jit
@@ -203,10 +168,10 @@ def project_many(
     steps = gl.cdiv(k, BLOCK_K)
 
     work = gl.program_id(0)
-    matrix, first, rows, column = _find_tile(
+    matrix, first, rows, column = find_tile(
         work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
     )
-    next_matrix, next_first, next_rows, next_column = _find_tile(
+    next_matrix, next_first, next_rows, next_column = find_tile(
         work + programs, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
     )
     if X_DESCRIPTOR:
@@ -236,7 +201,7 @@ def project_many(
         if not X_DESCRIPTOR:
             pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
         far = work + 2 * programs
-        far_matrix, far_first, far_rows, far_column = _find_tile(
+        far_matrix, far_first, far_rows, far_column = find_tile(
             far, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
         )
         there = work + programs < total

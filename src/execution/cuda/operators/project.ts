@@ -16,8 +16,8 @@ import { coverGrid, persistentGrid } from "./grids.ts";
 import { findLists, TILE_BYTES } from "./lists.ts";
 
 /**
- * Row tiles that go through the columns of a matrix together, so that its weights are found in the L2; the
- * kernels for many rows do it by the groups that stand in a list.
+ * Row tiles of a dense product that go through the columns of the matrix together, so that its weights are found in
+ * the L2. Those of experts do so in the groups of their list.
  */
 const TILE_GROUP = 8;
 

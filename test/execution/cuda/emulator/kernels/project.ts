@@ -30,10 +30,7 @@ export function project(call: KernelCall): void {
   }
 }
 
-/**
- * Pieces are numbered column after column through groups of `group` row tiles; many.py has the list's
- * groups instead.
- */
+/** Pieces are numbered column after column through the groups of a list, or `group` row tiles of a dense product. */
 function tileOf(
   call: KernelCall,
   work: number,
@@ -46,7 +43,7 @@ function tileOf(
   const group = call.number("group");
   // Some tile of the piece's group.
   const some = Math.floor(work / columns);
-  const listed = denseRows === undefined && call.entry.name.endsWith("_many");
+  const listed = denseRows === undefined;
   const told = listed ? call.pointer("tiles").int(4 * some + 3) : 0;
   const first = some - (listed ? told & 0xffff : some % group);
   const inGroup = listed ? told >> 16 : Math.min(rowTiles - first, group);
