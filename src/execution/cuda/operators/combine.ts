@@ -54,6 +54,8 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
       top_k: topK,
     },
     persistentGrid(kernel.entry, pieces, width),
+    // Measured: gained nothing by it, and lost 10 us of a step of 4096 tokens with one hot expert.
+    { early: false },
   );
   to.mirror(output);
 }

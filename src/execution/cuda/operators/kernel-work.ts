@@ -13,7 +13,7 @@ export interface WorkOptions {
   readonly budgeted?: boolean;
   readonly weights?: MemoryRange;
   readonly mirrors?: readonly bigint[];
-  /** Whether it may start early though it does not fill the device. */
+  /** Whether it may start beside the end of the kernel in front; absent: where that gains something. */
   readonly early?: boolean;
 }
 
@@ -31,7 +31,7 @@ export function kernelWork(
   kernel: Kernel,
   values: KernelValues,
   grid: Grid,
-  { budgeted = false, weights, mirrors, early = false }: WorkOptions = {},
+  { budgeted = false, weights, mirrors, early }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
   return {
@@ -41,7 +41,7 @@ export function kernelWork(
     blocks: grid.blocks,
     persistent: grid.persistent,
     budgeted,
-    early: early || gainsByStartingEarly(kernel, x, grid, facts.multiprocessors),
+    early: early ?? gainsByStartingEarly(kernel, x, grid, facts.multiprocessors),
     ...(weights && { weights }),
     ...(mirrors && { mirrors }),
   };

@@ -1,0 +1,56 @@
+/** Which kernels may start beside the end of the one in front of them. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type { Kernel } from "../../../../src/execution/cuda/bundle/kernel-set.ts";
+import type { KernelEntry } from "../../../../src/execution/cuda/bundle/manifest.ts";
+import { fixedGrid, type Grid } from "../../../../src/execution/cuda/operators/grids.ts";
+import { kernelWork } from "../../../../src/execution/cuda/operators/kernel-work.ts";
+import type { KernelWork } from "../../../../src/execution/cuda/work.ts";
+import { FakeDevice } from "./harness.ts";
+import { combineOf } from "./operators.ts";
+
+const MULTIPROCESSORS = 10;
+
+async function isEarly(each: number, grid: Grid, early?: boolean): Promise<boolean> {
+  const device = await FakeDevice.open({ multiprocessors: MULTIPROCESSORS });
+  const entry = {
+    ...{ name: "some", num_warps: 4, shared: 0, launch_pdl: true, args: [] },
+    grid: { rule: "cover", blocks_per_multiprocessor: each },
+  } as unknown as KernelEntry;
+  const kernel: Kernel = { entry, fn: 1n };
+  const options = early === undefined ? {} : { early };
+  const context = { arena: device.arena, facts: device.context.facts };
+  const work = kernelWork(context, kernel, {}, grid, options);
+  work.launch[Symbol.dispose]();
+  return work.early;
+}
+
+/** Blocks that go through so many pieces. */
+function persistent(blocks: number, pieces: number): Grid {
+  return { blocks: () => blocks, persistent: true, y: 1, pieces };
+}
+
+describe("a kernel may start early", () => {
+  it("if its blocks fill the device, or cannot crowd on one multiprocessor", async () => {
+    assert.equal(await isEarly(4, fixedGrid(39)), false);
+    assert.equal(await isEarly(4, fixedGrid(40)), true);
+    assert.equal(await isEarly(4, fixedGrid(8, 5)), true);
+    assert.equal(await isEarly(1, fixedGrid(3)), true);
+  });
+
+  it("unless it is persistent and each block has many pieces", async () => {
+    assert.equal(await isEarly(2, persistent(20, 240)), true);
+    assert.equal(await isEarly(2, persistent(20, 241)), false);
+    assert.equal(await isEarly(1, persistent(10, 121)), false);
+    assert.equal(await isEarly(4, fixedGrid(100_000)), true);
+  });
+
+  it("or as its operator has it", async () => {
+    assert.equal(await isEarly(4, fixedGrid(1), true), true);
+    assert.equal(await isEarly(4, fixedGrid(100), false), false);
+    const device = await FakeDevice.open();
+    const [work] = device.encode(combineOf(device, { mostTokens: 512 })).work;
+    assert.equal((work as KernelWork).early, false);
+  });
+});
