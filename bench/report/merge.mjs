@@ -37,6 +37,9 @@ export function merge(unsorted) {
     mode: distinct(parts, ({ mode }) => mode)
       .map(({ mode }) => mode)
       .join(" + "),
+    commit: distinct(parts, ({ commit }) => commit)
+      .map(({ commit }) => commit)
+      .join(", "),
     limits: knownLimits(first),
     warnings: [
       ...differences(results, parts),
