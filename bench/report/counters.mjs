@@ -8,21 +8,19 @@ const megabytes = (bytes) => number(bytes / 1e6);
 /** Title of a column, the figure of a kernel that it shows, and how. */
 const COLUMNS = [
   ["us", "us", number],
-  ["SM MHz", "smHertz", (hertz) => number(hertz / 1e6)],
-  ["MB read", "dramReadBytes", megabytes],
-  ["MB written", "dramWrittenBytes", megabytes],
   ["of DRAM", "dramShare", percent],
-  ["MB by L2", "l2Bytes", megabytes],
   ["of L2", "l2Share", percent],
-  ["L2 hits", "l2Hits", percent],
-  ["MB to SMs", "toSmBytes", megabytes],
-  ["of the way there", "toSmShare", percent],
+  ["of the way to SMs", "toSmShare", percent],
   ["tensor pipe", "tensorShare", percent],
   ["banks read", "bankReadShare", percent],
   ["banks written", "bankWriteShare", percent],
   ["issue slots", "issueShare", percent],
-  ["warps", "warpShare", percent],
+  ["MB read", "dramReadBytes", megabytes],
+  ["MB written", "dramWrittenBytes", megabytes],
+  ["MB to SMs", "toSmBytes", megabytes],
+  ["L2 hits", "l2Hits", percent],
   ["registers", "registers", String],
+  ["SM MHz", "smHertz", (hertz) => number(hertz / 1e6)],
 ];
 
 /** @param counters results of the measurement by counters */
@@ -31,7 +29,7 @@ export function counterBlocks(counters) {
   return [
     heading(2, "Counters"),
     paragraph(
-      "Kernels of a whole step one by one, by the card's own counters, each beginning with empty caches on a rested card: shares are what to read, not times. Of DRAM: bytes of device memory over the time at the data sheet's bandwidth. L2, the way from it to the multiprocessors, the tensor pipe and the banks of shared memory: of what each can do at the clock of the pass, over the kernel's whole time, so that multiprocessors without work count. Issue slots and warps: while there is work.",
+      "Kernels of a whole step one by one, by the card's own counters, each beginning with empty caches on a rested card: shares are what to read, not times. Of DRAM: bytes of device memory over the time at the data sheet's bandwidth. L2, the way from it to the multiprocessors, the tensor pipe and the banks of shared memory: of what each can do at the clock of the pass, over the kernel's whole time, so that multiprocessors without work count. Issue slots: while there is work.",
     ),
     ...counters.flatMap(({ cells, absent = [] }) => [
       ...cells.flatMap((cell) => [heading(3, cellName(cell)), kernelTable(cell)]),
