@@ -152,6 +152,8 @@ def compile_variant(variant, architecture):
         raise ValueError(f"{variant.name}: the launchers know neither clusters nor scratch memory")
     if metadata.shared > SHARED_PER_BLOCK[architecture]:
         raise ValueError(f"{variant.name} needs {metadata.shared} bytes of shared memory on sm_{architecture}")
+    if ("griddepcontrol.wait" in compiled.asm["ptx"]) != variant.dependent:
+        raise ValueError(f"{variant.name}: a dependent launch must wait for the kernel before it (overlap.py), and no other")
     registers = registers_per_thread(cubin, metadata.name)
     descriptors = [name for name, kind in variant.arguments.items() if kind.startswith("tensordesc")]
     tensordesc_meta = getattr(metadata, "tensordesc_meta", None)

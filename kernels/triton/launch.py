@@ -299,6 +299,9 @@ def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, mu
 
 # As src/execution/cuda/operators/lists.ts has it.
 MOST_TILES_TOGETHER = 16
+# As routing/bucket.py has them.
+BUSY = 2
+MOST_SPREAD = 16
 
 
 def groups(pieces, most=MOST_TILES_TOGETHER):
@@ -310,7 +313,7 @@ def groups(pieces, most=MOST_TILES_TOGETHER):
 def spread(tiles, experts):
     """One list's tiles, given expert after expert, in the order that the bucket kernel writes."""
     pieces = Counter(expert for expert, *_ in tiles)
-    busy = [expert for expert, count in sorted(pieces.items()) if count * len(pieces) > 2 * len(tiles)][:16]
+    busy = [expert for expert, count in sorted(pieces.items()) if count * len(pieces) > BUSY * len(tiles)][:MOST_SPREAD]
     front_of = {expert: (2 * i + 1) * experts // (2 * len(busy)) for i, expert in enumerate(busy)}
     # Stable: of the same place the busy ones first, by number; tiles of an expert as they were.
     return sorted(tiles, key=lambda tile: (front_of.get(tile[0], tile[0]), tile[0] not in front_of))

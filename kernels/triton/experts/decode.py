@@ -16,8 +16,8 @@ A program owns a few weight rows and the whole of k. Partial sums stay in the la
 one reduction across the block per output, not one per expert.
 
 Each kernel is one software-pipelined loop that copies weights to shared memory several steps ahead: with so little
-arithmetic, time is bytes in flight. (Starting the second kernel early by programmatic dependent launch, with and
-without prefetching its weights to L2, was tried on an H200 and gained nothing over this.)
+arithmetic, time is bytes in flight. (Prefetching the second kernel's weights to L2 was tried on an H200 and gained
+nothing over this.)
 
 Layout and numbers as in grouped.py and activation.py.
 """

@@ -184,8 +184,9 @@ def decode_first(element, gated, activations, *, rows=8, block_k=512, stages=3, 
 
 
 # decode_second's shapes: (rows, BLOCK_K, stages, warps). Each serves all sizes; the device takes one whose programs fill it
-# evenly, of several the first (operators/choice.ts). On an H100 that one is within 1 % of the best of 20 measured; any of
-# them by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
+# evenly, of several the first (operators/choice.ts). On an H100 that one took up to 2 % longer than the best of 20, up to
+# 6 % in four cells of 4 tokens; any of them by itself loses up to a quarter where a last wave of few programs has the
+# GPU to itself.
 DECODE_SECOND = ((4, 1024, 3, 4), (4, 512, 3, 2), (2, 1024, 4, 2))
 
 

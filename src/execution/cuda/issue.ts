@@ -181,17 +181,20 @@ class Issuer {
 
   #work(work: Work, stream: CudaStream, native: bigint): void {
     const { driver, multiprocessors } = this.#site;
-    const dependent = work.kind === "kernel" && work.early && this.#afterKernel.has(native);
-    if (work.kind === "kernel") this.#afterKernel.add(native);
-    else this.#afterKernel.delete(native);
-    if (work.kind !== "kernel" || !work.budgeted) {
-      issueWork(driver, work, native, multiprocessors, dependent);
+    if (work.kind !== "kernel") {
+      this.#afterKernel.delete(native);
+      issueWork(driver, work, native, multiprocessors);
       return;
     }
     const { group } = stream;
     const streams = this.#recording.streamsOfGroup[group] ?? 1;
-    work.launch.setWindow(this.#windowOf(work, group));
-    issueWork(driver, work, native, this.#budgets.shareOf(group, streams), dependent);
+    const share = work.budgeted ? this.#budgets.shareOf(group, streams) : multiprocessors;
+    // A graph keeps what was so when it was captured: new budgets change its grids and no edges.
+    const dependent = this.#afterKernel.has(native) && work.early(work.blocks(share));
+    this.#afterKernel.add(native);
+    if (work.budgeted) work.launch.setWindow(this.#windowOf(work, group));
+    issueWork(driver, work, native, share, dependent);
+    if (!work.budgeted) return;
     if (work.persistent) this.#issued?.({ work, group, streams }, native);
   }
 

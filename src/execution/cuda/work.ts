@@ -20,8 +20,8 @@ export interface KernelWork {
   blocks(multiprocessors: number): number;
   /** Whether `blocks` does depend on it. */
   readonly persistent: boolean;
-  /** Whether it may start beside the end of a kernel in front of it. */
-  readonly early: boolean;
+  /** Whether it may start beside the end of a kernel in front of it, with so many blocks along x. */
+  early(x: number): boolean;
   /** Charged to the budget of its stream's group; otherwise the whole device is its own: nothing runs beside it. */
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */

@@ -26,7 +26,7 @@ interface Shares {
 const EXPERT_SHARES: Shares = { rows16: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
- * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB).
+ * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2).
  */
 const CACHED_SHARES: Shares = { rows16: 8, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */

@@ -34,6 +34,7 @@ export function kernelWork(
   { budgeted = false, weights, mirrors, early }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
+  const room = facts.multiprocessors * kernel.entry.grid.blocks_per_multiprocessor;
   return {
     kind: "kernel",
     name: kernel.entry.name,
@@ -41,7 +42,7 @@ export function kernelWork(
     blocks: grid.blocks,
     persistent: grid.persistent,
     budgeted,
-    early: early ?? gainsByStartingEarly(kernel, x, grid, facts.multiprocessors),
+    early: (blocks) => early ?? gainsByStartingEarly(kernel, blocks, grid, room),
     ...(weights && { weights }),
     ...(mirrors && { mirrors }),
   };
@@ -56,10 +57,8 @@ function gainsByStartingEarly(
   { entry }: Kernel,
   x: number,
   { y, persistent, pieces }: Grid,
-  multiprocessors: number,
+  room: number,
 ): boolean {
-  const { blocks_per_multiprocessor: each } = entry.grid;
-  const room = multiprocessors * each;
   if (persistent && pieces > MOST_ROUNDS_EARLY * room) return false;
-  return each === 1 || x * y >= room;
+  return entry.grid.blocks_per_multiprocessor === 1 || x * y >= room;
 }

@@ -32,7 +32,7 @@ export interface TileLists {
   readonly tiles: bigint;
 }
 
-/** Bytes of a tile: matrix, first row, rows, and a word that makes it 16. */
+/** Bytes of a tile: matrix, first row, rows, group. */
 export const TILE_BYTES = 16;
 
 /** Parts of the block begin at multiples of this, which is what the kernels' 16-byte accesses need and more. */
@@ -40,7 +40,8 @@ const ALIGNMENT = 256;
 
 /**
  * Most tiles of an expert that go through the columns of its weights together: so many read a column
- * once, and their rows, up to 16 MiB, stay in the L2 from one column to the next.
+ * once, and their rows, 16 MiB of 4096 elements, are found in the L2 from one column to the next. On an H100
+ * 8, 16 and 32 took the same time.
  */
 const MOST_TILES_TOGETHER = 16;
 

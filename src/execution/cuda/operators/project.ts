@@ -128,7 +128,7 @@ function encodeLane(
   if (lists === undefined) {
     to.fail(
       `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
-      "Enqueue the bucket operator that fills them first, with the same sizes; a projection needs one matrix for each expert.",
+      "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
     );
   }
   const kernel = projectKernel(context, {

@@ -128,38 +128,42 @@ function skewed(random: Random): number[] {
   return random.permutation(rows.length).map((i) => rows[i] as number);
 }
 
+/** Holds the order of a list against what it should be. @returns how many experts are spread over it */
+function checkOrder(rowsOf: readonly number[]): number {
+  const wanted = inOrder(rowsOf);
+  const found = tilesFor(rowsOf);
+  // All of them, and those of an expert in order: no sort moves what is equal.
+  assert.deepEqual(
+    found.toSorted((a, b) => a.expert - b.expert),
+    wanted,
+  );
+  const pieces = rowsOf.map((rows) => Math.ceil(rows / HEIGHT));
+  const used = pieces.filter((each) => each > 0).length;
+  const busy = [...pieces.keys()]
+    .filter((e) => (pieces[e] as number) * used > 2 * wanted.length)
+    .slice(0, 16);
+  const order = expertsOf(found);
+  assert.deepEqual(
+    order.filter((e) => !busy.includes(e)),
+    [...pieces.keys()].filter((e) => pieces[e] !== 0 && !busy.includes(e)),
+  );
+  // Busy expert i of n is in front of light ones from (2 i + 1) E / 2 n on.
+  for (const [i, e] of busy.entries()) {
+    const at = order.indexOf(e);
+    const front = Math.floor(((2 * i + 1) * rowsOf.length) / (2 * busy.length));
+    const light = order.filter((other) => !busy.includes(other));
+    assert.ok(light.every((other) => order.indexOf(other) < at === other < front));
+  }
+  return busy.length;
+}
+
 describe("the order of tiles on a list", () => {
   it("spreads busy experts evenly, and keeps the tiles of each together", () => {
     const random = randomFor("order of tiles");
     let spread = 0;
     for (let round = 0; round < 60; round++) {
       const rowsOf = skewed(random);
-      const wanted = inOrder(rowsOf);
-      const found = tilesFor(rowsOf);
-      // All of them, and those of an expert in order: no sort moves what is equal.
-      assert.deepEqual(
-        found.toSorted((a, b) => a.expert - b.expert),
-        wanted,
-      );
-      const pieces = rowsOf.map((rows) => Math.ceil(rows / HEIGHT));
-      const used = pieces.filter((each) => each > 0).length;
-      const busy = [...pieces.keys()].filter(
-        (e) => (pieces[e] as number) * used > 2 * wanted.length,
-      );
-      if (busy.length > 16) continue;
-      const order = expertsOf(found);
-      assert.deepEqual(
-        order.filter((e) => !busy.includes(e)),
-        [...pieces.keys()].filter((e) => pieces[e] !== 0 && !busy.includes(e)),
-      );
-      // Busy expert i of n is in front of light ones from (2 i + 1) E / 2 n on.
-      for (const [i, e] of busy.entries()) {
-        const at = order.indexOf(e);
-        const front = Math.floor(((2 * i + 1) * rowsOf.length) / (2 * busy.length));
-        const light = order.filter((other) => !busy.includes(other));
-        assert.ok(light.every((other) => order.indexOf(other) < at === other < front));
-      }
-      if (busy.length > 1) spread++;
+      if (checkOrder(rowsOf) > 1) spread++;
     }
     assert.ok(spread > 10, `${spread} lists with several busy experts`);
   });
@@ -167,6 +171,12 @@ describe("the order of tiles on a list", () => {
   it("is this one", () => {
     // 1 and 4 are busy, of 8 experts: in front of those from 2 and from 6 on.
     assert.deepEqual(expertsOf(tilesFor([4, 40, 3, 2, 38, 1, 4, 4])), [0, 1, 2, 3, 5, 4, 6, 7]);
+  });
+
+  it("leaves all but sixteen busy experts where they are", () => {
+    // Every sixth of 108, 18 in all.
+    const rowsOf = Array.from({ length: 108 }, (_, e) => (e % 6 === 5 ? 10 * HEIGHT : 1));
+    assert.equal(checkOrder(rowsOf), 16);
   });
 
   it("is that of the experts if none is busy", () => {

@@ -25,10 +25,22 @@ const MEASURED = [
   ["mixtral-8x7b", 4096, 2, [1.05, 1.24, 1.01]],
   ["mixtral-8x7b", 4096, 4, [1.01, 1.08, 1.04]],
   ["large", 2048, 2, [1.26, 1.0, 1.07]],
+  ["large", 2048, 1, [1.0, 1.04, 1.03]],
+  ["olmoe-1b-7b", 2048, 4, [1.03, 1.25, 1.0]],
+  ["gpt-oss-20b", 2880, 4, [1.03, 1.06, 1.0]],
+] as const;
+/** Where the rule does worse: what fills the device evenly is not all that counts. */
+const WORSE = [
+  ["large", 2048, 4, [1.1, 1.35, 1.05]],
+  ["qwen3-30b-a3b, Zipf 1.5", 2048, 4, [1.0, 1.04, 1.06]],
+  ["olmoe-1b-7b, Zipf 1.5", 2048, 4, [1.0, 1.07, 1.04]],
+  ["gpt-oss-20b, Zipf 1.5", 2880, 4, [1.0, 1.04, 1.02]],
+  ["gpt-oss-20b", 2880, 1, [1.03, 1.01, 1.1]],
 ] as const;
 
 /** The most that a choice may lose. */
 const LOSS = 1.01;
+const LOSS_WHERE_WORSE = 1.07;
 
 for (const [which, shipped] of [
   ["as the tests make them up", undefined],
@@ -36,14 +48,16 @@ for (const [which, shipped] of [
 ] as const) {
   const skip = which === "of the package" && shipped === undefined && "kernels/bundle is not built";
   describe(`the kernels of decode's second product, ${which}`, { skip }, () => {
-    for (const [shape, outputs, mostTokens, costs] of MEASURED) {
+    const measured = [...MEASURED, ...WORSE];
+    for (const [shape, outputs, mostTokens, costs] of measured) {
       it(`for ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
         const device = await (shipped === undefined ? FakeDevice.open() : onPackage(shipped));
         const second = device.projection({ count: 8, inputs: 72, outputs });
         const operator = decodeOf(device, { second, mostTokens, outputType: "bfloat16" });
         const name = device.kernels(device.encode(operator).work)[1]?.name;
         const tile = TILES.findIndex((each) => name === `decode_second_bf16_bf16_${each}`);
-        assert.ok((costs[tile] ?? Number.POSITIVE_INFINITY) <= LOSS, `it takes ${name}`);
+        const bound = WORSE.some((each) => each[3] === costs) ? LOSS_WHERE_WORSE : LOSS;
+        assert.ok((costs[tile] ?? Number.POSITIVE_INFINITY) <= bound, `it takes ${name}`);
       });
     }
   });

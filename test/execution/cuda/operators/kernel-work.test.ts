@@ -12,7 +12,12 @@ import { combineOf } from "./operators.ts";
 
 const MULTIPROCESSORS = 10;
 
-async function isEarly(each: number, grid: Grid, early?: boolean): Promise<boolean> {
+async function isEarly(
+  each: number,
+  grid: Grid,
+  early?: boolean,
+  multiprocessors = MULTIPROCESSORS,
+): Promise<boolean> {
   const device = await FakeDevice.open({ multiprocessors: MULTIPROCESSORS });
   const entry = {
     ...{ name: "some", num_warps: 4, shared: 0, launch_pdl: true, args: [] },
@@ -23,7 +28,7 @@ async function isEarly(each: number, grid: Grid, early?: boolean): Promise<boole
   const context = { arena: device.arena, facts: device.context.facts };
   const work = kernelWork(context, kernel, {}, grid, options);
   work.launch[Symbol.dispose]();
-  return work.early;
+  return work.early(grid.blocks(multiprocessors));
 }
 
 /** Blocks that go through so many pieces. */
@@ -46,11 +51,17 @@ describe("a kernel may start early", () => {
     assert.equal(await isEarly(4, fixedGrid(100_000)), true);
   });
 
+  it("with the blocks that a budget leaves it, as with those of the device", async () => {
+    const grid: Grid = { blocks: (share) => 2 * share, persistent: true, y: 1, pieces: 100 };
+    assert.equal(await isEarly(2, grid), true);
+    assert.equal(await isEarly(2, grid, undefined, 9), false);
+  });
+
   it("or as its operator has it", async () => {
     assert.equal(await isEarly(4, fixedGrid(1), true), true);
     assert.equal(await isEarly(4, fixedGrid(100), false), false);
     const device = await FakeDevice.open();
     const [work] = device.encode(combineOf(device, { mostTokens: 512 })).work;
-    assert.equal((work as KernelWork).early, false);
+    assert.equal((work as KernelWork).early(1_000_000), false);
   });
 });
