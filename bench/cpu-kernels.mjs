@@ -29,6 +29,7 @@ import {
   instantiateKernels,
   MAXIMUM_PAGES,
 } from "../dist/src/execution/cpu/kernels.js";
+import { printTable } from "./print-table.mjs";
 
 const MIB = 2 ** 20;
 const DTYPES = ["float32", "bfloat16", "float16"];
@@ -248,12 +249,6 @@ async function decode(pool, threads, rounds, dtype) {
 // Report
 
 const cell = (samples) => `${median(samples).toFixed(1)} (${Math.max(...samples).toFixed(1)})`;
-
-function printTable(header, rows) {
-  const all = [header, ...rows];
-  const widths = header.map((_, i) => Math.max(...all.map((row) => row[i].length)));
-  for (const row of all) console.log(row.map((text, i) => text.padStart(widths[i])).join("  "));
-}
 
 function printGemm(cases, threads) {
   console.log("\nGEMM 1024 x 1024 x 1024, GFLOP/s");

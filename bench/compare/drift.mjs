@@ -33,6 +33,7 @@ import {
   roundToBfloat16,
   summaryOf,
 } from "../gpu/support.mjs";
+import { printTable } from "../print-table.mjs";
 
 const FORMS = [
   { name: "default", options: {} },
@@ -207,16 +208,12 @@ async function compareOutputs(contenders, trace) {
 
 function show(reports) {
   const head = ["form", "step us", "p99", "tokens/s", "lost a change, us", "plans (changed)"];
-  const lines = [[...head, "captures", "J a step"]];
-  for (const { stepUs, afterChangeUs, ...it } of reports) {
-    lines.push([
-      ...[it.name, stepUs.median.toFixed(1), stepUs.p99.toFixed(1), it.tokensPerSecond.toFixed(0)],
-      ...[afterChangeUs.median.toFixed(0), `${it.plans} (${it.plansChanged})`],
-      ...[String(it.captures), it.joulesPerStep?.toFixed(4) ?? "not measured"],
-    ]);
-  }
-  const widths = lines[0].map((_, i) => Math.max(...lines.map((line) => line[i].length)));
-  for (const line of lines) console.log(line.map((cell, i) => cell.padStart(widths[i])).join("  "));
+  const rows = reports.map(({ stepUs, afterChangeUs, ...it }) => [
+    ...[it.name, stepUs.median.toFixed(1), stepUs.p99.toFixed(1), it.tokensPerSecond.toFixed(0)],
+    ...[afterChangeUs.median.toFixed(0), `${it.plans} (${it.plansChanged})`],
+    ...[String(it.captures), it.joulesPerStep?.toFixed(4) ?? "not measured"],
+  ]);
+  printTable([...head, "captures", "J a step"], rows);
 }
 
 const device = await openDevice({ kind: options.device });

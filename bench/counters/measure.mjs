@@ -31,6 +31,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { dataSheetOf } from "../gpu/data-sheets.mjs";
 import { findNcu, ProfileError, profile, unknownMetrics } from "../ncu/profile.mjs";
+import { printTable } from "../print-table.mjs";
 import { CELLS, PROBE, parseCell } from "./cells.mjs";
 import { FIGURES, KERNELS, METRICS, stepsOf } from "./figures.mjs";
 
@@ -84,19 +85,12 @@ function show({ shape, tokens, routing, kernels }) {
     ["issue", "issueShare", percent],
     ["registers", "registers", whole],
   ];
-  const lines = [
-    ["", ...columns.map(([title]) => title)],
-    ...kernels.map((kernel) => [
-      kernel.label,
-      ...columns.map(([, key, text]) => (kernel[key] === undefined ? "-" : text(kernel[key]))),
-    ]),
-  ];
-  const widths = lines[0].map((_, i) => Math.max(...lines.map((line) => line[i].length)));
+  const rows = kernels.map((kernel) => [
+    kernel.label,
+    ...columns.map(([, key, text]) => (kernel[key] === undefined ? "-" : text(kernel[key]))),
+  ]);
   console.log(`\n${shape}, ${tokens} tokens, ${routing}`);
-  for (const [label, ...rest] of lines) {
-    const texts = rest.map((text, i) => text.padStart(widths[i + 1]));
-    console.log([label.padEnd(widths[0]), ...texts].join("  "));
-  }
+  printTable(["", ...columns.map(([title]) => title)], rows, 1);
 }
 
 const { ncu, version } = findNcu();

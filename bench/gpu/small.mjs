@@ -19,6 +19,7 @@ import {
   openDevice,
   parseSkew,
   Random,
+  relativeError,
   roundToBfloat16,
   uniformBlock,
 } from "./support.mjs";
@@ -101,15 +102,6 @@ function checkLoad(form, { counts }) {
   const [few, most] = [rows[0], rows.at(-1)];
   assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
   assert.ok(most > 2 * TILE_ROWS && most % TILE_ROWS !== 0, `the most rows are ${most}`);
-}
-
-function relativeError(got, want) {
-  let [difference, norm] = [0, 0];
-  want.forEach((value, i) => {
-    difference += (got[i] - value) ** 2;
-    norm += value ** 2;
-  });
-  return Math.sqrt(difference / norm);
 }
 
 async function runForm(dtype, form) {

@@ -23,7 +23,7 @@ export const { makeLogits } = await load("workload/logits.js");
 export const { layerSpecOf, presetOf } = await load("workload/presets.js");
 export const { Random } = await load("workload/random.js");
 export const { FilledLayer, uniformBlock } = await load("workload/random-layer.js");
-export const { referenceRoute } = await load("reference/index.js");
+export const { referenceRoute, relativeError } = await load("reference/index.js");
 
 /** A layer with experts made on the device. */
 export async function syntheticLayer(device, shape, seed) {

@@ -20,6 +20,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { findNcu, profile } from "../ncu/profile.mjs";
+import { printTable } from "../print-table.mjs";
 import { METRICS, parseCounters, splitAtMarks, totalOf } from "./counters.mjs";
 
 const SIZES = [
@@ -82,7 +83,7 @@ function compare(fused, unfused) {
 
 function show(rows) {
   const header = ["experts/top k", "tokens", "part", "fused DRAM", "unfused", "ratio"];
-  const lines = [[...header, "fused L2", "unfused", "ratio"]];
+  const lines = [];
   for (const { experts, topK, tokens, choose, withTidy, ...whole } of rows) {
     for (const [part, it] of Object.entries({ choose, whole, "with tidy": withTidy })) {
       const [ours, theirs] = [it.fused, it.unfused];
@@ -94,8 +95,7 @@ function show(rows) {
     }
   }
   console.log("kB moved, and how many times as much the unfused chain moves");
-  const widths = lines[0].map((_, i) => Math.max(...lines.map((line) => line[i].length)));
-  for (const line of lines) console.log(line.map((cell, i) => cell.padStart(widths[i])).join("  "));
+  printTable([...header, "fused L2", "unfused", "ratio"], lines);
 }
 
 const inKilobytes = (bytes) => (bytes / 1e3).toFixed(1);

@@ -41,9 +41,9 @@ export function decodeTokensOf(
   if (cacheBytes === null || weightBytesOf(experts) <= CACHED_SHARE * cacheBytes) {
     return decodeTokens;
   }
-  const fewer = Math.floor((CHOICES_SHARE * router.experts) / router.topK);
+  const most = Math.floor((CHOICES_SHARE * router.experts) / router.topK);
   // One token's experts are distinct: nothing is read twice.
-  return Math.min(decodeTokens, Math.max(1, fewer));
+  return Math.min(decodeTokens, Math.max(1, most));
 }
 
 /** Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`. */

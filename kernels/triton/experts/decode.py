@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from overlap import begin
+from routing import route
 
 from .activation import activate, join_gate
 from .combine import OPTIONS as COMBINE_OPTIONS, WEIGHTS, add_shared_and_residual
@@ -34,8 +35,8 @@ from .grouped import BIAS, INPUT_SCALE
 # Bits of decode_second's `options`: those of combine, and one for the bias.
 SECOND_OPTIONS = {**COMBINE_OPTIONS, "bias": 16}
 SECOND_BIAS = tl.constexpr(SECOND_OPTIONS["bias"])
-# Most choices of a token in decode_second, and a power of two. Part of the ABI.
-MOST_CHOICES = tl.constexpr(32)
+# A power of two.
+MOST_CHOICES = tl.constexpr(route.MOST_CHOICES)
 # Above and below every id.
 HIGHEST = tl.constexpr(2**31 - 1)
 LOWEST = tl.constexpr(-(2**31))

@@ -16,8 +16,8 @@ tiles p, p + programs, ... Tiles are numbered so that the row tiles of a group g
 together: a group is of one expert, so its weights come from memory hardly more than once and are then found
 in L2. Groups stand in the list (bucket.py); those of any eight neighbours began in the middle of experts,
 whose weights were read again (by counters, of first products of 4096 tokens, 22 % more than there are for
-qwen3-30b-a3b and 118 % for mixtral-8x7b; with these groups 14 % and 29 %). `flatten` makes one software pipeline of all the tiles of
-a program: the next tile's loads are in flight while this tile's epilogue runs.
+qwen3-30b-a3b and 118 % for mixtral-8x7b; with these groups 14 % and 29 %). `flatten` makes one software
+pipeline of all the tiles of a program: the next tile's loads are in flight while this tile's epilogue runs.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, whatever the tile it is
 in, its neighbours there, or the grid. So bits depend on the tile class and on nothing else.
@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from overlap import begin
+from routing.bucket import GROUP_SHIFT
 
 from .activation import activate, join_gate
 
@@ -36,9 +37,6 @@ GATHER = tl.constexpr(OPTIONS["gather"])
 BIAS = tl.constexpr(OPTIONS["bias"])
 INPUT_SCALE = tl.constexpr(OPTIONS["input_scale"])
 DENSE = tl.constexpr(OPTIONS["dense"])
-
-# bucket.py: where in the last word of a tile the number of its group's tiles begins.
-GROUP_SHIFT = tl.constexpr(16)
 
 
 @triton.jit

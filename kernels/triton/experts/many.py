@@ -31,7 +31,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from overlap import begin
 
 from .activation import join_gate
 from .grouped import DENSE, GATHER, find_tile
@@ -137,9 +138,7 @@ def project_many(
     STAGES: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):
-    if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+    begin(DEPENDENT)
     WARPS: gl.constexpr = gl.num_warps()
     gl.static_assert(BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
     ELEMENT: gl.constexpr = out.dtype.element_ty

@@ -15,7 +15,7 @@ import type { Kernel } from "../bundle/kernel-set.ts";
 import type { Manifest } from "../bundle/manifest.ts";
 import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
-import { coverGrid, type Grid } from "./grids.ts";
+import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
 
 /** Most rows a matrix has on average for tiles of 16 and of 64 rows; beyond, the tallest. */
 interface Shares {
@@ -164,7 +164,7 @@ export function fillingKernel(
   const found = kernels.map((kernel) => {
     const grid = coverGrid(kernel.entry, sizes);
     const programs = grid.blocks(multiprocessors) * grid.y;
-    const resident = multiprocessors * kernel.entry.grid.blocks_per_multiprocessor;
+    const resident = residentBlocks(kernel.entry, multiprocessors);
     return { kernel, grid, fill: fillOf(programs, resident) };
   });
   const best = Math.max(...found.map(({ fill }) => fill));

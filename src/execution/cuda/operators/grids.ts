@@ -31,12 +31,12 @@ export function persistentGrid(
   columns: number,
   multiprocessors = Number.POSITIVE_INFINITY,
 ): Grid {
-  const { blocks_per_multiprocessor, columns_per_block, covers = false } = entry.grid;
+  const { columns_per_block, covers = false } = entry.grid;
   const stretch = columns_per_block ?? incomplete(entry, "columns_per_block");
   const most = Math.max(1, rows * Math.ceil(columns / stretch));
   return {
     blocks: (share) =>
-      covers && share >= multiprocessors ? most : Math.min(share * blocks_per_multiprocessor, most),
+      covers && share >= multiprocessors ? most : Math.min(residentBlocks(entry, share), most),
     persistent: true,
     y: 1,
     pieces: most,
@@ -52,6 +52,11 @@ export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, num
     return Math.max(1, Math.ceil(size / rule.by));
   };
   return fixedGrid(extent("x"), extent("y"));
+}
+
+/** Blocks of a kernel that so many multiprocessors hold at once. */
+export function residentBlocks({ grid }: KernelEntry, multiprocessors: number): number {
+  return multiprocessors * grid.blocks_per_multiprocessor;
 }
 
 export function fixedGrid(x: number, y = 1): Grid {

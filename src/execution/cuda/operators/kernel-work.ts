@@ -4,7 +4,7 @@ import type { Kernel } from "../bundle/kernel-set.ts";
 import type { KernelValues, Launch } from "../launch/launch.ts";
 import type { KernelWork, MemoryRange } from "../work.ts";
 import type { OperatorContext } from "./context.ts";
-import type { Grid } from "./grids.ts";
+import { type Grid, residentBlocks } from "./grids.ts";
 
 /** What a launch is written down with. */
 export type LaunchContext = Pick<OperatorContext, "kernels" | "arena" | "facts">;
@@ -34,7 +34,7 @@ export function kernelWork(
   { budgeted = false, weights, mirrors, early }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
-  const room = facts.multiprocessors * kernel.entry.grid.blocks_per_multiprocessor;
+  const room = residentBlocks(kernel.entry, facts.multiprocessors);
   return {
     kind: "kernel",
     name: kernel.entry.name,
