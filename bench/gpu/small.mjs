@@ -25,24 +25,28 @@ import {
 } from "./support.mjs";
 
 const BOUND = { float32: 2e-5, float16: 2e-3, bfloat16: 1.2e-2 };
-const EXPERTS = 6;
 const TOP_K = 2;
 
-const SMALL = { hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
+const SMALL = { experts: 6, hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
 /**
  * On sm_90 such rows are padded to 384 and 192 elements: six steps of a product of many rows, and the
  * three that are the least; in both products one and a half tiles of columns. So few weights lie in the
  * L2, where it takes a thousand rows an expert.
  */
-const MANY = { hidden: 328, inner: 136, tokens: [3300, 3200] };
+const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3200] };
 /** Rows of a tile of those kernels; skew leaves one expert with fewer than an eighth, and others with several tiles. */
 const TILE_ROWS = 128;
 const MANY_SKEW = "zipf:5.5";
+/** Small experts, more of them than the L2 holds, with 65 rows on average: tiles of few rows take half the time. */
+const HALF = { experts: 192, hidden: 328, inner: 136, tokens: [6200] };
+const HALF_SKEW = "zipf:1";
+const SIZES = { many: MANY, half: HALF };
+const SKEWS = { many: MANY_SKEW, half: HALF_SKEW };
 /** The entry of those kernels in the manifest. */
 const MANY_ENTRY = "project_many";
 
 const FORMS = {
-  bfloat16: ["plain", "mlp", "concat", "capacity", "many"],
+  bfloat16: ["plain", "mlp", "concat", "capacity", "many", "half"],
   float16: ["plain", "mlp", "concat", "capacity", "many"],
   float32: ["plain", "mlp", "concat", "capacity"],
 };
@@ -55,14 +59,14 @@ function weightsOf(dtype, shape, bound) {
   return { dtype, shape, data: uniformBlock(dtype, length, bound, random) };
 }
 
-function layerOf(dtype, form, { hidden, inner }) {
+function layerOf(dtype, form, { experts: count, hidden, inner }) {
   const matrix = (outputs, inputs) =>
-    weightsOf(dtype, [EXPERTS, outputs, inputs], Math.sqrt(3 / inputs));
+    weightsOf(dtype, [count, outputs, inputs], Math.sqrt(3 / inputs));
   const isMlp = form === "mlp";
   const spec = {
     hiddenSize: hidden,
     router: {
-      experts: EXPERTS,
+      experts: count,
       topK: TOP_K,
       rule: { scoring: "softmax", renormalize: true, scale: 1 },
       ...(form === "capacity" && { capacityFactor: 1 }),
@@ -85,19 +89,19 @@ function layerOf(dtype, form, { hidden, inner }) {
   const experts = isMlp
     ? { layers: [matrix(inner, hidden), matrix(inner, inner), matrix(hidden, inner)] }
     : { gate: matrix(inner, hidden), up: matrix(inner, hidden), down: matrix(hidden, inner) };
-  return { spec, weights: { gate: weightsOf("float32", [EXPERTS, hidden], 0.4), experts } };
+  return { spec, weights: { gate: weightsOf("float32", [count, hidden], 0.4), experts } };
 }
 
 /** Logits that load the experts of many rows unevenly; the other forms have gates. */
 function logitsFor(form, tokens) {
-  if (form !== "many") return {};
-  const popularity = ExpertPopularity.draw(parseSkew(MANY_SKEW), EXPERTS, random);
+  if (SKEWS[form] === undefined) return {};
+  const popularity = ExpertPopularity.draw(parseSkew(SKEWS[form]), SIZES[form].experts, random);
   return { logits: makeLogits(popularity, tokens, random) };
 }
 
 /** Tiles that are full, tiles that are not, and an expert with few rows. */
 function checkLoad(form, { counts }) {
-  if (form !== "many") return;
+  if (SKEWS[form] === undefined) return;
   const rows = [...counts].sort((a, b) => a - b);
   const [few, most] = [rows[0], rows.at(-1)];
   assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
@@ -105,7 +109,7 @@ function checkLoad(form, { counts }) {
 }
 
 async function runForm(dtype, form) {
-  const sizes = form === "many" ? MANY : SMALL;
+  const sizes = SIZES[form] ?? SMALL;
   const { spec, weights } = layerOf(dtype, form, sizes);
   for (const streams of [1, 3]) {
     const layer = new MoELayer(spec, weights, { device: gpu, streams });
@@ -116,7 +120,7 @@ async function runForm(dtype, form) {
       const given = logitsFor(form, tokens);
       const want = (await reference.forward(hidden, given)).output.data;
       for (let step = 0; step < 3; step++) {
-        if (step === 2) await changeBudgets(layer, form);
+        if (step === 2) await changeBudgets(layer, form, sizes);
         const { output, stats } = await layer.forward(hidden, given);
         checkLoad(form, stats);
         const error = relativeError(output.data, want);
@@ -131,12 +135,12 @@ async function runForm(dtype, form) {
 }
 
 /** Half of the device for the busiest; of many rows one block for each stream, which then goes from tile to tile. */
-async function changeBudgets(layer, form) {
+async function changeBudgets(layer, form, { experts }) {
   const control = await layer.control;
   const half = Math.floor(gpu.properties.computeUnits / 2);
-  const units = form === "many" ? { A: 1, B: 1, C: 1 } : { A: half };
+  const units = SKEWS[form] !== undefined ? { A: 1, B: 1, C: 1 } : { A: half };
   for (const [slice, count] of Object.entries(units)) control.slices.resize(slice, count);
-  control.replan(new Int32Array(EXPERTS).fill(1));
+  control.replan(new Int32Array(experts).fill(1));
   for (const slice of Object.keys(units)) control.slices.resize(slice, null);
 }
 

@@ -47,17 +47,19 @@ def _both(checks, bundle, short, dtype, gated, gather, what, out_shape, run, mul
     """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     outputs = []
-    for kernel, units, group in (
-        (f"{name}_rows{HEIGHT}", multiprocessors, 8),
-        (f"{name}_many", multiprocessors, 8),
-        (f"{name}_many", 1, 3),
-        (f"{name}_many", random.randrange(2, multiprocessors), random.randrange(1, 20)),
+    for kernel, units, group, half_time in (
+        (f"{name}_rows{HEIGHT}", multiprocessors, 8, False),
+        (f"{name}_many", multiprocessors, 8, False),
+        (f"{name}_many", multiprocessors, 8, True),
+        (f"{name}_many", 1, 3, True),
+        (f"{name}_many", random.randrange(2, multiprocessors), random.randrange(1, 20), random.choice((False, True))),
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
         activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
-        run(bundle[kernel], out, multiprocessors=units, group=group, activation=activation)
+        run(bundle[kernel], out, multiprocessors=units, group=group, half_time=half_time, activation=activation)
         outputs.append(out)
-        checks.same(f"{kernel} {what}{' gather' if gather else ''} on {units} in groups of {group}", outputs[0], out)
+        how = f"{' gather' if gather else ''} on {units} in groups of {group}{' half time' if half_time else ''}"
+        checks.same(f"{kernel} {what}{how}", outputs[0], out)
 
 
 def _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, multiprocessors):
@@ -65,7 +67,9 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, mult
     ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[torch.randperm(slots)]
     buckets = Buckets(ids.to(DEVICE), len(counts), lambda count: HEIGHT)
     x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, -(-slots // top_k))
-    tiles, number = buckets.tiles[HEIGHT], buckets.tile_counts[HEIGHT]
+    tiles = buckets.tiles[HEIGHT]
+    # Any number of tiles may be said to be of busy experts.
+    number = torch.tensor([len(tiles), random.randrange(len(tiles) + 1)], dtype=torch.int32, device=DEVICE)
 
     def run(kernel, out, **options):
         launch.project(

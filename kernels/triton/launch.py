@@ -195,7 +195,7 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 
 
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
-            order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8,
+            order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
             alpha=1.702, limit=7.0):
     """w is [matrices, n, k]; most_tiles is what the list has room for."""
     options = bundle.manifest["options"]["project"]
@@ -209,7 +209,7 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
         "input_scale": input_scale, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "dense_matrix": matrix, "group": group,
         "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
-                    | options["input_scale"] * (input_scale is not None)),
+                    | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })
 
@@ -300,8 +300,9 @@ def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, mu
 # As src/execution/cuda/operators/lists.ts has it.
 MOST_TILES_TOGETHER = 16
 # As routing/bucket.py has them.
-BUSY = 2
-MOST_SPREAD = 16
+BUSY, BUSY_BY = 3, 2
+MEAN_TILES = 2
+BUSY_SHARE = 8
 
 
 def groups(pieces, most=MOST_TILES_TOGETHER):
@@ -310,13 +311,16 @@ def groups(pieces, most=MOST_TILES_TOGETHER):
     return [i % size | min(size, pieces - i + i % size) << 16 for i in range(pieces)]
 
 
-def spread(tiles, experts):
-    """One list's tiles, given expert after expert, in the order that the bucket kernel writes."""
+def busy_first(tiles):
+    """One list's tiles, given expert after expert, in the order that the bucket kernel writes, and how many are of busy experts."""
     pieces = Counter(expert for expert, *_ in tiles)
-    busy = [expert for expert, count in sorted(pieces.items()) if count * len(pieces) > BUSY * len(tiles)][:MOST_SPREAD]
-    front_of = {expert: (2 * i + 1) * experts // (2 * len(busy)) for i, expert in enumerate(busy)}
-    # Stable: of the same place the busy ones first, by number; tiles of an expert as they were.
-    return sorted(tiles, key=lambda tile: (front_of.get(tile[0], tile[0]), tile[0] not in front_of))
+    used, total = len(pieces), len(tiles)
+    busy = {expert for expert, count in pieces.items() if BUSY_BY * count * used > BUSY * total}
+    of_busy = sum(pieces[expert] for expert in busy)
+    if total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
+        return tiles, 0
+    # Stable: experts by number, tiles of an expert as they were.
+    return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
 
 
 class Buckets:
@@ -340,7 +344,8 @@ class Buckets:
                 for i, start in enumerate(range(0, count, height)):
                     lists.setdefault(height, []).append([expert, first + start, min(height, count - start), together[i]])
             first += count
-        self.tiles = {
-            h: torch.tensor(spread(t, experts), dtype=torch.int32, device=ids.device) for h, t in lists.items()
-        }
-        self.tile_counts = {h: torch.tensor([len(t)], dtype=torch.int32, device=ids.device) for h, t in lists.items()}
+        self.tiles, self.tile_counts = {}, {}
+        for height, listed in lists.items():
+            placed, busy = busy_first(listed)
+            self.tiles[height] = torch.tensor(placed, dtype=torch.int32, device=ids.device)
+            self.tile_counts[height] = torch.tensor([len(placed), busy], dtype=torch.int32, device=ids.device)

@@ -167,13 +167,15 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
         (second, inner, case.w2, case.b2, rows, False),
     ):
         buckets = Buckets(case.ids, case.experts, lambda count: used)
-        tiles = buckets.tiles[used]
+        tiles, number = buckets.tiles[used], buckets.tile_counts[used]
         if shuffle:
             tiles = tiles[torch.randperm(len(tiles), device=DEVICE)].contiguous()
             # A group is of neighbours.
             tiles[:, 3] = launch.groups(1)[0]
+            # Nor does it matter how many are said to be of busy experts.
+            number = torch.tensor([len(tiles), random.randrange(len(tiles) + 1)], dtype=torch.int32, device=DEVICE)
         launch.project(
-            bundle, bundle[kernel], x, w, out, tiles, buckets.tile_counts[used], most_tiles=len(tiles) + 5,
+            bundle, bundle[kernel], x, w, out, tiles, number, most_tiles=len(tiles) + 5,
             multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,
             gather=gather, top_k=case.top_k, bias=bias, input_scale=case.scale if gather else None,
             alpha=ALPHA, limit=LIMIT,

@@ -48,14 +48,17 @@ export class StepStreams implements Disposable {
     // most nothing else runs then, so a budget would leave the rest of the device idle.
     this.main = device.createStream({ group: UNBUDGETED_GROUP, priority: MAIN_PRIORITY });
     this.aux = device.createStream({ group: GROUP_OF_SLICE.D, priority: 0 });
-    // A single lane serves all slices, one after the other: none of their budgets is its.
+    // A single lane serves all slices, one after the other: none of their budgets is its. And routing,
+    // experts and aggregation then follow each other on one stream, where a kernel can start early.
     const single = layout.sliceOfLane.length === 1;
-    this.lanes = layout.sliceOfLane.map((slice, lane) =>
-      device.createStream({
-        group: single ? UNBUDGETED_GROUP : GROUP_OF_SLICE[slice],
-        priority: layout.priorityOfLane[lane] ?? 0,
-      }),
-    );
+    this.lanes = single
+      ? [this.main]
+      : layout.sliceOfLane.map((slice, lane) =>
+          device.createStream({
+            group: GROUP_OF_SLICE[slice],
+            priority: layout.priorityOfLane[lane] ?? 0,
+          }),
+        );
     this.begun = device.createEvent("step begun");
     this.bucketed = device.createEvent("tokens bucketed");
     this.sharedDone = device.createEvent("shared expert done");

@@ -10,7 +10,14 @@ always a tensor map. `x` is a pointer, whose rows are gathered if the options sa
 over rows that are read as they lie: it must not reach past the memory there is, and gives zeros beyond its own end.
 k is at least STAGES - 1 steps: the first steps of a tile are asked for during the last ones of the tile before.
 
-All warps do everything. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
+Half the time. Of a tile of at most 64 rows the second warp group has none. If the options say so it then goes through the
+tile's steps without multiplying, by code of its own: its barriers are the others' (build.py counts them), and the tensor
+cores have half the work. With 256 rows for every expert, give or take, half of the experts have such a tile. Pieces then
+take unequal time, and as programs walk in step (that is how tiles of an expert find its weights in the L2), they change
+places from round to round, so that none falls behind. Where weights are large it costs more than it gains: the runtime
+decides (operators/project.ts).
+
+All warps do everything else. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the
 step before, whose stage is then free for the next operands. A warp group's accumulators are 64 rows by all columns.
 
@@ -35,7 +42,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from overlap import begin
 
 from .activation import join_gate
-from .grouped import DENSE, GATHER, find_tile
+from .grouped import DENSE, GATHER, HALF_TIME, find_tile
 
 
 @gluon.jit
@@ -79,7 +86,26 @@ def _ask(
 
 
 @gluon.jit
-def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr):
+def _rows_from_own_on(rows):
+    """How many of a tile's rows are this warp group's or after them: a number that differs between warp groups."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 first; mov.u32 first, %tid.x; and.b32 first, first, 0xffffff80; shr.u32 first, first, 1;"
+        " sub.s32 $0, $1, first; }",
+        "=r,r",
+        [rows],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _next_place(place, further, programs):
+    return gl.where(place + further == programs, 0, place + further)
+
+
+@gluon.jit
+def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr, MULTIPLY: gl.constexpr):
     """Issues one step's product, and sees to it that nobody reads the stage of the step before any more."""
     if not X_DESCRIPTOR:
         async_copy.wait_group(STAGES - 2)
@@ -87,10 +113,46 @@ def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.
         fence_async_shared()
         gl.thread_barrier()
     mbarrier.wait(bars.index(stage), phase)
-    acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
-    acc = warpgroup_mma_wait(1, deps=[acc])
+    if MULTIPLY:
+        acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
+        acc = warpgroup_mma_wait(1, deps=[acc])
     gl.thread_barrier()
     return acc
+
+
+@gluon.jit
+def _product(
+    x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
+    x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
+    far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
+    STAGES: gl.constexpr, COPIES: gl.constexpr, SUMS: gl.constexpr, MULTIPLY: gl.constexpr,
+):  # fmt: skip
+    """A tile's sums, and what the next two tiles need; without MULTIPLY all but the products: as many barriers, and zeros."""
+    acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
+    for i in range(0, steps - (STAGES - 1)):
+        acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES, MULTIPLY)
+        free = gl.where(stage == 0, STAGES - 1, stage - 1)
+        at = (i + STAGES - 1) * BLOCK_K
+        _ask(x, pointers, first, rows, w, weight_row, at, True, a, b, bars, free, X_DESCRIPTOR, COPIES)
+        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+        phase = gl.where(stage == 0, phase ^ 1, phase)
+    # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
+    if not X_DESCRIPTOR:
+        pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
+    far_matrix, far_first, far_rows, far_column = find_tile(
+        far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
+    )
+    for i in range(0, STAGES - 1):
+        acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES, MULTIPLY)
+        free = gl.where(stage == 0, STAGES - 1, stage - 1)
+        at = i * BLOCK_K
+        _ask(x, pointers, next_first, next_rows, w, next_weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
+        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+        phase = gl.where(stage == 0, phase ^ 1, phase)
+    if MULTIPLY:
+        acc = warpgroup_mma_wait(0, deps=[acc])
+    return acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column
 
 
 @gluon.jit
@@ -164,14 +226,25 @@ def project_many(
     dense_rows = gl.load(tile_count)
     row_tiles = gl.where(dense != 0, gl.cdiv(dense_rows, BLOCK_M), dense_rows)
     total = row_tiles * columns
+    busy = gl.load(tile_count + 1, mask=dense == 0, other=0) * columns
     steps = gl.cdiv(k, BLOCK_K)
 
-    work = gl.program_id(0)
+    half_time = (options & HALF_TIME) != 0
+    # Where pieces take unequal time programs change places from round to round: the next one's instead of always its own.
+    further = gl.where(half_time | (busy > 0), 1, 0)
+    rounds = gl.cdiv(total, programs)
+    last = (gl.program_id(0) + (rounds - 1) * further) % programs
+    # Those for whom there is none left in the last round.
+    rounds = gl.where((rounds - 1) * programs + last < total, rounds, rounds - 1)
+    place = gl.program_id(0)
+    work = place
     matrix, first, rows, column = find_tile(
-        work, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+        work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
     )
+    place = _next_place(place, further, programs)
+    next_work = programs + place
     next_matrix, next_first, next_rows, next_column = find_tile(
-        work + programs, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
+        next_work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
     )
     if X_DESCRIPTOR:
         pointers = 0
@@ -184,36 +257,30 @@ def project_many(
         _ask(x, pointers, first, rows, w, weight_row, s * BLOCK_K, there, a, b, bars, s, X_DESCRIPTOR, COPIES)
     stage = gl.to_tensor(0)
     phase = gl.to_tensor(0)
-    for work in range(gl.program_id(0), total, programs):
+    for turn in range(0, rounds):
         if not X_DESCRIPTOR:
             next_slots = _slots(next_first, next_rows, order, gather, BLOCK_M, COPIES)
-        acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
+        else:
+            next_slots = 0
         weight_row = matrix * n + column
-        for i in range(0, steps - (STAGES - 1)):
-            acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES)
-            free = gl.where(stage == 0, STAGES - 1, stage - 1)
-            at = (i + STAGES - 1) * BLOCK_K
-            _ask(x, pointers, first, rows, w, weight_row, at, True, a, b, bars, free, X_DESCRIPTOR, COPIES)
-            stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-            phase = gl.where(stage == 0, phase ^ 1, phase)
-        # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
-        if not X_DESCRIPTOR:
-            pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
-        far = work + 2 * programs
-        far_matrix, far_first, far_rows, far_column = find_tile(
-            far, total, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N
-        )
-        there = work + programs < total
-        weight_row = next_matrix * n + next_column
-        for i in range(0, STAGES - 1):
-            acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES)
-            free = gl.where(stage == 0, STAGES - 1, stage - 1)
-            at = i * BLOCK_K
-            _ask(x, pointers, next_first, next_rows, w, weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
-            stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-            phase = gl.where(stage == 0, phase ^ 1, phase)
-        acc = warpgroup_mma_wait(0, deps=[acc])
-
+        next_weight_row = next_matrix * n + next_column
+        place = _next_place(place, further, programs)
+        far = (turn + 2) * programs + place
+        there = next_work < total
+        if _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
+            acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
+                x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
+                x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
+                far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, True,
+            )  # fmt: skip
+        else:
+            acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
+                x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
+                x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
+                far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, False,
+            )  # fmt: skip
         if GATED:
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
             result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
@@ -222,6 +289,7 @@ def project_many(
             left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
             _store(out, left, first, rows, column, width, out_pitch)
             _store(out, right, first, rows, column + BLOCK_N // 2, width, out_pitch)
+        next_work = far
         matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
         next_matrix, next_first, next_rows, next_column = far_matrix, far_first, far_rows, far_column
     if not X_DESCRIPTOR:

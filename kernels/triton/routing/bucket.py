@@ -9,11 +9,9 @@ A work list is what grouped.py reads: for every tile its expert, first row and r
 lane and, within the lane, the class of its row count. An expert is in one class, and its tiles are neighbours, so that
 its weights are read once.
 
-Products walk a list in its order. An expert with one tile waits for its weights from memory, one with many finds them in
-L2 and waits for the tensor cores. So that both are in flight at any time, experts with many tiles, the busy ones, do not
-stand where their numbers put them but evenly among the others: of n the i-th is in front of expert
-floor((2 i + 1) experts / (2 n)). (Steps of qwen3-30b-a3b with Zipf 1.5 on an H100, as drawn, spread by hand, and with all
-busy ones in front: 787, 759 and 830 us for 4096 tokens, 2223, 2265 and 2264 for 16384. This kernel's order: 767 for 4096.)
+An expert with one tile waits for its weights from memory, one with many finds them in L2 and waits for the tensor cores.
+So that both are in flight at any time, experts with many tiles, the busy ones, stand in front of the list, and how many
+tiles these are is written down: products go through both parts at once (grouped.py, mixed).
 
 A token's experts are distinct, as a router's are. With so little to do time is latency: what does not depend on the
 counts is asked for before them, and `lane_of`, which no kernel writes, before the kernel in front is done (overlap.py; that
@@ -36,11 +34,15 @@ LIST_WORDS = 4
 TILE_WORDS = 4
 GROUP_SHIFT = tl.constexpr(16)
 MOST_SLOTS = 32 * 32
-# An expert is busy if it has more than so many times the mean number of tiles, over the experts that have any. At twice
-# the mean an expert of two tiles never is, as even loads have them: a full tile and a few rows more.
-BUSY = tl.constexpr(2)
-# So many of the busy ones are spread, the first by number.
-MOST_SPREAD = tl.constexpr(16)
+# An expert is busy if it has more than 3 / 2 of the mean number of tiles, over the experts that have any. With even loads
+# none has: they differ by a tile at most, a few rows more, and busy ones are looked for only if the mean is more than
+# MEAN_TILES (with fewer all experts wait for memory, and the order of their numbers is 2 % faster).
+BUSY = tl.constexpr(3)
+BUSY_BY = tl.constexpr(2)
+MEAN_TILES = tl.constexpr(2)
+# And only if theirs are at least an eighth of all tiles: mixing in fewer gains nothing, and rows of a busy expert are then
+# gone from the L2 from one column to the next.
+BUSY_SHARE = tl.constexpr(8)
 
 
 @triton.jit
@@ -68,27 +70,19 @@ def _total_used_most(total, used, most, other_total, other_used, other_most):
 
 
 @triton.jit
-def _spread(pieces, before, busy, column, experts):
-    """Every expert's first place on the list, by that of the list in the order of experts."""
-    busy_rank = tl.cumsum(busy.to(tl.int32), axis=0) - busy.to(tl.int32)
-    busy = busy & (busy_rank < MOST_SPREAD)
-    number = tl.sum(busy.to(tl.int32), axis=0)
-    busy_pieces = tl.where(busy, pieces, 0)
-    busy_before = tl.cumsum(busy_pieces, axis=0) - busy_pieces
-    rank = tl.arange(0, MOST_SPREAD)
-    front_of = (2 * rank + 1) * experts // (2 * number)
-    this = busy[:, None] & (busy_rank[:, None] == rank[None, :])
-    pieces_of = tl.sum(tl.where(this, pieces[:, None], 0), axis=0)
-    in_front = column[:, None] < front_of[None, :]
-    light_before = tl.sum(tl.where(in_front, (pieces - busy_pieces)[:, None], 0), axis=0)
-    of_busy = tl.sum(tl.where(this, light_before[None, :], 0), axis=1) + busy_before
-    of_light = before - busy_before + tl.sum(tl.where(in_front, 0, pieces_of[None, :]), axis=1)
-    return tl.where(busy, of_busy, of_light)
+def _busy_first(pieces, at, total, used):
+    """Places on a list on which experts stood by number, with busy ones in front, and how many tiles these have."""
+    of_busy = tl.where(BUSY_BY * pieces * used > BUSY * total, pieces, 0)
+    before = tl.cumsum(of_busy, axis=0) - of_busy
+    busy = tl.sum(of_busy, axis=0)
+    busy = tl.where(BUSY_SHARE * busy >= total, busy, 0)
+    placed = tl.where(of_busy > 0, before, busy + at - before)
+    return tl.where(busy > 0, placed, at), busy
 
 
 @triton.jit
 def _list_tiles(
-    lists, tiles, tile_counts, offset, kept, lane, column, inside, program, programs, lanes, classes, experts
+    lists, tiles, tile_counts, offset, kept, lane, column, inside, program, programs, lanes, classes
 ):
     """This program's share of one list's tiles: program i has list i % lists, of every expert tiles i // lists and on."""
     number = lanes * classes
@@ -102,10 +96,12 @@ def _list_tiles(
     pieces = tl.where(on, tl.cdiv(kept, height), 0)
     at = tl.cumsum(pieces, axis=0) - pieces
     total, used, most = tl.reduce((pieces, (pieces > 0).to(tl.int32), pieces), 0, _total_used_most)
+    busy = total * 0
+    if (total > MEAN_TILES * used) & (BUSY_BY * most * used > BUSY * total):
+        at, busy = _busy_first(pieces, at, total, used)
     if program < number:
-        tl.store(tile_counts + this, total)
-    if most * used > BUSY * total:
-        at = _spread(pieces, at, pieces * used > BUSY * total, column, experts)
+        tl.store(tile_counts + 2 * this, total)
+        tl.store(tile_counts + 2 * this + 1, busy)
     at += tl.load(lists + 4 * this + 2)
     groups = tl.maximum(tl.cdiv(pieces, tl.load(lists + 4 * this + 3)), 1)
     group = tl.maximum(tl.cdiv(pieces, groups), 1)
@@ -132,7 +128,7 @@ def bucket(
     order,  # out: int32 [slots]: slot of each row
     inverse,  # out: int32 [slots]: row of each slot, -1 if dropped
     tiles,  # out: int32 [*, TILE_WORDS]
-    tile_counts,  # out: int32 [lanes, classes]
+    tile_counts,  # out: int32 [lanes, classes, 2]: tiles, and the first so many of them are of busy experts
     capacity_factor,  # float64: an expert has at most ceil(capacity_factor * slots / experts) rows; infinity: no limit
     experts,
     top_k,
@@ -197,5 +193,5 @@ def bucket(
             tl.store(offsets + experts, tl.sum(kept, axis=0))
         _list_tiles(
             lists, tiles, tile_counts, offset, kept, lane, column, inside, program,
-            tl.num_programs(0) - fill_programs, lanes, classes, experts,
+            tl.num_programs(0) - fill_programs, lanes, classes,
         )  # fmt: skip

@@ -70,6 +70,8 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
             "DESCRIPTOR": descriptor,
             "PRECISION": precision,
             "FLATTEN": flatten,
+            # Blocks that are dealt out by the hardware take busy experts first.
+            "MIXED": block_m != COVERING_ROWS,
         },
         divisible=tuple(a for a in PROJECT_DIVISIBLE if not (descriptor and a == "w")),
         num_warps=warps,

@@ -26,7 +26,7 @@ export interface TileLists {
   readonly most: number;
   /** Address of what the kernel is told of the lists. */
   readonly lists: bigint;
-  /** Address of the first lane's number of tiles; the other lanes' follow. */
+  /** Address of the first lane's counts; the other lanes' follow. */
   readonly counts: bigint;
   /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
   readonly tiles: bigint;
@@ -34,6 +34,9 @@ export interface TileLists {
 
 /** Bytes of a tile: matrix, first row, rows, group. */
 export const TILE_BYTES = 16;
+
+/** Bytes of a list's counts: its tiles, and how many of them, in front, are of busy experts. */
+export const COUNT_BYTES = 8;
 
 /** Parts of the block begin at multiples of this, which is what the kernels' 16-byte accesses need and more. */
 const ALIGNMENT = 256;
@@ -74,7 +77,7 @@ function makeLists(
   const most = Math.floor(slots / rows) + Math.min(experts, slots);
   const words = context.kernels.manifest.list_words;
   const countsAt = aligned(lanes * words * 4);
-  const tilesAt = countsAt + aligned(lanes * 4);
+  const tilesAt = countsAt + aligned(lanes * COUNT_BYTES);
   const buffer = context.scratch(
     tilesAt + lanes * most * TILE_BYTES,
     `work lists of ${order.label}`,

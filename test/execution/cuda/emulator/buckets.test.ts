@@ -59,8 +59,14 @@ function run(
   );
 }
 
-/** The tiles of one list, of tokens that choose an expert each. */
-function tilesFor(rowsOf: readonly number[]): Tile[] {
+interface List {
+  readonly tiles: readonly Tile[];
+  /** So many in front are of busy experts. */
+  readonly busyTiles: number;
+}
+
+/** One list, of tokens that choose an expert each. */
+function listFor(rowsOf: readonly number[]): List {
   const experts = rowsOf.length;
   const tokens = rowsOf.reduce((a, b) => a + b, 0);
   const ids = Int32Array.from(rowsOf.flatMap((rows, e) => Array<number>(rows).fill(e)));
@@ -74,7 +80,7 @@ function tilesFor(rowsOf: readonly number[]): Tile[] {
   const programs = Math.ceil(tokens / Number(marks.constants["BLOCK"]));
   run(mark, { entry: marks, programs }, given, { ...sizes, padded_experts: padded });
   const tiles = ints(4 * (Math.floor(tokens / HEIGHT) + experts)).fill(-1);
-  const [offsets, tileCounts] = [ints(experts + 1), ints(1)];
+  const [offsets, tileCounts] = [ints(experts + 1), ints(2)];
   run(
     bucket,
     { entry, programs: 1 + (entry.grid.shares_of_a_list ?? 1) },
@@ -86,13 +92,14 @@ function tilesFor(rowsOf: readonly number[]): Tile[] {
     },
     { ...sizes, capacity_factor: Number.POSITIVE_INFINITY, lanes: 1, classes: 1, fill_programs: 1 },
   );
-  const count = tileCounts[0] as number;
+  const [count, busyTiles] = tileCounts as unknown as readonly [number, number];
   assert.ok(tiles.subarray(4 * count).every((word) => word === -1));
-  return Array.from({ length: count }, (_, i) => {
+  const found = Array.from({ length: count }, (_, i): Tile => {
     const [expert, first, rows, word] = tiles.subarray(4 * i) as unknown as Quadruple;
     const done = first - (offsets[expert] as number);
     return { expert, done, rows, group: [word & 0xffff, word >> 16] };
   });
+  return { tiles: found, busyTiles };
 }
 
 /** Every tile once, expert after expert, in groups as even and as few as can be. */
@@ -128,63 +135,56 @@ function skewed(random: Random): number[] {
   return random.permutation(rows.length).map((i) => rows[i] as number);
 }
 
-/** Holds the order of a list against what it should be. @returns how many experts are spread over it */
-function checkOrder(rowsOf: readonly number[]): number {
+/** Holds the order of a list against what it should be. @returns the experts in front of it */
+function checkOrder(rowsOf: readonly number[]): number[] {
+  const { tiles: found, busyTiles } = listFor(rowsOf);
   const wanted = inOrder(rowsOf);
-  const found = tilesFor(rowsOf);
   // All of them, and those of an expert in order: no sort moves what is equal.
   assert.deepEqual(
     found.toSorted((a, b) => a.expert - b.expert),
     wanted,
   );
-  const pieces = rowsOf.map((rows) => Math.ceil(rows / HEIGHT));
-  const used = pieces.filter((each) => each > 0).length;
-  const busy = [...pieces.keys()]
-    .filter((e) => (pieces[e] as number) * used > 2 * wanted.length)
-    .slice(0, 16);
-  const order = expertsOf(found);
-  assert.deepEqual(
-    order.filter((e) => !busy.includes(e)),
-    [...pieces.keys()].filter((e) => pieces[e] !== 0 && !busy.includes(e)),
-  );
-  // Busy expert i of n is in front of light ones from (2 i + 1) E / 2 n on.
-  for (const [i, e] of busy.entries()) {
-    const at = order.indexOf(e);
-    const front = Math.floor(((2 * i + 1) * rowsOf.length) / (2 * busy.length));
-    const light = order.filter((other) => !busy.includes(other));
-    assert.ok(light.every((other) => order.indexOf(other) < at === other < front));
-  }
-  return busy.length;
+  const tiles = rowsOf.map((rows) => Math.ceil(rows / HEIGHT));
+  const used = tiles.filter((each) => each > 0).length;
+  const mean = wanted.length / used;
+  const busy = [...tiles.keys()].filter((e) => (tiles[e] as number) / mean > 1.5);
+  const ofBusy = busy.reduce((all, e) => all + (tiles[e] as number), 0);
+  const front = mean > 2 && ofBusy >= wanted.length / 8 ? busy : [];
+  assert.equal(busyTiles, front.length === 0 ? 0 : ofBusy);
+  const others = [...tiles.keys()].filter((e) => tiles[e] !== 0 && !front.includes(e));
+  assert.deepEqual(expertsOf(found), [...front, ...others]);
+  return front;
 }
 
 describe("the order of tiles on a list", () => {
-  it("spreads busy experts evenly, and keeps the tiles of each together", () => {
+  it("has busy experts in front, and keeps the tiles of each together", () => {
     const random = randomFor("order of tiles");
-    let spread = 0;
+    let mixed = 0;
     for (let round = 0; round < 60; round++) {
-      const rowsOf = skewed(random);
-      if (checkOrder(rowsOf) > 1) spread++;
+      if (checkOrder(skewed(random)).length > 1) mixed++;
     }
-    assert.ok(spread > 10, `${spread} lists with several busy experts`);
+    assert.ok(mixed > 10, `${mixed} lists with several busy experts`);
   });
 
   it("is this one", () => {
-    // 1 and 4 are busy, of 8 experts: in front of those from 2 and from 6 on.
-    assert.deepEqual(expertsOf(tilesFor([4, 40, 3, 2, 38, 1, 4, 4])), [0, 1, 2, 3, 5, 4, 6, 7]);
+    // Of 8 experts with 3.4 tiles on average 1 and 4 are busy.
+    assert.deepEqual(checkOrder([4, 40, 3, 2, 38, 1, 4, 4]), [1, 4]);
   });
 
-  it("leaves all but sixteen busy experts where they are", () => {
-    // Every sixth of 108, 18 in all.
-    const rowsOf = Array.from({ length: 108 }, (_, e) => (e % 6 === 5 ? 10 * HEIGHT : 1));
-    assert.equal(checkOrder(rowsOf), 16);
+  it("is that of the experts if they have two tiles on average, or busy ones have hardly any", () => {
+    assert.deepEqual(checkOrder([4, 40, ...Array<number>(8).fill(4)]), []);
+    assert.deepEqual(checkOrder([4, 45, ...Array<number>(8).fill(4)]), [1]);
+    const even = Array<number>(60).fill(3 * HEIGHT);
+    assert.deepEqual(checkOrder([5 * HEIGHT, ...even]), []);
+    assert.deepEqual(checkOrder([27 * HEIGHT, ...even]), [0]);
   });
 
   it("is that of the experts if none is busy", () => {
     const random = randomFor("order of even tiles");
     const even = (rows: number) => Array<number>(40).fill(rows);
     const oneOrTwo = even(0).map(() => between(random, 1, 2 * HEIGHT));
-    for (const rowsOf of [even(1), even(HEIGHT), even(29), oneOrTwo, [0, 50, 0], [50, 1], [1]]) {
-      assert.deepEqual(tilesFor(rowsOf), inOrder(rowsOf));
+    for (const rowsOf of [even(1), even(HEIGHT), even(29), oneOrTwo, [0, 50, 0], [50, 49], [1]]) {
+      assert.deepEqual(listFor(rowsOf), { tiles: inOrder(rowsOf), busyTiles: 0 });
     }
   });
 });

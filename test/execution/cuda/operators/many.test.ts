@@ -25,7 +25,7 @@ describe("a product of many rows", () => {
       const { name, values } = device.kernel(operator);
       assert.equal(name, `project_gated_logistic_${short}_many`);
       assert.equal(values["x"], (operator.input as FakeBuffer).address);
-      assert.equal(values["options"], 1);
+      assert.equal(values["options"], 1 | 16);
       assert.equal(device.maps.length, 1, "of the weights alone");
     });
 
@@ -57,7 +57,7 @@ describe("a product of many rows", () => {
     assert.equal(plain.device.kernel(plain.operator).name, "project_plain_identity_bf16_rows128");
     const gated = await lane(MANY, { inputs: INPUTS, gated: true }, { gather: false }, SILU);
     const { name, values } = gated.device.kernel(gated.operator);
-    assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many", 0]);
+    assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many", 16]);
   });
 
   it("takes the others for extras, coded activations and fewer rows", async () => {

@@ -4,9 +4,10 @@ import type { KernelCall } from "../call.ts";
 import { popcount } from "../numbers.ts";
 
 /** An expert with more than so many times the mean number of tiles is busy. */
-const BUSY = 2;
-/** So many busy ones are spread. */
-const MOST_SPREAD = 16;
+const BUSY = 3 / 2;
+/** Only if the mean is more than this, and busy ones have at least so much of all tiles. */
+const MEAN_TILES = 2;
+const BUSY_SHARE = 1 / 8;
 
 /** Program i: slots BLOCK * i and on. */
 export function mark(call: KernelCall): void {
@@ -128,13 +129,14 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
     const on = lanesOf[e] === Math.floor(mine / classes) && classOf(rows) === ownClass;
     return on ? Math.ceil(rows / height) : 0;
   });
-  if (program < lists) {
-    call.pointer("tile_counts").storeInts(mine, [pieces.reduce((a, b) => a + b, 0)]);
-  }
+  const busy = busyExperts(pieces);
+  if (program < lists)
+    call.pointer("tile_counts").storeInts(2 * mine, [sum(pieces), tilesOf(busy, pieces)]);
   const programs = call.grid.x - number("fill_programs");
   const step = Math.ceil((programs - mine) / lists);
   let at = firstTile;
-  for (const e of listOrder(pieces)) {
+  const others = [...pieces.keys()].filter((e) => !busy.includes(e));
+  for (const e of [...busy, ...others]) {
     const tiles = pieces[e] as number;
     const group = Math.ceil(tiles / Math.ceil(tiles / together));
     for (let tile = Math.floor(program / lists); tile < tiles; tile += step) {
@@ -148,20 +150,19 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
   }
 }
 
-/** Experts in the order of a list: busy ones are spread evenly among the others. */
-function listOrder(pieces: readonly number[]): number[] {
-  const total = pieces.reduce((a, b) => a + b, 0);
+/** The experts in front of a list. */
+function busyExperts(pieces: readonly number[]): number[] {
+  const total = sum(pieces);
   const used = pieces.filter((each) => each > 0).length;
-  const experts = pieces.map((_, e) => e);
-  const busy = experts
-    .filter((e) => (pieces[e] as number) * used > BUSY * total)
-    .slice(0, MOST_SPREAD);
-  const order = experts.filter((e) => !busy.includes(e));
-  // From the last on: one that is put in does not move the place of those to come.
-  for (const [i, e] of [...busy.entries()].reverse()) {
-    const frontOf = Math.floor(((2 * i + 1) * pieces.length) / (2 * busy.length));
-    const place = order.findIndex((other) => other >= frontOf && !busy.includes(other));
-    order.splice(place < 0 ? order.length : place, 0, e);
-  }
-  return order;
+  const busy = [...pieces.keys()].filter((e) => (pieces[e] as number) * used > BUSY * total);
+  const few = total <= MEAN_TILES * used || tilesOf(busy, pieces) < BUSY_SHARE * total;
+  return few ? [] : busy;
+}
+
+function tilesOf(experts: readonly number[], pieces: readonly number[]): number {
+  return sum(experts.map((e) => pieces[e] as number));
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((a, b) => a + b, 0);
 }

@@ -30,7 +30,10 @@ export function project(call: KernelCall): void {
   }
 }
 
-/** Pieces are numbered column after column through the groups of a list, or `group` row tiles of a dense product. */
+/**
+ * Pieces are numbered column after column through the groups of a list, or `group` row tiles of a dense product. (The
+ * kernels go through the part of busy experts and the rest at once, which changes the order and nothing else.)
+ */
 function tileOf(
   call: KernelCall,
   work: number,
