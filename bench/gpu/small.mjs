@@ -99,13 +99,17 @@ function logitsFor(form, tokens) {
   return { logits: makeLogits(popularity, tokens, random) };
 }
 
-/** Tiles that are full, tiles that are not, and an expert with few rows. */
+/** Tiles that are full, tiles that are not, and an expert with few rows; or many with less than half a tile. */
 function checkLoad(form, { counts }) {
-  if (SKEWS[form] === undefined) return;
   const rows = [...counts].sort((a, b) => a - b);
   const [few, most] = [rows[0], rows.at(-1)];
-  assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
-  assert.ok(most > 2 * TILE_ROWS && most % TILE_ROWS !== 0, `the most rows are ${most}`);
+  if (form === "many") {
+    assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
+    assert.ok(most > 2 * TILE_ROWS && most % TILE_ROWS !== 0, `the most rows are ${most}`);
+  } else if (form === "half") {
+    assert.ok(rows[rows.length / 2] < TILE_ROWS / 2, `half have ${rows[rows.length / 2]} rows`);
+    assert.ok(most > 2 * TILE_ROWS, `the most rows are ${most}`);
+  }
 }
 
 async function runForm(dtype, form) {
