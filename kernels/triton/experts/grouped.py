@@ -14,8 +14,8 @@ Rows of x and out have a pitch, their width rounded up in the same way.
 Persistent. The grid is the budget of multiprocessors, whatever the routing; program p takes
 tiles p, p + programs, ... Tiles are numbered so that the row tiles of a group go through all columns
 together: a group is of one expert, so its weights come from memory hardly more than once and are then found
-in L2. A list has two parts, busy experts in front, and a walk goes through both at once (`mixed`), so that what waits for
-memory and what waits for the tensor cores are under way side by side. Groups stand in the list (bucket.py); those of
+in L2. A list has two parts, busy experts in front, and a walk over tall tiles goes through both at once (`mixed`), so that
+what waits for memory and what waits for the tensor cores are under way side by side. Groups stand in the list (bucket.py); those of
 any eight neighbours began in the middle of experts, whose weights were read again (by counters, of first products of 4096 tokens, 22 % more than there are for
 qwen3-30b-a3b and 118 % for mixtral-8x7b; with these groups 14 % and 29 %). `flatten` makes one software
 pipeline of all the tiles of a program: the next tile's loads are in flight while this tile's epilogue runs.

@@ -11,11 +11,12 @@ over rows that are read as they lie: it must not reach past the memory there is,
 k is at least STAGES - 1 steps: the first steps of a tile are asked for during the last ones of the tile before.
 
 Half the time. Of a tile of at most 64 rows the second warp group has none. If the options say so it then goes through the
-tile's steps without multiplying, by code of its own: its barriers are the others' (build.py counts them), and the tensor
-cores have half the work. With 256 rows for every expert, give or take, half of the experts have such a tile. Pieces then
-take unequal time, and as programs walk in step (that is how tiles of an expert find its weights in the L2), they change
-places from round to round, so that none falls behind. Where weights are large it costs more than it gains: the runtime
-decides (operators/project.ts).
+tile's steps without multiplying, by code of its own, and the tensor cores have half the work. Both paths have as many
+barriers (build.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long as those of a
+warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256 rows for
+every expert, give or take, half of the experts have such a tile. Pieces then take unequal time, and as programs walk in
+step (that is how tiles of an expert find its weights in the L2), they change places from round to round, so that none
+falls behind. Where weights are large it costs more than it gains: the runtime decides (operators/project.ts).
 
 All warps do everything else. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the

@@ -35,6 +35,10 @@ PROJECT_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 # and the hardware deals them out better than a fixed walk; up to 5 % under skew.
 COVERING_ROWS = 16
 
+# Tiles of fewer rows are for experts that have few, or whose weights lie in the L2: none waits for memory there while others
+# wait for the tensor cores, and with tiles of 64 rows what it takes to mix costs 5 % of a step (512 columns deep).
+MIXED_FROM_ROWS = 128
+
 ACTIVATION_SETS = {"identity": activation.IDENTITY, "logistic": activation.LOGISTIC, "coded": activation.CODED}
 
 
@@ -70,8 +74,7 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
             "DESCRIPTOR": descriptor,
             "PRECISION": precision,
             "FLATTEN": flatten,
-            # Blocks that are dealt out by the hardware take busy experts first.
-            "MIXED": block_m != COVERING_ROWS,
+            "MIXED": block_m >= MIXED_FROM_ROWS,
         },
         divisible=tuple(a for a in PROJECT_DIVISIBLE if not (descriptor and a == "w")),
         num_warps=warps,
