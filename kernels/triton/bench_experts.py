@@ -115,19 +115,25 @@ class Step:
     def kernel(self, gated, k):
         return self.bundle[launch.project_name(self.bundle, "bf16", gated, self.height, k, gated)]
 
+    def half_time(self, w):
+        """As src/execution/cuda/operators/project.ts has it."""
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        few = self.tokens * self.weights.top_k / self.weights.experts <= 256
+        return self.height > 64 and few and w[0].numel() * w.element_size() <= cache / 4
+
     def first(self):
         w = self.weights
         launch.project(
             self.bundle, self.kernel(True, w.hidden), self.x, w.w1, w.inner, self.tiles, self.tile_count,
             most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, activation="silu",
-            order=self.buckets.order, gather=True, top_k=w.top_k,
+            order=self.buckets.order, gather=True, top_k=w.top_k, half_time=self.half_time(w.w1),
         )
 
     def second(self):
         w = self.weights
         launch.project(
             self.bundle, self.kernel(False, w.intermediate), w.inner, w.w2, w.rows, self.tiles, self.tile_count,
-            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors,
+            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, half_time=self.half_time(w.w2),
         )
 
     def combine(self):

@@ -137,7 +137,8 @@ def check_parameters(entry, ptx):
 def check_barriers(name, ptx):
     """Warp groups of a Gluon kernel may go through a step on two paths (many.py): each must have as many barriers.
 
-    A step asks for operands once. The first stretch of code asks for those of the first steps, all warps together.
+    A step asks for operands once. The first stretch of code asks for those of the first steps, all warps together. Barriers
+    that only one path has outside its steps are not found.
     """
     found = []
     barriers = steps = 0

@@ -8,7 +8,7 @@
  *     lane i                         └── experts of lane i ──────┤
  *     aux   ── shared expert ────────────────────────────────────┘
  *
- * and for a handful of tokens, where the device has an operator for them:
+ * where a single lane is the main stream itself, and for a handful of tokens, where the device has an operator for them:
  *
  *     main  ── gate, route ──┬── decode
  *     aux   ── shared expert ┘
@@ -37,6 +37,7 @@ const MAIN_PRIORITY = 1_000;
 export class StepStreams implements Disposable {
   readonly main: Stream;
   readonly aux: Stream;
+  /** One each, or `main` for a single one. */
   readonly lanes: readonly Stream[];
   readonly begun: DeviceEvent;
   readonly bucketed: DeviceEvent;
@@ -48,8 +49,8 @@ export class StepStreams implements Disposable {
     // most nothing else runs then, so a budget would leave the rest of the device idle.
     this.main = device.createStream({ group: UNBUDGETED_GROUP, priority: MAIN_PRIORITY });
     this.aux = device.createStream({ group: GROUP_OF_SLICE.D, priority: 0 });
-    // A single lane serves all slices, one after the other: none of their budgets is its. And routing,
-    // experts and aggregation then follow each other on one stream, where a kernel can start early.
+    // A single lane serves all slices, one after the other: none of their budgets is its. And its first
+    // product follows routing on one stream, where a kernel can start early.
     const single = layout.sliceOfLane.length === 1;
     this.lanes = single
       ? [this.main]
@@ -66,7 +67,7 @@ export class StepStreams implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const each of [this.main, this.aux, ...this.lanes]) each[Symbol.dispose]();
+    for (const each of new Set([this.main, this.aux, ...this.lanes])) each[Symbol.dispose]();
     for (const each of [this.begun, this.bucketed, this.sharedDone, ...this.laneDone]) {
       each[Symbol.dispose]();
     }

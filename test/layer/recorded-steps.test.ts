@@ -252,6 +252,16 @@ test("routing, aggregation and a single lane are charged to no budget", async ()
   assert.equal(only(device.operators, "bucket").lanes, 3);
 });
 
+test("a single lane is the main stream, several are not", async () => {
+  const streamsOf = async (streams: number) => {
+    const { device, forward } = layerOn({ recommendedStreams: streams });
+    await forward(9);
+    const entries = device.runs.at(-1)?.entries ?? [];
+    return new Set(entries.flatMap((entry) => ("operator" in entry ? [entry.stream] : []))).size;
+  };
+  assert.deepEqual([await streamsOf(1), await streamsOf(3)], [1, 4]);
+});
+
 test("a replayed step writes its input and nothing that is there already", async () => {
   const { device, forward } = layerOn();
   // The second plan, after the first step, comes with a lane table of its own.

@@ -14,11 +14,13 @@ Rows of x and out have a pitch, their width rounded up in the same way.
 Persistent. The grid is the budget of multiprocessors, whatever the routing; program p takes
 tiles p, p + programs, ... Tiles are numbered so that the row tiles of a group go through all columns
 together: a group is of one expert, so its weights come from memory hardly more than once and are then found
-in L2. A list has two parts, busy experts in front, and a walk over tall tiles goes through both at once (`mixed`), so that
-what waits for memory and what waits for the tensor cores are under way side by side. Groups stand in the list (bucket.py); those of
+in L2. Groups stand in the list (bucket.py); those of
 any eight neighbours began in the middle of experts, whose weights were read again (by counters, of first products of 4096 tokens, 22 % more than there are for
 qwen3-30b-a3b and 118 % for mixtral-8x7b; with these groups 14 % and 29 %). `flatten` makes one software
 pipeline of all the tiles of a program: the next tile's loads are in flight while this tile's epilogue runs.
+
+Mixed. A list has two parts, busy experts in front, and a walk over tiles of 128 rows goes through both at once (`mixed`),
+so that what waits for memory and what waits for the tensor cores are under way side by side.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, whatever the tile it is
 in, its neighbours there, or the grid. So bits depend on the tile class and on nothing else.
@@ -50,7 +52,8 @@ RUN = tl.constexpr(16)
 def mixed(work, total, busy):
     """Of a walk through both parts of a list, of `busy` and of total - busy pieces, which piece comes at place `work`.
 
-    After every so many places a run of busy pieces begins, so that these and the others end at about the same time.
+    After every so many places a run of busy pieces begins, so that these and the others end at about the same time. (Of an
+    empty list, which has no places, any number will do.)
     """
     period = RUN * total // tl.maximum(busy, 1)
     turn = work // period
@@ -104,7 +107,7 @@ def project(
     bias,  # float32 [matrices, n], if BIAS (kernels with EXTRAS)
     out,  # [*, out_pitch]
     tiles,  # int32 [*, 4]: matrix, first row, rows, group (bucket.py); unless DENSE
-    tile_count,  # int32 [2]: tiles on the list, and how many of them, in front, are of busy experts; if DENSE rows
+    tile_count,  # int32 [2]: tiles on the list, and how many of them, in front, are of busy experts; if DENSE int32 [1]: rows
     order,  # int32 [*]: slot of each row, if GATHER or INPUT_SCALE
     input_scale,  # float32 [slots]: multiplies a row's product before bias and activation, if INPUT_SCALE (EXTRAS)
     n,

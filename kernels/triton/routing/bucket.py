@@ -11,7 +11,8 @@ its weights are read once.
 
 An expert with one tile waits for its weights from memory, one with many finds them in L2 and waits for the tensor cores.
 So that both are in flight at any time, experts with many tiles, the busy ones, stand in front of the list, and how many
-tiles these are is written down: products go through both parts at once (grouped.py, mixed).
+tiles these are is written down: products on tiles of 128 rows go through both parts at once (grouped.py, mixed). Lower
+tiles are gone through as they are listed.
 
 A token's experts are distinct, as a router's are. With so little to do time is latency: what does not depend on the
 counts is asked for before them, and `lane_of`, which no kernel writes, before the kernel in front is done (overlap.py; that

@@ -3,7 +3,7 @@
  * the products. They belong to the order buffer that is written with them.
  *
  * In one block of memory: what the kernel is told of every list, how many tiles
- * each one got, the tiles.
+ * each one got and how many of them are of busy experts, the tiles.
  */
 
 import type { CudaBuffer } from "../buffer.ts";

@@ -167,16 +167,19 @@ describe("the order of tiles on a list", () => {
   });
 
   it("is this one", () => {
-    // Of 8 experts with 3.4 tiles on average 1 and 4 are busy.
+    // Of 8 experts with 3.25 tiles on average 1 and 4 are busy.
     assert.deepEqual(checkOrder([4, 40, 3, 2, 38, 1, 4, 4]), [1, 4]);
   });
 
   it("is that of the experts if they have two tiles on average, or busy ones have hardly any", () => {
-    assert.deepEqual(checkOrder([4, 40, ...Array<number>(8).fill(4)]), []);
+    assert.deepEqual(checkOrder([4, 44, ...Array<number>(8).fill(4)]), []);
     assert.deepEqual(checkOrder([4, 45, ...Array<number>(8).fill(4)]), [1]);
     const even = Array<number>(60).fill(3 * HEIGHT);
     assert.deepEqual(checkOrder([5 * HEIGHT, ...even]), []);
     assert.deepEqual(checkOrder([27 * HEIGHT, ...even]), [0]);
+    // An eighth exactly.
+    assert.deepEqual(checkOrder([12 * HEIGHT, ...even.slice(0, 28)]), [0]);
+    assert.deepEqual(checkOrder([12 * HEIGHT, ...even.slice(0, 29)]), []);
   });
 
   it("is that of the experts if none is busy", () => {

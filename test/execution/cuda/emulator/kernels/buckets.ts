@@ -130,8 +130,9 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
     return on ? Math.ceil(rows / height) : 0;
   });
   const busy = busyExperts(pieces);
-  if (program < lists)
+  if (program < lists) {
     call.pointer("tile_counts").storeInts(2 * mine, [sum(pieces), tilesOf(busy, pieces)]);
+  }
   const programs = call.grid.x - number("fill_programs");
   const step = Math.ceil((programs - mine) / lists);
   let at = firstTile;

@@ -31,8 +31,8 @@ export function project(call: KernelCall): void {
 }
 
 /**
- * Pieces are numbered column after column through the groups of a list, or `group` row tiles of a dense product. (The
- * kernels go through the part of busy experts and the rest at once, which changes the order and nothing else.)
+ * Pieces are numbered column after column through the groups of a list, or `group` row tiles of a dense product. (On
+ * tall tiles the kernels go through the part of busy experts and the rest at once, which changes the order and no more.)
  */
 function tileOf(
   call: KernelCall,
