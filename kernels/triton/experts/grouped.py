@@ -14,8 +14,8 @@ Rows of x and out have a pitch, their width rounded up in the same way.
 Persistent. The grid is the budget of multiprocessors, whatever the routing; program p takes
 tiles p, p + programs, ... Tiles are numbered so that the row tiles of a group go through all columns
 together: a group is of one expert, so its weights come from memory hardly more than once and are then found
-in L2. Groups stand in the list (bucket.py); those of
-any eight neighbours began in the middle of experts, whose weights were read again (by counters, of first products of 4096 tokens, 22 % more than there are for
+in L2. Groups stand in the list (bucket.py); those of any eight neighbours began in the middle of experts, whose
+weights were read again (by counters, of first products of 4096 tokens, 22 % more than there are for
 qwen3-30b-a3b and 118 % for mixtral-8x7b; with these groups 14 % and 29 %). `flatten` makes one software
 pipeline of all the tiles of a program: the next tile's loads are in flight while this tile's epilogue runs.
 
@@ -64,15 +64,16 @@ def mixed(work, total, busy):
 
 
 @triton.jit
-def find_tile(
-    work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N,
-    MIXED: tl.constexpr,
-):  # fmt: skip
+def find_tile(work, walk, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIXED: tl.constexpr):
     """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
+
+    `walk` is what the whole launch goes through: pieces in all and of busy experts, columns of tiles, row tiles, and
+    the list or, of a dense product, what there is instead.
 
     Pieces are numbered column after column through one group of row tiles after the other. A group has as many pieces as
     tiles times columns, so some tile of a piece's group is found by division.
     """
+    total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense = walk
     there = work < total
     if MIXED:
         work = mixed(work, total, busy)
@@ -145,29 +146,21 @@ def project(
     row_tiles = tl.where(dense != 0, tl.cdiv(dense_rows, BLOCK_M), dense_rows)
     total = row_tiles * columns
     busy = tl.load(tile_count + 1, mask=dense == 0, other=0) * columns
+    walk = (total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense)
     tile_rows = tl.arange(0, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
     steps = tl.cdiv(k, BLOCK_K)
 
     work = tl.program_id(0)
-    matrix, first, rows, column = find_tile(
-        work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N,
-        MIXED,
-    )  # fmt: skip
+    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
     source = _sources(first, rows, order, top_k, gather, BLOCK_M)
     for work in tl.range(tl.program_id(0), total, programs, flatten=FLATTEN):
         if not FLATTEN:
             # What the next tile is, is asked for now and used after this tile's product: two dependent
             # loads of a microsecond that would otherwise stand between any two tiles.
-            next_matrix, next_first, next_rows, next_column = find_tile(
-                work + programs, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M,
-                BLOCK_N, MIXED,
-            )  # fmt: skip
+            next_matrix, next_first, next_rows, next_column = find_tile(work + programs, walk, BLOCK_M, BLOCK_N, MIXED)
         else:
-            matrix, first, rows, column = find_tile(
-                work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M,
-                BLOCK_N, MIXED,
-            )  # fmt: skip
+            matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
             source = _sources(first, rows, order, top_k, gather, BLOCK_M)
         valid = tile_rows < rows
         x_rows = x + source.to(tl.int64)[:, None] * x_pitch + ks[None, :]

@@ -12,13 +12,13 @@ k is at least STAGES - 1 steps: the first steps of a tile are asked for during t
 
 Half the time. Of a tile of at most 64 rows the second warp group has none. If the options say so it then goes through the
 tile's steps without multiplying, by code of its own, and the tensor cores have half the work. Both paths have as many
-barriers (in their steps, build.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long as those of a
-warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256 rows for
-every expert, give or take, half of the experts have such a tile. Pieces then take unequal time, and as programs walk in
-step (that is how tiles of an expert find its weights in the L2), they change places from round to round, so that none
-falls behind. Where weights are large it costs more than it gains: the runtime decides (operators/project.ts). They change
-places as well where busy experts are mixed in, whose pieces take other times than light ones': all that was measured of runs
-of 16 was measured so, and with runs of one piece it made no difference but for two cells (1.6 % to either side).
+barriers (in their steps, build.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long
+as those of a warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256
+rows for every expert, give or take, half of the experts have such a tile. Pieces then take unequal time, and as programs
+walk in step (that is how tiles of an expert find its weights in the L2), they change places from round to round, so that
+none falls behind. Where weights are large it costs more than it gains: the runtime decides (operators/project.ts). They
+change places as well where busy experts are mixed in, whose pieces take other times than light ones': all that was measured
+of runs of 16 was measured so, and with runs of one piece it made no difference but for two cells (1.6 % to either side).
 
 All warps do everything else. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the
@@ -109,8 +109,13 @@ def _next_place(place, further, programs):
 
 
 @gluon.jit
-def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr, MULTIPLY: gl.constexpr):
-    """Issues one step's product, and sees to it that nobody reads the stage of the step before any more."""
+def _step(
+    acc, stage, phase, operands, asked, at, there,
+    X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
+):  # fmt: skip
+    """Issues one step's product, and once nobody reads the stage of the step before any more asks for operands there."""
+    x, w, x_pitch, top_k, gather, a, b, bars, steps = operands
+    pointers, first, rows, weight_row = asked
     if not X_DESCRIPTOR:
         async_copy.wait_group(STAGES - 2)
         # What ordinary copies wrote is read by the tensor cores.
@@ -121,39 +126,43 @@ def _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR: gl.constexpr, STAGES: gl.
         acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
         acc = warpgroup_mma_wait(1, deps=[acc])
     gl.thread_barrier()
-    return acc
+    free = gl.where(stage == 0, STAGES - 1, stage - 1)
+    _ask(x, pointers, first, rows, w, weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
+    stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+    phase = gl.where(stage == 0, phase ^ 1, phase)
+    return acc, stage, phase
 
 
 @gluon.jit
 def _product(
-    x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
-    x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
-    far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+    operands, this, following, far, walk, stage, phase,
     X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
     STAGES: gl.constexpr, COPIES: gl.constexpr, SUMS: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
-    """A tile's sums, and what the next two tiles need; without MULTIPLY all but the products: as many barriers, and zeros."""
+    """A tile's sums, and what the next two tiles need; without MULTIPLY all but the products: as many barriers, and zeros.
+
+    `operands`: x and w, how rows of x are found, where operands are put and the barriers there, steps of a tile.
+    `this`: what a tile's operands are asked for by. `following`: the same of the next tile, if there is one. `far`: the
+    piece after it.
+    """
+    x, w, x_pitch, top_k, gather, a, b, bars, steps = operands
+    pointers = this[0]
+    next_slots, next_first, next_rows, next_weight_row, there = following
     acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
     for i in range(0, steps - (STAGES - 1)):
-        acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES, MULTIPLY)
-        free = gl.where(stage == 0, STAGES - 1, stage - 1)
         at = (i + STAGES - 1) * BLOCK_K
-        _ask(x, pointers, first, rows, w, weight_row, at, True, a, b, bars, free, X_DESCRIPTOR, COPIES)
-        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-        phase = gl.where(stage == 0, phase ^ 1, phase)
+        acc, stage, phase = _step(
+            acc, stage, phase, operands, this, at, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
+        )
     # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
     if not X_DESCRIPTOR:
         pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
-    far_matrix, far_first, far_rows, far_column = find_tile(
-        far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
-    )
+    far_matrix, far_first, far_rows, far_column = find_tile(far, walk, BLOCK_M, BLOCK_N, True)
+    next_tile = (pointers, next_first, next_rows, next_weight_row)
     for i in range(0, STAGES - 1):
-        acc = _step(acc, a, b, bars, stage, phase, X_DESCRIPTOR, STAGES, MULTIPLY)
-        free = gl.where(stage == 0, STAGES - 1, stage - 1)
-        at = i * BLOCK_K
-        _ask(x, pointers, next_first, next_rows, w, next_weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
-        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-        phase = gl.where(stage == 0, phase ^ 1, phase)
+        acc, stage, phase = _step(
+            acc, stage, phase, operands, next_tile, i * BLOCK_K, there, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
+        )
     if MULTIPLY:
         acc = warpgroup_mma_wait(0, deps=[acc])
     return acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column
@@ -231,7 +240,8 @@ def project_many(
     row_tiles = gl.where(dense != 0, gl.cdiv(dense_rows, BLOCK_M), dense_rows)
     total = row_tiles * columns
     busy = gl.load(tile_count + 1, mask=dense == 0, other=0) * columns
-    steps = gl.cdiv(k, BLOCK_K)
+    walk = (total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense)
+    operands = (x, w, x_pitch, top_k, gather, a, b, bars, gl.cdiv(k, BLOCK_K))
 
     half_time = (options & HALF_TIME) != 0
     # Where pieces take unequal time programs change places from round to round: the next one's instead of always its own.
@@ -242,14 +252,10 @@ def project_many(
     rounds = gl.where((rounds - 1) * programs + last < total, rounds, rounds - 1)
     place = gl.program_id(0)
     work = place
-    matrix, first, rows, column = find_tile(
-        work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
-    )
+    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
     place = _next_place(place, further, programs)
     next_work = programs + place
-    next_matrix, next_first, next_rows, next_column = find_tile(
-        next_work, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense, BLOCK_M, BLOCK_N, True
-    )
+    next_matrix, next_first, next_rows, next_column = find_tile(next_work, walk, BLOCK_M, BLOCK_N, True)
     if X_DESCRIPTOR:
         pointers = 0
     else:
@@ -266,23 +272,18 @@ def project_many(
             next_slots = _slots(next_first, next_rows, order, gather, BLOCK_M, COPIES)
         else:
             next_slots = 0
-        weight_row = matrix * n + column
-        next_weight_row = next_matrix * n + next_column
+        this = (pointers, first, rows, matrix * n + column)
+        following = (next_slots, next_first, next_rows, next_matrix * n + next_column, next_work < total)
         place = _next_place(place, further, programs)
         far = (turn + 2) * programs + place
-        there = next_work < total
         if _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
             acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
-                x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
-                far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+                operands, this, following, far, walk, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, True,
             )  # fmt: skip
         else:
             acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                x, w, a, b, bars, stage, phase, steps, pointers, first, rows, weight_row,
-                x_pitch, top_k, gather, next_first, next_rows, next_slots, next_weight_row, there,
-                far, total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense,
+                operands, this, following, far, walk, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, False,
             )  # fmt: skip
         if GATED:
