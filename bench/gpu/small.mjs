@@ -33,15 +33,12 @@ const SMALL = { experts: 6, hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
  * three that are the least; in both products one and a half tiles of columns. So few weights lie in the
  * L2, where it takes a thousand rows an expert.
  */
-const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3190] };
+const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3190], skew: "zipf:5.5" };
 /** Rows of a tile of those kernels; skew leaves one expert with fewer than an eighth, and others with several tiles. */
 const TILE_ROWS = 128;
-const MANY_SKEW = "zipf:5.5";
 /** Small experts, more of them than the L2 holds, with 65 rows on average: tiles of few rows take half the time. */
-const HALF = { experts: 192, hidden: 328, inner: 136, tokens: [6200] };
-const HALF_SKEW = "zipf:1";
+const HALF = { experts: 192, hidden: 328, inner: 136, tokens: [6200], skew: "zipf:1" };
 const SIZES = { many: MANY, half: HALF };
-const SKEWS = { many: MANY_SKEW, half: HALF_SKEW };
 /** The entry of those kernels in the manifest. */
 const MANY_ENTRY = "project_many";
 
@@ -93,9 +90,9 @@ function layerOf(dtype, form, { experts: count, hidden, inner }) {
 }
 
 /** Logits that load the experts of many rows unevenly; the other forms have gates. */
-function logitsFor(form, tokens) {
-  if (SKEWS[form] === undefined) return {};
-  const popularity = ExpertPopularity.draw(parseSkew(SKEWS[form]), SIZES[form].experts, random);
+function logitsFor({ experts, skew }, tokens) {
+  if (skew === undefined) return {};
+  const popularity = ExpertPopularity.draw(parseSkew(skew), experts, random);
   return { logits: makeLogits(popularity, tokens, random) };
 }
 
@@ -121,10 +118,10 @@ async function runForm(dtype, form) {
     for (const tokens of sizes.tokens) {
       const values = random.fillNormal(new Float32Array(tokens * sizes.hidden));
       const hidden = { data: values.map(roundToBfloat16), shape: [tokens, sizes.hidden] };
-      const given = logitsFor(form, tokens);
+      const given = logitsFor(sizes, tokens);
       const want = (await reference.forward(hidden, given)).output.data;
       for (let step = 0; step < 3; step++) {
-        if (step === 2) await changeBudgets(layer, form, sizes);
+        if (step === 2) await changeBudgets(layer, sizes);
         const { output, stats } = await layer.forward(hidden, given);
         checkLoad(form, stats);
         const error = relativeError(output.data, want);
@@ -139,10 +136,10 @@ async function runForm(dtype, form) {
 }
 
 /** Half of the device for the busiest; of many rows one block for each stream, which then goes from tile to tile. */
-async function changeBudgets(layer, form, { experts }) {
+async function changeBudgets(layer, { experts, skew }) {
   const control = await layer.control;
   const half = Math.floor(gpu.properties.computeUnits / 2);
-  const units = SKEWS[form] !== undefined ? { A: 1, B: 1, C: 1 } : { A: half };
+  const units = skew !== undefined ? { A: 1, B: 1, C: 1 } : { A: half };
   for (const [slice, count] of Object.entries(units)) control.slices.resize(slice, count);
   control.replan(new Int32Array(experts).fill(1));
   for (const slice of Object.keys(units)) control.slices.resize(slice, null);

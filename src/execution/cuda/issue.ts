@@ -194,8 +194,7 @@ class Issuer {
     this.#afterKernel.add(native);
     if (work.budgeted) work.launch.setWindow(this.#windowOf(work, group));
     issueWork(driver, work, native, share, dependent);
-    if (!work.budgeted) return;
-    if (work.persistent) this.#issued?.({ work, group, streams }, native);
+    if (work.budgeted && work.persistent) this.#issued?.({ work, group, streams }, native);
   }
 
   /**

@@ -8,7 +8,7 @@
 
 import type { BucketOperator } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
-import { expertShares, tileRows } from "./choice.ts";
+import { expertTileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, fixedGrid } from "./grids.ts";
 import { listsOf } from "./lists.ts";
@@ -49,8 +49,7 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
   const choices = operator.routed
     ? routedSets(ids, padded, operator, to)
     : markedSets(ids, tokens, padded, operator, to);
-  const shares = expertShares(context, buckets.weightBytes);
-  const rows = tileRows(context, rowType, slots / experts, shares);
+  const rows = expertTileRows(context, rowType, slots / experts, buckets.weightBytes);
   const lists = listsOf(order, { experts, lanes, mostTokens, topK, rows }, context);
   const fillPrograms = Math.min(context.facts.multiprocessors, Math.ceil(mostTokens / WORD_TOKENS));
   const listPrograms = kernel.entry.grid.shares_of_a_list ?? 1;

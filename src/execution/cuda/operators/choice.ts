@@ -32,14 +32,6 @@ const CACHED_SHARES: Shares = { rows16: 8, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */
 export const DENSE_SHARES: Shares = { rows16: 8, rows64: 128 };
 
-/** For experts of so many bytes of weights; unknown ones are taken for many. */
-export function expertShares(
-  { facts }: Pick<OperatorContext, "facts">,
-  weightBytes = Number.POSITIVE_INFINITY,
-): Shares {
-  return weightBytes <= facts.l2Bytes ? CACHED_SHARES : EXPERT_SHARES;
-}
-
 /** What a kernel knows of activations: none, the formula of SwiGLU and its relatives, or any by a code. */
 export type ActivationSet = "identity" | "logistic" | "coded";
 
@@ -106,6 +98,17 @@ export function tileRows(
   const most = Math.min(...tallest.values());
   const wanted = wantedRows(share, shares);
   return Math.min(most, ...heights.filter((rows) => rows >= wanted));
+}
+
+/** Rows of a tile in lists for experts of so many bytes of weights in all; unknown ones are taken for many. */
+export function expertTileRows(
+  context: Pick<OperatorContext, "kernels" | "float32" | "facts">,
+  element: RowType,
+  share: number,
+  weightBytes = Number.POSITIVE_INFINITY,
+): number {
+  const cached = weightBytes <= context.facts.l2Bytes;
+  return tileRows(context, element, share, cached ? CACHED_SHARES : EXPERT_SHARES);
 }
 
 /**

@@ -10,7 +10,7 @@ import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
 import { tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, expertShares, projectKernel, tileRows } from "./choice.ts";
+import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
 import { COUNT_BYTES, findLists, TILE_BYTES } from "./lists.ts";
@@ -137,8 +137,7 @@ function encodeLane(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
-  const shares = expertShares(context, rows.buckets.weightBytes);
-  const height = tileRows(context, element, slots / experts, shares);
+  const height = expertTileRows(context, element, slots / experts, rows.buckets.weightBytes);
   const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
   if (lists === undefined) {
     to.fail(

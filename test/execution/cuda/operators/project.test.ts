@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
   DENSE_SHARES,
-  expertShares,
+  expertTileRows,
   tileRows,
 } from "../../../../src/execution/cuda/operators/choice.ts";
 import { rowLayoutOf } from "../../../../src/execution/cuda/rows.ts";
@@ -28,7 +28,7 @@ describe("the height of tiles", () => {
     it(`of ${element} (${precision}) on ${capability.join(".")} follows the even share`, async () => {
       const device = await FakeDevice.open({ capability }, precision);
       const found = [0.01, 8, 8.5, 48, 49, 5000].map((share) =>
-        tileRows(device.context, element, share, expertShares(device.context)),
+        expertTileRows(device.context, element, share),
       );
       assert.deepEqual(found, heights);
       const dense = [0.01, 8, 8.5, 128, 129, 5000].map((share) =>
@@ -41,15 +41,14 @@ describe("the height of tiles", () => {
   it("is never more than what every product's kernels take", async () => {
     // An 8.6's blocks have less shared memory: here, not enough for the tallest kernels.
     const device = await FakeDevice.open({ capability: [8, 6], sharedPerBlockOptin: 200 * 100 });
-    const shares = expertShares(device.context);
-    assert.equal(tileRows(device.context, "bfloat16", 5000, shares), 64);
+    assert.equal(expertTileRows(device.context, "bfloat16", 5000), 64);
   });
 
   it("is lower up to a larger share where the L2 holds all weights", async () => {
     const { context } = await FakeDevice.open();
     const heights = (weightBytes: number) =>
       [8, 9, 49, 1024, 1025].map((share) =>
-        tileRows(context, "bfloat16", share, expertShares(context, weightBytes)),
+        expertTileRows(context, "bfloat16", share, weightBytes),
       );
     assert.deepEqual(heights(context.facts.l2Bytes), [16, 64, 64, 64, 128]);
     assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 128, 128, 128]);
