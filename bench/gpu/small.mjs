@@ -34,17 +34,19 @@ const SMALL = { experts: 6, hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
  * L2, where it takes a thousand rows an expert.
  */
 const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3190], skew: "zipf:5.5" };
-/** Rows of a tile of those kernels; skew leaves one expert with fewer than an eighth, and others with several tiles. */
+/** Rows of a tile there; skew leaves one expert with fewer than an eighth, and others with several tiles. */
 const TILE_ROWS = 128;
 /** Small experts, more of them than the L2 holds, with 65 rows on average: tiles of few rows take half the time. */
 const HALF = { experts: 192, hidden: 328, inner: 136, tokens: [6200], skew: "zipf:1" };
-const SIZES = { many: MANY, half: HALF };
+/** 40 rows an expert on average, which makes tiles of 64. */
+const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:1.5" };
+const SIZES = { many: MANY, half: HALF, fewer: FEWER };
 /** The entry of those kernels in the manifest. */
 const MANY_ENTRY = "project_many";
 
 const FORMS = {
-  bfloat16: ["plain", "mlp", "concat", "capacity", "many", "half"],
-  float16: ["plain", "mlp", "concat", "capacity", "many"],
+  bfloat16: ["plain", "mlp", "concat", "capacity", "many", "half", "fewer"],
+  float16: ["plain", "mlp", "concat", "capacity", "many", "fewer"],
   float32: ["plain", "mlp", "concat", "capacity"],
 };
 
@@ -106,6 +108,9 @@ function checkLoad(form, { counts }) {
   } else if (form === "half") {
     assert.ok(rows[rows.length / 2] < TILE_ROWS / 2, `half have ${rows[rows.length / 2]} rows`);
     assert.ok(most > 2 * TILE_ROWS, `the most rows are ${most}`);
+  } else if (form === "fewer") {
+    assert.ok(few > 0 && few < TILE_ROWS / 2, `the fewest rows are ${few}`);
+    assert.ok(most > TILE_ROWS / 2, `the most rows are ${most}`);
   }
 }
 

@@ -1,4 +1,4 @@
-"""Checks of the kernels for many rows (experts/many.py): bit for bit what grouped.py's tiles of 128 rows give.
+"""Checks of the kernels for many rows (experts/many.py): bit for bit what grouped.py's tiles of as many rows give.
 
 Part of test_experts.py, which holds both against float64. Whole outputs are compared, so that rows that are nobody's
 are seen to stay as they were.
@@ -12,7 +12,8 @@ import launch
 from launch import Buckets
 
 DEVICE = "cuda"
-HEIGHT = 128
+# Of tiles, by whether the product is gated.
+HEIGHTS = {True: (128,), False: (128, 64)}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # (n, k, rows of each expert). n is rows of weights: 64 is less than a tile has, 320 and 448 no whole number of tiles.
 # 192 is the least k.
@@ -31,10 +32,10 @@ NOBODYS_ROWS = 70
 def check_many(checks, bundle, multiprocessors):
     for short, dtype in TYPES.items():
         for n, k, counts in SHAPES:
-            for gated in (True, False):
+            for gated, height in ((gated, height) for gated, heights in HEIGHTS.items() for height in heights):
                 for gather in (True, False) if gated else (False,):
-                    _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, multiprocessors)
-                _check_dense(checks, bundle, short, dtype, gated, n, k, sum(counts), multiprocessors)
+                    _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, counts, multiprocessors)
+                _check_dense(checks, bundle, short, dtype, gated, height, n, k, sum(counts), multiprocessors)
 
 
 def _operands(dtype, gated, matrices, n, k, rows):
@@ -43,16 +44,16 @@ def _operands(dtype, gated, matrices, n, k, rows):
     return x, w, (rows, n // 2 if gated else n)
 
 
-def _both(checks, bundle, short, dtype, gated, gather, what, out_shape, run, multiprocessors):
+def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, run, multiprocessors):
     """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     outputs = []
     for kernel, units, group, half_time in (
-        (f"{name}_rows{HEIGHT}", multiprocessors, 8, False),
-        (f"{name}_many", multiprocessors, 8, False),
-        (f"{name}_many", multiprocessors, 8, True),
-        (f"{name}_many", 1, 3, True),
-        (f"{name}_many", random.randrange(2, multiprocessors), random.randrange(1, 20), random.choice((False, True))),
+        (f"{name}_rows{height}", multiprocessors, 8, False),
+        (f"{name}_many{height}", multiprocessors, 8, False),
+        (f"{name}_many{height}", multiprocessors, 8, True),
+        (f"{name}_many{height}", 1, 3, True),
+        (f"{name}_many{height}", random.randrange(2, multiprocessors), random.randrange(1, 20), random.choice((False, True))),
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
         activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
@@ -62,36 +63,36 @@ def _both(checks, bundle, short, dtype, gated, gather, what, out_shape, run, mul
         checks.same(f"{kernel} {what}{how}", outputs[0], out)
 
 
-def _check_lists(checks, bundle, short, dtype, gated, gather, n, k, counts, multiprocessors):
+def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, counts, multiprocessors):
     slots, top_k = sum(counts), 2 if gather else 1
     ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[torch.randperm(slots)]
-    buckets = Buckets(ids.to(DEVICE), len(counts), lambda count: HEIGHT)
+    buckets = Buckets(ids.to(DEVICE), len(counts), lambda count: height)
     x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, -(-slots // top_k))
-    tiles = buckets.tiles[HEIGHT]
+    tiles = buckets.tiles[height]
     # Any number of tiles may be said to be of busy experts: the kernel under test is told so, and the other one of none.
     unmixed = torch.tensor([len(tiles), 0], dtype=torch.int32, device=DEVICE)
     number = torch.tensor([len(tiles), random.randrange(len(tiles) + 1)], dtype=torch.int32, device=DEVICE)
 
     def run(kernel, out, **options):
         launch.project(
-            bundle, kernel, x, w, out, tiles, number if kernel.entry["name"].endswith("_many") else unmixed,
+            bundle, kernel, x, w, out, tiles, number if "_many" in kernel.entry["name"] else unmixed,
             most_tiles=len(tiles) + 5, order=buckets.order, gather=gather, top_k=top_k, **options,
         )
 
     shape = (slots + NOBODYS_ROWS, width)
     what = f"n {n} k {k} rows {counts}"
-    _both(checks, bundle, short, dtype, gated, gather, what, shape, run, multiprocessors)
+    _both(checks, bundle, short, dtype, gated, gather, height, what, shape, run, multiprocessors)
     # Nothing on the list, though there is room for much.
     number = unmixed = torch.zeros_like(number)
-    _both(checks, bundle, short, dtype, gated, gather, f"{what}, empty list", shape, run, multiprocessors)
+    _both(checks, bundle, short, dtype, gated, gather, height, f"{what}, empty list", shape, run, multiprocessors)
 
 
-def _check_dense(checks, bundle, short, dtype, gated, n, k, rows, multiprocessors):
+def _check_dense(checks, bundle, short, dtype, gated, height, n, k, rows, multiprocessors):
     x, w, shape = _operands(dtype, gated, 2, n, k, rows + NOBODYS_ROWS)
     count = torch.tensor([rows], dtype=torch.int32, device=DEVICE)
-    most = -(-(rows + NOBODYS_ROWS) // HEIGHT)
+    most = -(-(rows + NOBODYS_ROWS) // height)
 
     def run(kernel, out, **options):
         launch.project(bundle, kernel, x, w, out, None, count, most_tiles=most, dense=True, matrix=1, **options)
 
-    _both(checks, bundle, short, dtype, gated, False, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors)
+    _both(checks, bundle, short, dtype, gated, False, height, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors)

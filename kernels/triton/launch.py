@@ -178,9 +178,9 @@ def decode_second_name(bundle, short, out_short, *, most_tokens, n, multiprocess
 def project_name(bundle, short, gated, height, k, gather):
     """The 16-bit kernel without extras for a product with logistic gates, or none, as operators/choice.ts picks it."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
-    many = bundle.entries[f"{name}_many"]["selects"]
-    serves = height == many["rows_per_tile"] and k >= many["k"]["least"] and (many["gather"] or not gather)
-    return f"{name}_{'many' if serves else f'rows{height}'}"
+    many = bundle.entries.get(f"{name}_many{height}", {}).get("selects")
+    serves = many and k >= many["k"]["least"] and (many["gather"] or not gather)
+    return f"{name}_{'many' if serves else 'rows'}{height}"
 
 
 def padded(size, padding=64):
@@ -303,6 +303,7 @@ MOST_TILES_TOGETHER = 16
 BUSY, BUSY_BY = 3, 2
 MEAN_TILES = 2
 BUSY_SHARE = 8
+BUSY_HEIGHT = 128
 
 
 def groups(pieces, most=MOST_TILES_TOGETHER):
@@ -311,13 +312,13 @@ def groups(pieces, most=MOST_TILES_TOGETHER):
     return [i % size | min(size, pieces - i + i % size) << 16 for i in range(pieces)]
 
 
-def busy_first(tiles):
-    """One list's tiles, given expert after expert, in the order that the bucket kernel writes, and how many are of busy experts."""
+def busy_first(tiles, height):
+    """One list's tiles of `height` rows, given expert after expert, in the order that the bucket kernel writes, and how many are of busy experts."""
     pieces = Counter(expert for expert, *_ in tiles)
     used, total = len(pieces), len(tiles)
     busy = {expert for expert, count in pieces.items() if BUSY_BY * count * used > BUSY * total}
     of_busy = sum(pieces[expert] for expert in busy)
-    if total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
+    if height < BUSY_HEIGHT or total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
         return tiles, 0
     # Stable: experts by number, tiles of an expert as they were.
     return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
@@ -346,6 +347,6 @@ class Buckets:
             first += count
         self.tiles, self.tile_counts = {}, {}
         for height, listed in lists.items():
-            placed, busy = busy_first(listed)
+            placed, busy = busy_first(listed, height)
             self.tiles[height] = torch.tensor(placed, dtype=torch.int32, device=ids.device)
             self.tile_counts[height] = torch.tensor([len(placed), busy], dtype=torch.int32, device=ids.device)

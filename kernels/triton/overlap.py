@@ -1,9 +1,18 @@
-"""Dependent launches: a kernel that starts while the one before it in the stream runs, and waits for its end itself.
+"""Dependent launches: a kernel that starts while the one before it in the stream ends, and waits for its end itself.
 
 From sm_90 on routing, buckets, products and aggregation are such (DEPENDENT; `launch_pdl` in the manifest; not the gates):
-what a launch takes passes while the last blocks of the kernel before are still at work. Each waits before it reads what
-another kernel writes or writes what another one reads, and every block does, so the end of one is the end of all
-before it. Launched like any other kernel they are as right.
+what a launch takes, and what a kernel can do without the other's results, passes while the last blocks of the kernel before
+are still at work. Launched like any other kernel they are as right.
+
+Two rules make that safe. Every block waits before it reads what the kernel in front writes, or writes what that one
+reads: so the end of one kernel is the end of all before it. And no block lets the next kernel start before it has waited
+itself: so whatever starts early finds the results of all kernels but the one in front, and may read those before it waits.
+Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only.
+
+When to let the next one start: few blocks, or blocks that leave room for no others, at their beginning; blocks of which
+several share a multiprocessor with their last piece's product done. Sooner, and the next kernel's blocks crowd where some
+are done first: at 16 tokens of a small layer a step of 20.9 us took 26.2 with all kernels early behind beginnings, and takes
+17.8 so (H100).
 """
 
 import triton
@@ -12,8 +21,21 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def begin(DEPENDENT: tl.constexpr):
-    """Lets the next kernel start as soon as all blocks of this one have, and waits for the kernel before."""
+def wait(DEPENDENT: tl.constexpr):
+    """Waits for the end of the kernel before."""
+    if DEPENDENT:
+        gdc_wait()
+
+
+@triton.jit
+def release(DEPENDENT: tl.constexpr):
+    """Lets the next kernel start as soon as all blocks of this one have come here, or have ended."""
     if DEPENDENT:
         gdc_launch_dependents()
-        gdc_wait()
+
+
+@triton.jit
+def begin(DEPENDENT: tl.constexpr):
+    """Waits for the kernel before, and lets the next one start."""
+    wait(DEPENDENT)
+    release(DEPENDENT)

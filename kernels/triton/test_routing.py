@@ -218,7 +218,8 @@ def reference_tiles(kept, offsets, lane_of, lists):
         words = launch.groups(-(-rows // height), together)
         for i, start in enumerate(range(0, rows, height)):
             found[lane * classes + mine].append([expert, first + start, min(height, rows - start), words[i]])
-    return [launch.busy_first(tiles) for tiles in found]
+    heights = [height for lane in lists for height, *_ in lane]
+    return [launch.busy_first(tiles, height) for tiles, height in zip(found, heights)]
 
 
 class Checks:

@@ -12,7 +12,7 @@ caller's type.
 import triton
 import triton.language as tl
 
-from overlap import begin
+from overlap import begin, wait
 
 # Bits of `options`, part of the ABI.
 OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8}
@@ -53,7 +53,6 @@ def combine(
     DEPENDENT: tl.constexpr,
 ):
     """Persistent over (token, stretch of BLOCK columns)."""
-    begin(DEPENDENT)
     stretches = tl.cdiv(width, BLOCK)
     for work in range(tl.program_id(0), tl.load(tokens) * stretches, tl.num_programs(0)):
         token = work // stretches
@@ -62,18 +61,25 @@ def combine(
         total = tl.zeros((BLOCK,), dtype=tl.float32)
         for first in range(0, top_k, UNROLL):
             # Unrolled so that UNROLL rows are on their way at once; the sum stays in order.
+            places = ()
             for ahead in tl.static_range(UNROLL):
                 choice = first + ahead
                 slot = token * top_k + choice
                 row = tl.load(inverse + slot, mask=choice < top_k, other=-1)
-                taken = row >= 0
-                weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
-                value = tl.load(rows + row.to(tl.int64) * row_pitch + columns, mask=inside & taken, other=0.0)
+                weight = tl.load(weights + slot, mask=(row >= 0) & ((options & WEIGHTS) != 0), other=1.0)
+                places += ((row, weight),)
+            # Where rows are and what they weigh has long been known; the rows come from the kernel in front.
+            wait(DEPENDENT)
+            for ahead in tl.static_range(UNROLL):
+                row, weight = places[ahead]
+                value = tl.load(rows + row.to(tl.int64) * row_pitch + columns, mask=inside & (row >= 0), other=0.0)
                 total += weight * value.to(tl.float32)
         total = add_shared_and_residual(
             total, token, columns, inside, shared, shared_scale, residual, row_pitch, options
         )
         tl.store(out + token.to(tl.int64) * width + columns, total.to(out.dtype.element_ty), mask=inside)
+    # A program without work waits, too.
+    wait(DEPENDENT)
 
 
 @triton.jit

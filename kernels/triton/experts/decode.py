@@ -25,7 +25,7 @@ Layout and numbers as in grouped.py and activation.py.
 import triton
 import triton.language as tl
 
-from overlap import begin
+from overlap import release, wait
 from routing import route
 
 from .activation import activate, join_gate
@@ -70,7 +70,7 @@ def decode_first(
     DEPENDENT: tl.constexpr,
 ):
     """Program (slot, i): ROWS weight rows from ROWS * i on, against the slot's token."""
-    begin(DEPENDENT)
+    wait(DEPENDENT)
     slot = tl.program_id(0)
     token = slot // top_k
     # Both loads before either is needed.
@@ -88,6 +88,7 @@ def decode_first(
         a = tl.load(x_row + column, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(w_rows + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
         partial += b.to(tl.float32) * a[None, :]
+    release(DEPENDENT)
     product = tl.sum(partial, axis=1)
     if (options & INPUT_SCALE) != 0:
         product = product * tl.load(input_scale + slot)
@@ -129,9 +130,9 @@ def decode_second(
     DEPENDENT: tl.constexpr,
 ):
     """Program (token, i): ROWS outputs from ROWS * i on, summed over the token's choices in order of their ids."""
-    begin(DEPENDENT)
     token = tl.program_id(0)
     if token >= tl.load(tokens):
+        wait(DEPENDENT)
         return
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
@@ -144,6 +145,8 @@ def decode_second(
         one = tl.load(ids + token * top_k + other)
         rank += ((one < chosen) | ((one == chosen) & (other < choices))).to(tl.int32)
     steps = tl.cdiv(k, BLOCK_K)
+    # The choices come from before the kernel in front.
+    wait(DEPENDENT)
     partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
     # One loop over choices and columns, so that the pipeline runs on from one expert to the next.
     for step in tl.range(0, top_k * steps, num_stages=STAGES):

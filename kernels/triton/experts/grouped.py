@@ -22,6 +22,11 @@ pipeline of all the tiles of a program: the next tile's loads are in flight whil
 Mixed. A list has two parts, busy experts in front, and a walk over tiles of 128 rows goes through both at once (`mixed`),
 so that what waits for memory and what waits for the tensor cores are under way side by side.
 
+Early. Kernels for low tiles (not FLATTEN) let the next one start with their last piece's product done, and one that does not
+gather, behind another product, looks up its first tile before it waits for that one (overlap.py). Their way to the first
+weights is short in other respects, too, as with few tokens every block goes it at the same time: 500 instructions, 2 us of
+a step of 20, were divisions, loads that waited for each other, and the search for a next tile that there is not.
+
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, whatever the tile it is
 in, its neighbours there, or the grid. So bits depend on the tile class and on nothing else.
 """
@@ -29,7 +34,7 @@ in, its neighbours there, or the grid. So bits depend on the tile class and on n
 import triton
 import triton.language as tl
 
-from overlap import begin
+from overlap import begin, release, wait
 from routing.bucket import GROUP_SHIFT
 
 from .activation import activate, join_gate
@@ -55,7 +60,7 @@ def mixed(work, total, busy):
     After every so many places a run of busy pieces begins, so that these and the others end at about the same time. (Of an
     empty list, which has no places, any number will do.)
     """
-    period = RUN * total // tl.maximum(busy, 1)
+    period = tl.maximum(RUN * total // tl.maximum(busy, 1), 1)
     turn = work // period
     within = work - turn * period
     # Busy pieces in front of this place.
@@ -64,7 +69,9 @@ def mixed(work, total, busy):
 
 
 @triton.jit
-def find_tile(work, walk, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIXED: tl.constexpr):
+def find_tile(
+    work, walk, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIXED: tl.constexpr, FIRST: tl.constexpr = False
+):
     """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
 
     `walk` is what the whole launch goes through: pieces in all and of busy experts, columns of tiles, row tiles, and
@@ -72,24 +79,36 @@ def find_tile(work, walk, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIXED: t
 
     Pieces are numbered column after column through one group of row tiles after the other. A group has as many pieces as
     tiles times columns, so some tile of a piece's group is found by division.
+
+    FIRST: a program's first piece, for which every list has room. Its tile is asked for without waiting for how many there
+    are, and it is guessed to be the one that is found by division, which is right where groups are of one tile.
     """
     total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense = walk
     there = work < total
     if MIXED:
         work = mixed(work, total, busy)
-    listed = there & (dense == 0)
+    listed = dense == 0 if FIRST else there & (dense == 0)
     some = work // columns
     together = tl.load(tiles + 4 * some + 3, mask=listed, other=0)
+    if FIRST:
+        guessed_matrix = tl.load(tiles + 4 * some, mask=listed, other=0)
+        guessed_first = tl.load(tiles + 4 * some + 1, mask=listed, other=0)
+        guessed_rows = tl.load(tiles + 4 * some + 2, mask=listed, other=0)
     place = tl.where(listed, together & ((1 << GROUP_SHIFT) - 1), some % group)
     height = tl.where(listed, together >> GROUP_SHIFT, tl.minimum(row_tiles - some + place, group))
     height = tl.maximum(height, 1)
     within = work - (some - place) * columns
     tile = some - place + within % height
     column = (within // height) * BLOCK_N
-    first_dense = tile * BLOCK_M
-    matrix = tl.load(tiles + 4 * tile, mask=listed, other=dense_matrix)
-    first = tl.load(tiles + 4 * tile + 1, mask=listed, other=first_dense)
-    rows = tl.load(tiles + 4 * tile + 2, mask=listed, other=tl.minimum(dense_rows - first_dense, BLOCK_M))
+    matrix, first, rows = dense_matrix, tile * BLOCK_M, tl.minimum(dense_rows - tile * BLOCK_M, BLOCK_M)
+    if FIRST:
+        matrix = tl.where(listed, guessed_matrix, matrix)
+        first = tl.where(listed, guessed_first, first)
+        rows = tl.where(listed, guessed_rows, rows)
+        listed = listed & there & (tile != some)
+    matrix = tl.load(tiles + 4 * tile, mask=listed, other=matrix)
+    first = tl.load(tiles + 4 * tile + 1, mask=listed, other=first)
+    rows = tl.load(tiles + 4 * tile + 2, mask=listed, other=rows)
     return matrix, first, tl.where(there, rows, 0), column
 
 
@@ -98,7 +117,12 @@ def _sources(first, rows, order, top_k, gather, BLOCK_M: tl.constexpr):
     """Rows of x for the rows of a tile."""
     row = first + tl.arange(0, BLOCK_M)
     slot = tl.load(order + row, mask=(tl.arange(0, BLOCK_M) < rows) & (gather != 0), other=0)
-    return tl.where(gather != 0, slot // top_k, row)
+    # slot // top_k by multiplication, as the first weights wait for what a division takes: with 2^32 / top_k rounded up,
+    # a slot below 2^31 gives its token or the next one.
+    reciprocal = 0xFFFFFFFF // top_k.to(tl.uint32) + 1
+    token = tl.umulhi(slot.to(tl.uint32), reciprocal).to(tl.int32)
+    token = tl.where(top_k == 1, slot, token - (token * top_k > slot).to(tl.int32))
+    return tl.where(gather != 0, token, row)
 
 
 @triton.jit
@@ -136,12 +160,16 @@ def project(
     MIXED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     PARTS: tl.constexpr = 2 if GATED else 1
     programs = tl.num_programs(0)
     columns = tl.cdiv(n, BLOCK_N)
     dense = options & DENSE
     gather = options & GATHER
+    if FLATTEN:
+        begin(DEPENDENT)
+    elif gather != 0:
+        # Behind the kernel that writes the list and the order. One that does not gather comes behind another product.
+        wait(DEPENDENT)
     dense_rows = tl.load(tile_count)
     row_tiles = tl.where(dense != 0, tl.cdiv(dense_rows, BLOCK_M), dense_rows)
     total = row_tiles * columns
@@ -152,13 +180,19 @@ def project(
     steps = tl.cdiv(k, BLOCK_K)
 
     work = tl.program_id(0)
-    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
+    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED, True)
     source = _sources(first, rows, order, top_k, gather, BLOCK_M)
+    if not FLATTEN:
+        wait(DEPENDENT)
     for work in tl.range(tl.program_id(0), total, programs, flatten=FLATTEN):
         if not FLATTEN:
             # What the next tile is, is asked for now and used after this tile's product: two dependent
-            # loads of a microsecond that would otherwise stand between any two tiles.
-            next_matrix, next_first, next_rows, next_column = find_tile(work + programs, walk, BLOCK_M, BLOCK_N, MIXED)
+            # loads of a microsecond that would otherwise stand between any two tiles. If there is none, nothing waits for it.
+            next_matrix, next_first, next_rows, next_column = matrix, first, rows * 0, column
+            if work + programs < total:
+                next_matrix, next_first, next_rows, next_column = find_tile(
+                    work + programs, walk, BLOCK_M, BLOCK_N, MIXED
+                )
         else:
             matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
             source = _sources(first, rows, order, top_k, gather, BLOCK_M)
@@ -187,7 +221,11 @@ def project(
             acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
 
         if not FLATTEN:
-            next_source = _sources(next_first, next_rows, order, top_k, gather, BLOCK_M)
+            next_source = source
+            if work + programs < total:
+                next_source = _sources(next_first, next_rows, order, top_k, gather, BLOCK_M)
+            else:
+                release(DEPENDENT)
         row = first + tile_rows
         if EXTRAS:
             # Masked loads, not branches: a branch over the accumulators makes ptxas wait for every single wgmma.

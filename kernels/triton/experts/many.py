@@ -1,4 +1,5 @@
-"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time.
+"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time. Tiles have 128 rows, or 64
+in second products.
 
 Not Triton but Gluon, its lower half, where copies, barriers and layouts are written down. Triton's pipeline over
 all tiles of a program has no place in it for what a tile is: its entry on the list and its rows' slots, two loads that
@@ -20,6 +21,10 @@ none falls behind. Where weights are large it costs more than it gains: the runt
 change places as well where busy experts are mixed in, whose pieces take other times than light ones': all that was measured
 of runs of 16 was measured so, and with runs of one piece it made no difference but for two cells (1.6 % to either side).
 
+Ahead. A second product (X_DESCRIPTOR) comes behind a first one, so it finds its list complete, and asks for its first weights
+before it waits for that one's end (overlap.py): while the last tiles of the first product are at work, memory is free. A first
+product asks for weights before it looks up its rows.
+
 All warps do everything else. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the
 step before, whose stage is then free for the next operands. A warp group's accumulators are 64 rows by all columns.
@@ -28,7 +33,7 @@ Stores. Accumulators go to rows of 16-byte pieces through shared memory, what th
 columns at a time, which is all that a gated product has, and the half of a plain one.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, as in grouped.py and with the same instructions:
-bits are those of its tiles of 128 rows.
+bits are those of its tiles of as many rows.
 """
 
 from triton.experimental import gluon
@@ -67,25 +72,38 @@ def _pointers(
 
 
 @gluon.jit
+def _expect(a, b, bars, stage, there, X_DESCRIPTOR: gl.constexpr):
+    """Tells a stage's barrier what comes by TMA, if anything."""
+    a_stage = a.index(stage)
+    b_stage = b.index(stage)
+    a_bytes: gl.constexpr = a_stage.shape[0] * a_stage.shape[1] * 2 if X_DESCRIPTOR else 0
+    b_bytes: gl.constexpr = b_stage.shape[0] * b_stage.shape[1] * 2
+    mbarrier.expect(bars.index(stage), a_bytes + b_bytes, pred=there)
+
+
+@gluon.jit
+def _ask_rows(
+    x, pointers, first, rows, at, there, a, bars, stage, X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Asks for a step's rows of x."""
+    a_stage = a.index(stage)
+    if X_DESCRIPTOR:
+        tma.async_copy_global_to_shared(x, [first, at], bars.index(stage), a_stage, pred=there)
+    else:
+        r = gl.arange(0, a_stage.shape[0], layout=gl.SliceLayout(1, LAYOUT))
+        async_copy.async_copy_global_to_shared(a_stage, pointers + at, mask=(r < rows)[:, None])
+        async_copy.commit_group()
+
+
+@gluon.jit
 def _ask(
     x, pointers, first, rows, w, weight_row, at, there, a, b, bars, stage,
     X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Asks for the operands of one step, if there is such a step."""
-    bar = bars.index(stage)
-    a_stage = a.index(stage)
-    b_stage = b.index(stage)
-    a_bytes: gl.constexpr = a_stage.shape[0] * a_stage.shape[1] * 2
-    b_bytes: gl.constexpr = b_stage.shape[0] * b_stage.shape[1] * 2
-    if X_DESCRIPTOR:
-        mbarrier.expect(bar, a_bytes + b_bytes, pred=there)
-        tma.async_copy_global_to_shared(x, [first, at], bar, a_stage, pred=there)
-    else:
-        mbarrier.expect(bar, b_bytes, pred=there)
-        r = gl.arange(0, a_stage.shape[0], layout=gl.SliceLayout(1, LAYOUT))
-        async_copy.async_copy_global_to_shared(a_stage, pointers + at, mask=(r < rows)[:, None])
-        async_copy.commit_group()
-    tma.async_copy_global_to_shared(w, [weight_row, at], bar, b_stage, pred=there)
+    _expect(a, b, bars, stage, there, X_DESCRIPTOR)
+    _ask_rows(x, pointers, first, rows, at, there, a, bars, stage, X_DESCRIPTOR, LAYOUT)
+    tma.async_copy_global_to_shared(w, [weight_row, at], bars.index(stage), b.index(stage), pred=there)
 
 
 @gluon.jit
@@ -213,7 +231,6 @@ def project_many(
     STAGES: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):
-    begin(DEPENDENT)
     WARPS: gl.constexpr = gl.num_warps()
     gl.static_assert(BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
     ELEMENT: gl.constexpr = out.dtype.element_ty
@@ -229,6 +246,8 @@ def project_many(
         mbarrier.init(bars.index(s), count=1)
     fence_async_shared()
     gl.thread_barrier()
+    if not X_DESCRIPTOR:
+        begin(DEPENDENT)
 
     PARTS: gl.constexpr = 2 if GATED else 1
     width = n // PARTS
@@ -256,15 +275,19 @@ def project_many(
     place = _next_place(place, further, programs)
     next_work = programs + place
     next_matrix, next_first, next_rows, next_column = find_tile(next_work, walk, BLOCK_M, BLOCK_N, True)
+    there = work < total
+    for s in gl.static_range(STAGES - 1):
+        _expect(a, b, bars, s, there, X_DESCRIPTOR)
+        tma.async_copy_global_to_shared(w, [matrix * n + column, s * BLOCK_K], bars.index(s), b.index(s), pred=there)
     if X_DESCRIPTOR:
+        # The list and the weights do not depend on the kernel in front.
+        begin(DEPENDENT)
         pointers = 0
     else:
         slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
         pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
     for s in gl.static_range(STAGES - 1):
-        weight_row = matrix * n + column
-        there = work < total
-        _ask(x, pointers, first, rows, w, weight_row, s * BLOCK_K, there, a, b, bars, s, X_DESCRIPTOR, COPIES)
+        _ask_rows(x, pointers, first, rows, s * BLOCK_K, there, a, bars, s, X_DESCRIPTOR, COPIES)
     stage = gl.to_tensor(0)
     phase = gl.to_tensor(0)
     for turn in range(0, rounds):

@@ -44,6 +44,8 @@ MEAN_TILES = tl.constexpr(2)
 # And only if theirs are at least an eighth of all tiles: mixing in fewer gains nothing, and rows of a busy expert are then
 # gone from the L2 from one column to the next.
 BUSY_SHARE = tl.constexpr(8)
+# And only on lists of tiles this high: products on lower ones go through theirs as they are listed.
+BUSY_HEIGHT = tl.constexpr(128)
 
 
 @triton.jit
@@ -83,9 +85,13 @@ def _busy_first(pieces, at, total, used):
 
 @triton.jit
 def _list_tiles(
-    lists, tiles, tile_counts, offset, kept, lane, column, inside, program, programs, lanes, classes
+    lists, told, tiles, tile_counts, offset, kept, lane, column, inside, program, programs, lanes, classes
 ):
-    """This program's share of one list's tiles: program i has list i % lists, of every expert tiles i // lists and on."""
+    """This program's share of one list's tiles: program i has list i % lists, of every expert tiles i // lists and on.
+
+    `told`: what is told of that list (LIST_WORDS).
+    """
+    height, list_at, most_together = told
     number = lanes * classes
     this = program % number
     on = inside & (lane == this // classes)
@@ -93,19 +99,19 @@ def _list_tiles(
         # The class is the first with room for so many rows.
         fits = kept <= tl.load(lists + 4 * (this - this % classes + c) + 1)
         on = on & tl.where(c < this % classes, ~fits, (c > this % classes) | fits)
-    height = tl.load(lists + 4 * this)
     pieces = tl.where(on, tl.cdiv(kept, height), 0)
     at = tl.cumsum(pieces, axis=0) - pieces
     total, used, most = tl.reduce((pieces, (pieces > 0).to(tl.int32), pieces), 0, _total_used_most)
     busy = total * 0
-    if (total > MEAN_TILES * used) & (BUSY_BY * most * used > BUSY * total):
+    if (height >= BUSY_HEIGHT) & (total > MEAN_TILES * used) & (BUSY_BY * most * used > BUSY * total):
         at, busy = _busy_first(pieces, at, total, used)
     if program < number:
         tl.store(tile_counts + 2 * this, total)
         tl.store(tile_counts + 2 * this + 1, busy)
-    at += tl.load(lists + 4 * this + 2)
-    groups = tl.maximum(tl.cdiv(pieces, tl.load(lists + 4 * this + 3)), 1)
-    group = tl.maximum(tl.cdiv(pieces, groups), 1)
+    at += list_at
+    group = tl.maximum(pieces, 1)
+    if most > most_together:
+        group = tl.cdiv(group, tl.cdiv(group, most_together))
     part = tl.arange(0, 4)[None, :]
     for tile in range(program // number, most, tl.cdiv(programs - this, number)):
         done = tile * height
@@ -151,8 +157,14 @@ def bucket(
     column = tl.arange(0, EXPERTS)
     inside = column < experts
     lane = tl.load(lane_of + column, mask=inside & (program >= fill_programs), other=0)
-    begin(DEPENDENT)
+    # Of this program's list, should it have one.
+    told_at = lists + 4 * (tl.maximum(program - fill_programs, 0) % (lanes * classes))
+    told = (tl.load(told_at), tl.load(told_at + 2), tl.load(told_at + 3))
     live_tokens = tl.load(tokens)
+    # As the host computes it, operation by operation.
+    most = tl.ceil(capacity_factor * live_tokens.to(tl.float64) * top_k.to(tl.float64) / experts.to(tl.float64))
+    limit = tl.minimum(most, 2147483647.0).to(tl.int32)
+    begin(DEPENDENT)
     expert, rank = _slots(ids, sets, first_word, most_tokens * top_k, top_k, experts, EXPERTS, SLOTS)
 
     # Over the buffer's words, not over those in use: the loads do not wait for the number of tokens.
@@ -166,9 +178,6 @@ def bucket(
         before += tl.where((word < first_word)[:, None], here, 0)
     count = tl.sum(count, axis=0)
 
-    # As the host computes it, operation by operation.
-    most = tl.ceil(capacity_factor * live_tokens.to(tl.float64) * top_k.to(tl.float64) / experts.to(tl.float64))
-    limit = tl.minimum(most, 2147483647.0).to(tl.int32)
     kept = tl.minimum(count, limit)
     offset = tl.cumsum(kept, axis=0) - kept
     if fills:
@@ -193,6 +202,6 @@ def bucket(
             tl.store(offsets + column, offset, mask=inside)
             tl.store(offsets + experts, tl.sum(kept, axis=0))
         _list_tiles(
-            lists, tiles, tile_counts, offset, kept, lane, column, inside, program,
+            lists, told, tiles, tile_counts, offset, kept, lane, column, inside, program,
             tl.num_programs(0) - fill_programs, lanes, classes,
         )  # fmt: skip

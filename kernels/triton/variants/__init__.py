@@ -42,11 +42,13 @@ TILES_90 = {
     "first": {
         128: (128, 256, 64, 8, 4, True, True),
         64: (64, 256, 64, 8, 4, True, True),
+        32: (32, 64, 128, 4, 4, True, False),
         16: (16, 64, 256, 4, 3, True, False),
     },
     "second": {
         128: (128, 256, 64, 8, 3, True, True),
         64: (64, 128, 64, 4, 4, True, True),
+        32: (32, 64, 128, 4, 3, True, False),
         16: (16, 64, 128, 4, 3, True, False),
     },
     **SMALL_TILES,
@@ -72,7 +74,8 @@ def variants(architecture):
     for element in ("bfloat16", "float16"):
         if architecture == 90:
             # In front of the others: of kernels for the same, the device takes the first.
-            found += [project_many(element, gated) for gated in (True, False)]
+            found += [project_many(element, gated, 128) for gated in (True, False)]
+            found.append(project_many(element, False, 64))
         for extras in extras_or_not:
             for block_m, tile in tiles["first"].items():
                 found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == PTX_ROWS))

@@ -103,8 +103,8 @@ class Issuer {
   readonly #native = new Map<CudaStream, bigint>();
   readonly #points = new Map<Point, bigint>();
   readonly #events: bigint[] = [];
-  /** Native streams on which a kernel was issued last. */
-  readonly #afterKernel = new Set<bigint>();
+  /** Of native streams on which a kernel was issued last, that kernel. */
+  readonly #afterKernel = new Map<bigint, KernelWork>();
   /** Where the recording begins. */
   readonly #begin: bigint;
   #side: bigint | undefined;
@@ -190,8 +190,9 @@ class Issuer {
     const streams = this.#recording.streamsOfGroup[group] ?? 1;
     const share = work.budgeted ? this.#budgets.shareOf(group, streams) : multiprocessors;
     // A graph keeps what was so when it was captured: new budgets change its grids and no edges.
-    const dependent = this.#afterKernel.has(native) && work.early(work.blocks(share));
-    this.#afterKernel.add(native);
+    const front = this.#afterKernel.get(native);
+    const dependent = front !== undefined && work.early(work.blocks(share), front);
+    this.#afterKernel.set(native, work);
     if (work.budgeted) work.launch.setWindow(this.#windowOf(work, group));
     issueWork(driver, work, native, share, dependent);
     if (work.budgeted && work.persistent) this.#issued?.({ work, group, streams }, native);

@@ -20,8 +20,10 @@ export interface KernelWork {
   blocks(multiprocessors: number): number;
   /** Whether `blocks` does depend on it. */
   readonly persistent: boolean;
-  /** Whether it may start beside the end of a kernel in front of it, with so many blocks along x. */
-  early(x: number): boolean;
+  /** Whether it may start beside the end of this kernel in front of it on the stream, with so many blocks along x. */
+  early(x: number, front: KernelWork): boolean;
+  /** Whether it is a product: what follows it early finds everything but its rows complete. */
+  readonly product: boolean;
   /** Charged to the budget of its stream's group; otherwise the whole device is its own: nothing runs beside it. */
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */

@@ -143,8 +143,9 @@ describe("a layer on an emulated GPU", () => {
         await checkLayer(device, random, randomLayer(random, spec), [131, 20]);
         const parts = randomLayer(random, { ...plainSpec(140, 1, 3, 1), experts });
         await checkLayer(device, random, parts, [400], { streams: 2 });
-        for (const product of ["gated_logistic", "plain_identity"]) {
-          assert.ok(driver.ran.has(`project_${product}_${short}_many`), `${product} ${short}`);
+        const [gated, plain] = [`gated_logistic_${short}`, `plain_identity_${short}`];
+        for (const kernel of [`${gated}_many128`, `${plain}_many128`, `${plain}_many64`]) {
+          assert.ok(driver.ran.has(`project_${kernel}`), kernel);
         }
       }
     }, NO_CACHE));

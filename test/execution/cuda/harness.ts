@@ -54,6 +54,7 @@ const ENTRY = {
     tensordesc_meta: [],
     launch_pdl: false,
     grid: { rule: "cover", blocks_per_multiprocessor: 1 },
+    selects: {},
   },
 } as unknown as KernelEntry;
 

@@ -54,8 +54,8 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
       top_k: topK,
     },
     persistentGrid(kernel.entry, pieces, width),
-    // Measured: gained nothing by it, and lost 10 us of a step of 4096 tokens with one hot expert.
-    { early: false },
+    // Measured on an H100: 1.6 us less of a step of 20, and nowhere more.
+    { early: true, behindProducts: mode === "sum" },
   );
   to.mirror(output);
 }

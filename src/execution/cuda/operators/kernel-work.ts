@@ -15,6 +15,11 @@ export interface WorkOptions {
   readonly mirrors?: readonly bigint[];
   /** Whether it may start beside the end of the kernel in front; absent: where that gains something. */
   readonly early?: boolean;
+  /**
+   * Whether it may do so behind products only: it reads what routing and buckets wrote before it waits for the
+   * kernel in front (kernels/triton/overlap.py).
+   */
+  readonly behindProducts?: boolean;
 }
 
 /**
@@ -22,6 +27,9 @@ export interface WorkOptions {
  * 17 they lose 1 to 3 %.
  */
 const MOST_ROUNDS_EARLY = 12;
+
+/** Kernels whose rows another one takes on: operators of the manifest. */
+const PRODUCTS: ReadonlySet<unknown> = new Set(["project", "decode_first"]);
 
 /** A kernel's work, and its memory of the arena. */
 export interface OwnKernelWork extends KernelWork {
@@ -34,7 +42,7 @@ export function kernelWork(
   kernel: Kernel,
   values: KernelValues,
   grid: Grid,
-  { budgeted = false, weights, mirrors, early }: WorkOptions = {},
+  { budgeted = false, weights, mirrors, early, behindProducts = false }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
   const room = residentBlocks(kernel.entry, facts.multiprocessors);
@@ -45,7 +53,10 @@ export function kernelWork(
     blocks: grid.blocks,
     persistent: grid.persistent,
     budgeted,
-    early: (blocks) => early ?? gainsByStartingEarly(kernel, blocks, grid, room),
+    early: (blocks, front) =>
+      (front.product || !behindProducts) &&
+      (early ?? gainsByStartingEarly(kernel, blocks, grid, room)),
+    product: PRODUCTS.has(kernel.entry.selects["operator"]),
     ...(weights && { weights }),
     ...(mirrors && { mirrors }),
   };

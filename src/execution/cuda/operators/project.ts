@@ -29,6 +29,12 @@ const TILE_GROUP = 8;
 const LOW_ROWS = 64;
 
 /**
+ * Products on tiles of at most so many rows, which share multiprocessors, let the kernel behind them start late, when it need
+ * not crowd (kernels/triton/overlap.py); so these start early in front of or behind each other, however few their blocks.
+ */
+const LATE_ROWS = 32;
+
+/**
  * Where tall tiles of few rows may take half the time (kernels/triton/experts/many.py): experts of at most this share
  * of the L2 with on average so few rows. It puts blocks out of step, and in step is how tiles of an expert find its
  * weights in the L2. On an H100, whose L2 has 50 MB: matrices of 6.3 MB with 256 rows 701 us to 685 a step and with 64
@@ -182,7 +188,9 @@ function encodeLane(
     {
       budgeted: true,
       weights: projection.weights,
+      behindProducts: !rows.gather,
       ...(rows.gather && tall && { early: false }),
+      ...(height <= LATE_ROWS && { early: true }),
     },
   );
   to.mirror(buffers.output);

@@ -85,14 +85,14 @@ function project(
   };
 }
 
-function projectMany(element: Element, gated: boolean): Variant {
-  const [rows, columns, k] = [128, 256, { least: 192 }];
+function projectMany(element: Element, gated: boolean, rows: number, columns: number): Variant {
+  const k = { least: 192 };
   const activations = gated ? "logistic" : "identity";
   const own = project(element, gated, activations, rows, columns, false, "ieee", true);
   const mapped = parse("x:tensormap x_shape0:i32 x_shape1:i32 x_stride0:i64 x_stride1:i64");
   return {
     ...own,
-    name: own.name.replace("rows128", "many"),
+    name: own.name.replace("rows", "many"),
     args: gated ? own.args : [...mapped, ...own.args.slice(1)],
     selects: { ...own.selects, gather: gated, k },
     maps: { ...(!gated && { x: [rows, 64] }), w: [columns, 64] },
@@ -102,12 +102,15 @@ function projectMany(element: Element, gated: boolean): Variant {
 function projects(arch: string): Variant[] {
   const found: Variant[] = [];
   const own = arch === "sm_90a";
-  const heights = arch === "ptx" ? [64] : [128, 64, 16];
+  const heights = arch === "ptx" ? [64] : own ? [128, 64, 32, 16] : [128, 64, 16];
   for (const element of ["bfloat16", "float16"] as const) {
-    if (own) found.push(projectMany(element, true), projectMany(element, false));
+    if (own) {
+      found.push(projectMany(element, true, 128, 256), projectMany(element, false, 128, 256));
+      found.push(projectMany(element, false, 64, 128));
+    }
     for (const extras of own ? [false, true] : [true]) {
       for (const rows of heights) {
-        const columns = rows === 16 ? 128 : 256;
+        const columns = rows < 64 ? 128 : 256;
         found.push(project(element, true, "logistic", rows, columns, extras, "ieee", own));
         found.push(project(element, false, "identity", rows, columns, extras, "ieee", own));
       }

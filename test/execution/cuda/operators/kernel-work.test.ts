@@ -2,10 +2,12 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { Kernel } from "../../../../src/execution/cuda/bundle/kernel-set.ts";
 import type { KernelEntry } from "../../../../src/execution/cuda/bundle/manifest.ts";
 import { fixedGrid, type Grid } from "../../../../src/execution/cuda/operators/grids.ts";
-import { kernelWork } from "../../../../src/execution/cuda/operators/kernel-work.ts";
+import {
+  kernelWork,
+  type WorkOptions,
+} from "../../../../src/execution/cuda/operators/kernel-work.ts";
 import type { KernelWork } from "../../../../src/execution/cuda/work.ts";
 import { FakeDevice } from "./harness.ts";
 import { combineOf } from "./operators.ts";
@@ -15,20 +17,22 @@ const MULTIPROCESSORS = 10;
 async function isEarly(
   each: number,
   grid: Grid,
-  early?: boolean,
-  multiprocessors = MULTIPROCESSORS,
+  options: WorkOptions = {},
+  { multiprocessors = MULTIPROCESSORS, front = "bucket" } = {},
 ): Promise<boolean> {
   const device = await FakeDevice.open({ multiprocessors: MULTIPROCESSORS });
-  const entry = {
-    ...{ name: "some", num_warps: 4, shared: 0, launch_pdl: true, args: [] },
-    grid: { rule: "cover", blocks_per_multiprocessor: each },
-  } as unknown as KernelEntry;
-  const kernel: Kernel = { entry, fn: 1n };
-  const options = early === undefined ? {} : { early };
   const context = { arena: device.arena, facts: device.context.facts };
-  const work = kernelWork(context, kernel, {}, grid, options);
-  work.launch[Symbol.dispose]();
-  return work.early(grid.blocks(multiprocessors));
+  const workOf = (operator: string) => {
+    const entry = {
+      ...{ name: "some", num_warps: 4, shared: 0, launch_pdl: true, args: [] },
+      grid: { rule: "cover", blocks_per_multiprocessor: each },
+      selects: { operator },
+    } as unknown as KernelEntry;
+    const work = kernelWork(context, { entry, fn: 1n }, {}, grid, options);
+    work.launch[Symbol.dispose]();
+    return work;
+  };
+  return workOf("some").early(grid.blocks(multiprocessors), workOf(front));
 }
 
 /** Blocks that go through so many pieces. */
@@ -54,14 +58,30 @@ describe("a kernel may start early", () => {
   it("with the blocks that a budget leaves it, as with those of the device", async () => {
     const grid: Grid = { blocks: (share) => 2 * share, persistent: true, y: 1, pieces: 100 };
     assert.equal(await isEarly(2, grid), true);
-    assert.equal(await isEarly(2, grid, undefined, 9), false);
+    assert.equal(await isEarly(2, grid, {}, { multiprocessors: 9 }), false);
   });
 
   it("or as its operator has it", async () => {
-    assert.equal(await isEarly(4, fixedGrid(1), true), true);
-    assert.equal(await isEarly(4, fixedGrid(100), false), false);
+    assert.equal(await isEarly(4, fixedGrid(1), { early: true }), true);
+    assert.equal(await isEarly(4, fixedGrid(100), { early: false }), false);
+  });
+
+  it("behind products only, if it reads lists or choices before it waits", async () => {
+    for (const [front, wanted] of [
+      ["project", true],
+      ["decode_first", true],
+      ["bucket", false],
+      ["route", false],
+      ["combine", false],
+    ] as const) {
+      const options = { early: true, behindProducts: true };
+      assert.equal(await isEarly(4, fixedGrid(1), options, { front }), wanted, front);
+    }
     const device = await FakeDevice.open();
-    const [work] = device.encode(combineOf(device, { mostTokens: 512 })).work;
-    assert.equal((work as KernelWork).early(1_000_000), false);
+    const work = (mode: "sum" | "concat") =>
+      device.encode(combineOf(device, { mostTokens: 512, mode })).work[0] as KernelWork;
+    const [sum, concat] = [work("sum"), work("concat")];
+    assert.deepEqual([sum.early(1, sum), concat.early(1, sum)], [false, true]);
+    assert.equal(sum.early(1, { ...sum, product: true }), true);
   });
 });

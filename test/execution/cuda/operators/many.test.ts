@@ -23,7 +23,7 @@ describe("a product of many rows", () => {
     it(`of ${element}, gated and gathered, takes its kernel`, async () => {
       const { device, operator } = await lane(MANY, { ...type, gated: true }, {}, SILU);
       const { name, values } = device.kernel(operator);
-      assert.equal(name, `project_gated_logistic_${short}_many`);
+      assert.equal(name, `project_gated_logistic_${short}_many128`);
       assert.equal(values["x"], (operator.input as FakeBuffer).address);
       assert.equal(values["options"], 1 | 16);
       assert.equal(device.maps.length, 1, "of the weights alone");
@@ -32,7 +32,7 @@ describe("a product of many rows", () => {
     it(`of ${element}, plain and in order, takes its kernel`, async () => {
       const { device, operator, projection } = await lane(MANY, type, { gather: false });
       const { name, values } = device.kernel(operator);
-      assert.equal(name, `project_plain_identity_${short}_many`);
+      assert.equal(name, `project_plain_identity_${short}_many128`);
       const common = { element, columns: 192, swizzle: 3, l2Promotion: 2 };
       const input = operator.input as FakeBuffer;
       assert.deepEqual(device.maps, [
@@ -43,6 +43,16 @@ describe("a product of many rows", () => {
       assert.deepEqual([first("x"), first("w")], [1, 2]);
     });
   }
+
+  it("takes its kernel for tiles of 64 rows in order, and another one where rows are gathered", async () => {
+    const some = { ...MANY, mostTokens: 160 };
+    const second = await lane(some, { inputs: INPUTS }, { gather: false });
+    assert.equal(second.device.kernel(second.operator).name, "project_plain_identity_bf16_many64");
+    const box = second.device.maps[0]?.box;
+    assert.deepEqual(box, [64, 64]);
+    const first = await lane(some, { inputs: INPUTS, gated: true }, {}, SILU);
+    assert.equal(first.device.kernel(first.operator).name, "project_gated_logistic_bf16_rows64");
+  });
 
   it("takes the others where rows are short", async () => {
     const type = { inputs: 128 };
@@ -57,7 +67,7 @@ describe("a product of many rows", () => {
     assert.equal(plain.device.kernel(plain.operator).name, "project_plain_identity_bf16_rows128");
     const gated = await lane(MANY, { inputs: INPUTS, gated: true }, { gather: false }, SILU);
     const { name, values } = gated.device.kernel(gated.operator);
-    assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many", 16]);
+    assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many128", 16]);
   });
 
   it("takes the others for extras, coded activations and fewer rows", async () => {
@@ -82,14 +92,14 @@ describe("a product of many rows", () => {
     const projection = device.projection({ count: 2, inputs: INPUTS });
     const operator = projectAll(device, { projection }, 300);
     const { name, values, grid } = device.kernel(operator);
-    assert.equal(name, "project_plain_identity_bf16_many");
+    assert.equal(name, "project_plain_identity_bf16_many128");
     assert.deepEqual([values["options"], values["tiles"]], [8, 0n]);
     assert.deepEqual(grid, { x: 3, y: 1, z: 1 });
     assert.equal(device.maps[0]?.address, (operator.input as FakeBuffer).address);
     assert.equal(device.maps[0]?.rows, 300);
     const gated = device.projection({ inputs: INPUTS, gated: true });
     const first = device.kernel(projectAll(device, { projection: gated, activation: SILU }, 300));
-    assert.equal(first.name, "project_gated_logistic_bf16_many");
+    assert.equal(first.name, "project_gated_logistic_bf16_many128");
   });
 
   it("has its own kernels only where they were made", async () => {

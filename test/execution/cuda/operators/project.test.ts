@@ -47,11 +47,11 @@ describe("the height of tiles", () => {
   it("is lower up to a larger share where the L2 holds all weights", async () => {
     const { context } = await FakeDevice.open();
     const heights = (weightBytes: number) =>
-      [8, 9, 49, 1024, 1025].map((share) =>
+      [8, 9, 16, 17, 48, 49, 1024, 1025].map((share) =>
         expertTileRows(context, "bfloat16", share, weightBytes),
       );
-    assert.deepEqual(heights(context.facts.l2Bytes), [16, 64, 64, 64, 128]);
-    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 128, 128, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes), [16, 32, 32, 64, 64, 64, 64, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 128, 128, 128]);
   });
 });
 
@@ -222,14 +222,19 @@ describe("a lane's product", () => {
     assert.equal(await halfTime(1024, { inputs: inputs + 64, outputs: 1024 }), false);
   });
 
-  it("starts early, but not a first product on tall tiles", async () => {
+  it("starts early, but not a first product on tall tiles, and one that does not gather behind products only", async () => {
     const early = async (mostTokens: number, gather: boolean) => {
       const { device, operator } = await lane({ experts: 8, topK: 2, mostTokens }, {}, { gather });
       const { work } = device.kernel(operator);
-      return work.early(work.blocks(1000));
+      return [true, false].map((product) => work.early(work.blocks(1000), { ...work, product }));
     };
-    assert.deepEqual([await early(192, true), await early(1024, true)], [true, false]);
-    assert.deepEqual([await early(192, false), await early(1024, false)], [true, true]);
+    // What is in front: a product, or something else. Rows a matrix: 4, 48 and 256.
+    assert.deepEqual(await early(16, true), [true, true]);
+    assert.deepEqual(await early(192, true), [true, true]);
+    assert.deepEqual(await early(1024, true), [false, false]);
+    assert.deepEqual(await early(16, false), [true, false]);
+    assert.deepEqual(await early(192, false), [true, false]);
+    assert.deepEqual(await early(1024, false), [true, false]);
   });
 
   it("takes input scales and rows as they stand", async () => {

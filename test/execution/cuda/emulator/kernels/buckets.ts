@@ -8,6 +8,8 @@ const BUSY = 3 / 2;
 /** Only if the mean is more than this, and busy ones have at least so much of all tiles. */
 const MEAN_TILES = 2;
 const BUSY_SHARE = 1 / 8;
+/** And only on lists of tiles this high. */
+const BUSY_HEIGHT = 128;
 
 /** Program i: slots BLOCK * i and on. */
 export function mark(call: KernelCall): void {
@@ -129,7 +131,7 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
     const on = lanesOf[e] === Math.floor(mine / classes) && classOf(rows) === ownClass;
     return on ? Math.ceil(rows / height) : 0;
   });
-  const busy = busyExperts(pieces);
+  const busy = height < BUSY_HEIGHT ? [] : busyExperts(pieces);
   if (program < lists) {
     call.pointer("tile_counts").storeInts(2 * mine, [sum(pieces), tilesOf(busy, pieces)]);
   }
