@@ -36,10 +36,11 @@ export function rememberImages(driver) {
   return images;
 }
 
-/** Names of the kernels with this entry that a device could choose: those of its architecture. */
-export function kernelsOf({ properties }, entry) {
+/** Names of the kernels with this entry, for rows of these types, that a device could choose: those of its architecture. */
+export function kernelsOf({ properties }, entry, elements) {
   return shipped()
-    .filter((kernel) => kernel.entry === entry && properties.features.includes(kernel.arch))
+    .filter(({ entry: own, arch }) => own === entry && properties.features.includes(arch))
+    .filter(({ selects }) => elements.includes(selects.element))
     .map(({ name }) => name);
 }
 

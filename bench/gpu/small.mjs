@@ -4,7 +4,9 @@
  * replayed, on one stream and on several, with budgets that change in between. Outputs
  * are compared with the CPU device. Takes seconds by itself, minutes under a sanitizer.
  *
- *   node bench/gpu/small.mjs
+ *   node bench/gpu/small.mjs [ELEMENT TYPE...]     (default: all)
+ *
+ * One type at a time is what racecheck has memory for: on the host it keeps tens of gigabytes for each.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
  * other forms need, so they have a form of their own; that they were is checked at the end.
@@ -152,10 +154,12 @@ async function changeBudgets(layer, { experts, skew }) {
 
 const { device: gpu, loaded } = await openRemembering();
 const cpu = await openDevice({ kind: "cpu" });
-for (const [dtype, forms] of Object.entries(FORMS)) {
-  for (const form of forms) await runForm(dtype, form);
+const types = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(FORMS);
+for (const dtype of types) {
+  assert.ok(dtype in FORMS, `${dtype} is not one of ${Object.keys(FORMS).join(", ")}`);
+  for (const form of FORMS[dtype]) await runForm(dtype, form);
 }
-const wanted = kernelsOf(gpu, MANY_ENTRY);
+const wanted = kernelsOf(gpu, MANY_ENTRY, types);
 const missing = wanted.filter((name) => !loaded().includes(name));
 assert.deepEqual(missing, [], "kernels for many rows that nothing was launched with");
 await gpu.close();

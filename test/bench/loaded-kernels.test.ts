@@ -9,7 +9,11 @@ interface FakeDriver {
 }
 interface Loaded {
   rememberImages(driver: FakeDriver): ReadonlySet<string>;
-  kernelsOf(device: { properties: { features: readonly string[] } }, entry: string): string[];
+  kernelsOf(
+    device: { properties: { features: readonly string[] } },
+    entry: string,
+    elements: readonly string[],
+  ): string[];
 }
 
 const file = new URL("../../../bench/gpu/loaded-kernels.mjs", import.meta.url);
@@ -25,9 +29,13 @@ test("images are remembered on their way to the driver", () => {
   assert.deepEqual([...images], [createHash("sha256").update(image).digest("hex")]);
 });
 
-test("kernels for many rows are those of the architecture that has some", () => {
-  const on = (...features: string[]) => kernelsOf({ properties: { features } }, "project_many");
-  const names = on("sm_90a", "wgmma", "tma");
-  assert.ok(names.length > 0 && names.every((name) => /^project_\w+_many(128|64)$/.test(name)));
-  assert.deepEqual(on("sm_80"), []);
+test("kernels for many rows are those of the architecture that has some, and of the rows' types", () => {
+  const on = (features: readonly string[], ...elements: string[]) =>
+    kernelsOf({ properties: { features } }, "project_many", elements);
+  const own = ["sm_90a", "wgmma", "tma"];
+  const names = on(own, "bfloat16");
+  assert.ok(names.length > 0 && names.every((name) => /^project_\w+_bf16_many\d+$/.test(name)));
+  assert.equal(on(own, "bfloat16", "float16").length, 2 * names.length);
+  assert.deepEqual(on(own, "float32"), []);
+  assert.deepEqual(on(["sm_80"], "bfloat16"), []);
 });
