@@ -165,4 +165,6 @@ assert.deepEqual(missing, [], "kernels for many rows that nothing was launched w
 await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
-console.log(`kernels for many rows, all launched: ${wanted.join(", ") || "none for these types on this GPU"}`);
+console.log(
+  `kernels for many rows, all launched: ${wanted.join(", ") || "none for these types on this GPU"}`,
+);
