@@ -33,7 +33,13 @@ function sources() {
       .filter((name) => name.endsWith(".py"))
       .map((name) => `triton/${folder}/${name}`),
   );
-  return [...python, "triton/build.py", "triton/overlap.py", "pack.mjs"].sort();
+  return [
+    ...python,
+    "triton/build.py",
+    "triton/overlap.py",
+    "triton/ptx_checks.py",
+    "pack.mjs",
+  ].sort();
 }
 
 function sha256(bytes) {

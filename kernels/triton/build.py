@@ -32,6 +32,7 @@ from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
 import variants  # noqa: E402
 from experts import activation, combine, decode, grouped  # noqa: E402
+from ptx_checks import check_barriers, check_waits  # noqa: E402
 from routing import bucket, gate, route, tidy  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -134,25 +135,6 @@ def check_parameters(entry, ptx):
         raise ValueError(f"{entry['name']}: the PTX's parameters have {found} bytes, the manifest's {wanted}")
 
 
-def check_barriers(name, ptx):
-    """Warp groups of a Gluon kernel may go through a step on two paths (many.py): each must have as many barriers.
-
-    A step asks for operands once. The first stretch of code asks for those of the first steps, all warps together. Barriers
-    that only one path has outside its steps are not found.
-    """
-    found = []
-    barriers = steps = 0
-    for line in [*ptx.splitlines(), "$L"]:
-        if line.startswith("$L") or re.search(r"\bbra\b(?!.*waitLoop)", line):
-            if steps:
-                found.append(barriers / steps)
-            barriers = steps = 0
-        barriers += "bar.sync" in line
-        steps += "mbarrier.arrive.expect_tx" in line
-    if len(set(found[1:])) != 1:
-        raise ValueError(f"{name}: barriers a step, by path, are {found[1:]}; there must be as many on each")
-
-
 def compile_variant(variant, architecture):
     """[(manifest entry, image)]: the cubin, and the PTX where there is to be one."""
     names = list(variant.arguments)
@@ -171,8 +153,7 @@ def compile_variant(variant, architecture):
         raise ValueError(f"{variant.name}: the launchers know neither clusters nor scratch memory")
     if metadata.shared > SHARED_PER_BLOCK[architecture]:
         raise ValueError(f"{variant.name} needs {metadata.shared} bytes of shared memory on sm_{architecture}")
-    if ("griddepcontrol.wait" in compiled.asm["ptx"]) != variant.dependent:
-        raise ValueError(f"{variant.name}: a dependent launch must wait for the kernel before it (overlap.py), and no other")
+    check_waits(variant.name, compiled.asm["ptx"], variant.dependent)
     if variant.function.is_gluon():
         check_barriers(variant.name, compiled.asm["ptx"])
     registers = registers_per_thread(cubin, metadata.name)

@@ -8,6 +8,7 @@ Two rules make that safe. Every block waits before it reads what the kernel in f
 reads: so the end of one kernel is the end of all before it. And no block lets the next kernel start before it has waited
 itself: so whatever starts early finds the results of all kernels but the one in front, and may read those before it waits.
 Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only.
+The build refuses kernels that can end, or let the next one start, without having waited (ptx_checks.py).
 
 When to let the next one start: few blocks, or blocks that leave room for no others, at their beginning; blocks of which
 several share a multiprocessor with their last piece's product done. Sooner, and the next kernel's blocks crowd where some

@@ -13,7 +13,7 @@ k is at least STAGES - 1 steps: the first steps of a tile are asked for during t
 
 Half the time. Of a tile of at most 64 rows the second warp group has none. If the options say so it then goes through the
 tile's steps without multiplying, by code of its own, and the tensor cores have half the work. Both paths have as many
-barriers (in their steps, build.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long
+barriers (in their steps, ptx_checks.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long
 as those of a warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256
 rows for every expert, give or take, half of the experts have such a tile. Pieces then take unequal time, and as programs
 walk in step (that is how tiles of an expert find its weights in the L2), they change places from round to round, so that
