@@ -9,7 +9,7 @@
  * One type at a time is what racecheck has memory for: on the host it keeps tens of gigabytes for each.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
- * other forms need, so they have a form of their own; that they were is checked at the end.
+ * other forms need, so they have forms of their own; that they were is checked at the end.
  */
 
 import assert from "node:assert/strict";

@@ -75,8 +75,8 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
 
     def run(kernel, out, **options):
         launch.project(
-            bundle, kernel, x, w, out, tiles, number if "_many" in kernel.entry["name"] else unmixed,
-            most_tiles=len(tiles) + 5, order=buckets.order, gather=gather, top_k=top_k, **options,
+            bundle, kernel, x, w, out, launch.with_room(tiles), number if "_many" in kernel.entry["name"] else unmixed,
+            most_tiles=len(tiles) + launch.SPARE_TILES, order=buckets.order, gather=gather, top_k=top_k, **options,
         )
 
     shape = (slots + NOBODYS_ROWS, width)

@@ -130,6 +130,8 @@ class Kernel:
         return value, ctypes.addressof(value)
 
     def launch(self, grid, values):
+        """Dependent kernels start early behind whatever is in front: unlike the runtime (operators/kernel-work.ts) nothing here
+        knows which may do so behind products only, so steps are put together with a copy or a product there."""
         kept = [self._parameter(argument, values) for argument in self.entry["args"]]
         parameters = (ctypes.c_void_p * len(kept))(*[address for _, address in kept])
         config = LaunchConfig(
@@ -197,7 +199,7 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
             alpha=1.702, limit=7.0):
-    """w is [matrices, n, k]; most_tiles is what the list has room for."""
+    """w is [matrices, n, k]; most_tiles is what the list has room for, so many rows of `tiles`."""
     options = bundle.manifest["options"]["project"]
     n, k = w.shape[1:]
     columns = -(-n // kernel.grid["columns_per_block"])
@@ -322,6 +324,16 @@ def busy_first(tiles, height):
         return tiles, 0
     # Stable: experts by number, tiles of an expert as they were.
     return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
+
+
+# Tiles that a list of `with_room` has room for beyond its own.
+SPARE_TILES = 5
+
+
+def with_room(tiles):
+    """A list with room for more tiles, which hold anything: programs read their first tile before they know how many there are."""
+    spare = torch.randint(-(2**31), 2**31, (SPARE_TILES, tiles.shape[1]), device=tiles.device).to(tiles.dtype)
+    return torch.cat([tiles, spare])
 
 
 class Buckets:

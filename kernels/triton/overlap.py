@@ -7,12 +7,15 @@ are still at work. Launched like any other kernel they are as right.
 Two rules make that safe. Every block waits before it reads what the kernel in front writes, or writes what that one
 reads: so the end of one kernel is the end of all before it. And no block lets the next kernel start before it has waited
 itself: so whatever starts early finds the results of all kernels but the one in front, and may read those before it waits.
-Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only.
+Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only,
+and the number of tokens, lanes and what is told of lists are written by no kernel. No L1 holds older values of what is read so:
+a launch begins with a kernel that is not early, which empties them, and nothing reads a list before its writer has ended.
 The build refuses kernels that can end, or let the next one start, without having waited (ptx_checks.py).
 
-When to let the next one start: few blocks, or blocks that leave room for no others, at their beginning; blocks of which
-several share a multiprocessor with their last piece's product done. Sooner, and the next kernel's blocks crowd where some
-are done first: at 16 tokens of a small layer a step of 20.9 us took 26.2 with all kernels early behind beginnings, and takes
+When to let the next one start: grouped products that are not one pipeline (FLATTEN) and decode's first with their last piece's
+product done, decode's second and the sum at their end, all others once they have waited: few blocks, or blocks that leave room
+for few others. Where several share a multiprocessor, sooner is too soon: the next kernel's blocks crowd where some are done
+first. At 16 tokens of a small layer a step of 20.9 us took 26.2 with all kernels early behind beginnings, and takes
 17.8 so (H100).
 """
 

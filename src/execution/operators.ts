@@ -4,9 +4,10 @@
  * thing that can be done with it.
  *
  * Letters: T tokens in this batch, B = `mostTokens` the most it may have (T <= B, T is
- * read from device memory when the operator runs, B may decide which kernel runs; the
- * buffers have room for B tokens or more), E experts, k experts per token (top_k),
- * S = B * k slots, H hidden size, I intermediate size.
+ * read from device memory when the operator runs, written there by the host and by no
+ * operator, B may decide which kernel runs; the buffers have room for B tokens or more),
+ * E experts, k experts per token (top_k), S = B * k slots, H hidden size, I intermediate size.
+ * Weights of choices come from `route` or from the host.
  *
  * "rows" of width W are activations in the device's own layout and element type, from
  * `Device.rowLayout(W, weights)`. Everything else is without gaps, float32 or int32.

@@ -22,8 +22,8 @@ pipeline of all the tiles of a program: the next tile's loads are in flight whil
 Mixed. A list has two parts, busy experts in front, and a walk over tiles of 128 rows goes through both at once (`mixed`),
 so that what waits for memory and what waits for the tensor cores are under way side by side.
 
-Early. Kernels for low tiles (not FLATTEN) let the next one start with their last piece's product done, and one that does not
-gather, behind another product, looks up its first tile before it waits for that one (overlap.py). Their way to the first
+Early. Kernels that are not FLATTEN, those for low tiles among them, let the next one start with their last piece's product done,
+and one that does not gather looks up its first tile before it waits for the kernel in front (overlap.py). Their way to the first
 weights is short in other respects, too, as with few tokens every block goes it at the same time: 500 instructions, 2 us of
 a step of 20, were divisions, loads that waited for each other, and the search for a next tile that there is not.
 
@@ -81,7 +81,7 @@ def find_tile(
     tiles times columns, so some tile of a piece's group is found by division.
 
     FIRST: a program's first piece, for which every list has room. Its tile is asked for without waiting for how many there
-    are, and it is guessed to be the one that is found by division, which is right where groups are of one tile.
+    are (unless MIXED), and it is guessed to be the one that is found by division, which is right where groups are of one tile.
     """
     total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense = walk
     there = work < total
@@ -168,7 +168,8 @@ def project(
     if FLATTEN:
         begin(DEPENDENT)
     elif gather != 0:
-        # Behind the kernel that writes the list and the order. One that does not gather comes behind another product.
+        # Behind the kernel that writes the list and the order. One that does not gather starts early behind products only (the
+        # host sees to that), or is dense and has no list.
         wait(DEPENDENT)
     dense_rows = tl.load(tile_count)
     row_tiles = tl.where(dense != 0, tl.cdiv(dense_rows, BLOCK_M), dense_rows)

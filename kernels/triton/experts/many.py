@@ -21,9 +21,9 @@ none falls behind. Where weights are large it costs more than it gains: the runt
 change places as well where busy experts are mixed in, whose pieces take other times than light ones': all that was measured
 of runs of 16 was measured so, and with runs of one piece it made no difference but for two cells (1.6 % to either side).
 
-Ahead. A second product (X_DESCRIPTOR) comes behind a first one, so it finds its list complete, and asks for its first weights
-before it waits for that one's end (overlap.py): while the last tiles of the first product are at work, memory is free. A first
-product asks for weights before it looks up its rows.
+Ahead. A second product (X_DESCRIPTOR) starts early behind a product only, so it finds its list complete, and asks for its
+first weights before it waits for that one's end (overlap.py): while the last tiles of the first product are at work, memory
+is free. A first product asks for weights before it looks up its rows.
 
 All warps do everything else. A step's operands are asked for STAGES - 1 steps before they are multiplied, weights (and x)
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the

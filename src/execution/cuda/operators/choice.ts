@@ -31,7 +31,7 @@ const EXPERT_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
  * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2). At 16
- * tiles of 32 rows take 23.5 us a step and those of 64 25.5, at 32 the other way round 25.7 and 23.9.
+ * tiles of 32 rows take 23.5 us a step and those of 64 25.6, at 32 the other way round 25.7 and 23.9.
  */
 const CACHED_SHARES: Shares = { rows16: 8, rows32: 16, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */

@@ -23,7 +23,7 @@ export interface Grid {
  * A persistent kernel's grid, over `rows` rows or tiles of so many columns at most. A kernel that
  * `covers` gets a block for every piece where it has all `multiprocessors` of the device: nobody is
  * to be left room, and the hardware deals uneven pieces out better than a fixed walk does. (So on every
- * stream of a group without a budget; blocks without a piece end at once.)
+ * stream of a group without a budget; blocks without a piece end with the kernel in front.)
  */
 export function persistentGrid(
   entry: KernelEntry,

@@ -30,7 +30,8 @@ const LOW_ROWS = 64;
 
 /**
  * Products on tiles of at most so many rows, which share multiprocessors, let the kernel behind them start late, when it need
- * not crowd (kernels/triton/overlap.py); so these start early in front of or behind each other, however few their blocks.
+ * not crowd (kernels/triton/overlap.py); so second ones start early however few their blocks. So do first ones: behind buckets
+ * nearly all of the GPU is free.
  */
 const LATE_ROWS = 32;
 
