@@ -315,7 +315,10 @@ def groups(pieces, most=MOST_TILES_TOGETHER):
 
 
 def busy_first(tiles, height):
-    """One list's tiles of `height` rows, given expert after expert, in the order that the bucket kernel writes, and how many are of busy experts."""
+    """One list's tiles in the order that the bucket kernel writes, and how many are of busy experts.
+
+    `tiles` are given expert after expert and have `height` rows.
+    """
     pieces = Counter(expert for expert, *_ in tiles)
     used, total = len(pieces), len(tiles)
     busy = {expert for expert, count in pieces.items() if BUSY_BY * count * used > BUSY * total}
@@ -331,7 +334,7 @@ SPARE_TILES = 5
 
 
 def with_room(tiles):
-    """A list with room for more tiles, which hold anything: programs read their first tile before they know how many there are."""
+    """A list with room for more tiles, which hold anything: a program's first is read before it is known how many there are."""
     spare = torch.randint(-(2**31), 2**31, (SPARE_TILES, tiles.shape[1]), device=tiles.device).to(tiles.dtype)
     return torch.cat([tiles, spare])
 

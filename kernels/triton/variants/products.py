@@ -3,6 +3,7 @@
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
 from experts import activation, decode, grouped, many
+from routing import bucket
 
 from .variant import ELEMENTS, PADDING, Variant
 
@@ -34,11 +35,6 @@ PROJECT_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 # Tiles of at most so many rows get a block for each piece of work where the kernel has the whole device: pieces take unequal
 # time, and the hardware deals them out better than a fixed walk; up to 5 % under skew.
 COVERING_ROWS = 32
-
-# Lower tiles are for experts that have few rows, all of which wait for memory, or whose weights lie in the L2; and for float32
-# and PTX, where it has not been tried. With tiles of 64 rows and rows of 512 elements steps took 4 to 6 % longer, by inference
-# for what it takes to mix.
-MIXED_FROM_ROWS = 128
 
 ACTIVATION_SETS = {"identity": activation.IDENTITY, "logistic": activation.LOGISTIC, "coded": activation.CODED}
 
@@ -75,7 +71,7 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
             "DESCRIPTOR": descriptor,
             "PRECISION": precision,
             "FLATTEN": flatten,
-            "MIXED": block_m >= MIXED_FROM_ROWS,
+            "MIXED": block_m >= bucket.BUSY_HEIGHT.value,
         },
         divisible=tuple(a for a in PROJECT_DIVISIBLE if not (descriptor and a == "w")),
         num_warps=warps,
