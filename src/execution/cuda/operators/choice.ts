@@ -20,14 +20,15 @@ import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
 /** Most rows a matrix has on average for tiles of 16, 32 and 64 rows; beyond, the tallest. */
 interface Shares {
   readonly rows16: number;
-  readonly rows32: number;
+  /** Absent: none has 32. */
+  readonly rows32?: number;
   readonly rows64: number;
 }
 /**
  * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. Those of 32
  * take longer than either neighbour where weights come from memory.
  */
-const EXPERT_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 48 };
+const EXPERT_SHARES: Shares = { rows16: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
  * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2). At 16
@@ -35,7 +36,7 @@ const EXPERT_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 48 };
  */
 const CACHED_SHARES: Shares = { rows16: 8, rows32: 16, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */
-export const DENSE_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 128 };
+export const DENSE_SHARES: Shares = { rows16: 8, rows64: 128 };
 
 /** What a kernel knows of activations: none, the formula of SwiGLU and its relatives, or any by a code. */
 export type ActivationSet = "identity" | "logistic" | "coded";
@@ -72,7 +73,7 @@ function precisionOf(element: RowType, { float32 }: Pick<OperatorContext, "float
 }
 
 /** The rows that tiles should have for so many rows a matrix. */
-function wantedRows(share: number, { rows16, rows32, rows64 }: Shares): number {
+function wantedRows(share: number, { rows16, rows32 = rows16, rows64 }: Shares): number {
   if (share <= rows16) return 16;
   if (share <= rows32) return 32;
   return share <= rows64 ? 64 : 128;
