@@ -172,7 +172,7 @@ def compile_variant(variant, architecture):
         "args": passed_arguments(variant, tensordesc_meta),
         "constants": variant.constants,
         "tensordesc_meta": [
-            {"argument": name, **meta, "l2_promotion": variants.L2_PROMOTION}
+            {"argument": name, **meta, "l2_promotion": variants.l2_promotion(variant)}
             for name, meta in zip(descriptors, tensordesc_meta or [])
         ],
         "grid": {**variant.grid, "blocks_per_multiprocessor": blocks},

@@ -299,7 +299,8 @@ def project_many(
         following = (next_slots, next_first, next_rows, next_matrix * n + next_column, next_work < total)
         place = _next_place(place, further, programs)
         far = (turn + 2) * programs + place
-        if _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
+        # A single warp group has rows of every tile.
+        if WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
             acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
                 operands, this, following, far, walk, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, True,
