@@ -5,11 +5,9 @@
  */
 
 import assert from "node:assert/strict";
-import { setImmediate as nextTurn } from "node:timers/promises";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { median } from "../../src/cli/statistics.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
+import { collectGarbage } from "../support/garbage.ts";
 import { batch, gatedExperts, plainSpec, randomLayer } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
 import { freeDeviceBytes } from "./free-memory.ts";
@@ -37,19 +35,6 @@ const PROCESS_BYTES = 24 << 20;
 /** How often the output of a batch is held against its first. */
 const CHECK_EVERY = 97;
 
-setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
-
-/** Collections after which memory of dead arrays has been given back: that happens beside the program, and later. */
-const COLLECTIONS = 4;
-
-async function settle(): Promise<void> {
-  for (let i = 0; i < COLLECTIONS; i++) {
-    collectGarbage();
-    await nextTurn();
-  }
-}
-
 gpuTest(`${REPLAYS} replays with changing routing`, async (device, t) => {
   const random = randomFor("gpu endurance");
   const spec = {
@@ -64,8 +49,8 @@ gpuTest(`${REPLAYS} replays with changing routing`, async (device, t) => {
     batch(normal(random, TOKENS * HIDDEN), HIDDEN),
   );
   const inputOf = (i: number) => inputs[i % BATCHES] as (typeof inputs)[number];
-  const reading = async () => {
-    await settle();
+  const reading = () => {
+    collectGarbage();
     const { usedBytes, allocations } = device.memory();
     const { rss, heapUsed, external } = process.memoryUsage();
     return { usedBytes, allocations, free: freeDeviceBytes(), rss, live: heapUsed + external };
@@ -76,17 +61,17 @@ gpuTest(`${REPLAYS} replays with changing routing`, async (device, t) => {
     const { output } = await layer.forward(inputOf(i));
     if (i < BATCHES) first.push(output.data);
   }
-  const before = await reading();
+  const before = reading();
   const statistics = await layer.statistics();
   const started = performance.now();
   let middle = before;
   for (let i = 0; i < REPLAYS; i++) {
-    if (i === REPLAYS >> 1) middle = await reading();
+    if (i === REPLAYS >> 1) middle = reading();
     const { output } = await layer.forward(inputOf(i));
     if (i % CHECK_EVERY === 0) assert.deepEqual(output.data, first[i % BATCHES], `replay ${i}`);
   }
   const seconds = (performance.now() - started) / 1000;
-  const after = await reading();
+  const after = reading();
   const { graphs } = await layer.statistics();
   assert.equal(graphs.replays - statistics.graphs.replays, REPLAYS, "not all steps were replays");
   assert.equal(graphs.captures, statistics.graphs.captures);

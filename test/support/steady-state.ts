@@ -5,10 +5,10 @@
  * memory.test.ts starts it with the flags for that.
  */
 
-import { getHeapSpaceStatistics, setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
+import { getHeapSpaceStatistics } from "node:v8";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { openCpu } from "./device.ts";
+import { collectGarbage } from "./garbage.ts";
 import { batch, gatedExperts, plainSpec, randomLayer } from "./layers.ts";
 import { normal, randomFor } from "./seed.ts";
 
@@ -21,9 +21,6 @@ const WINDOWS = 5;
 /** A multiple of the number of sizes, so that windows begin and end alike. */
 const STEPS_PER_WINDOW = 402;
 const GRAPHS = 4;
-
-setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
 
 const device = await openCpu(2);
 const before = device.memory();
@@ -45,7 +42,7 @@ async function run(steps: number): Promise<void> {
 
 /** Bytes in use when the garbage is gone; compiled code left out. */
 function reading() {
-  for (let i = 0; i < 4; i++) collectGarbage();
+  collectGarbage();
   const { external, arrayBuffers, rss, heapTotal } = process.memoryUsage();
   const heap = getHeapSpaceStatistics()
     .filter(({ space_name }) => !space_name.includes("code"))
