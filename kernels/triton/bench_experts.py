@@ -43,8 +43,8 @@ class Weights:
     def __init__(self, name, most_tokens):
         shape = SHAPES[name]
         self.__dict__.update(shape)
-        self.w1 = self.random(self.experts, 2 * self.intermediate, self.hidden, self.hidden**-0.5)
-        self.w2 = self.random(self.experts, self.hidden, self.intermediate, self.intermediate**-0.5)
+        self.w1 = self.panels(2 * self.intermediate, self.hidden)
+        self.w2 = self.panels(self.hidden, self.intermediate)
         self.xs = [self.random(most_tokens, self.hidden, 1.0) for _ in range(2)]
         slots = most_tokens * self.top_k
         self.inner = torch.empty(slots, self.intermediate, device=DEVICE, dtype=torch.bfloat16)
@@ -56,6 +56,9 @@ class Weights:
         *sizes, scale = sizes_and_scale
         tensor = torch.empty(*sizes, device=DEVICE, dtype=torch.bfloat16)
         return tensor.normal_(0, scale)
+
+    def panels(self, n, k):
+        return self.random(self.experts, k // launch.PANEL, n, launch.PANEL, k**-0.5)
 
     def floor(self, counts):
         """(bytes, floating-point operations) a step cannot do without."""
@@ -169,23 +172,26 @@ def cublas(weights, rows_per_expert):
     """us of the two products as batched matrix products of equal batches: the arithmetic rate to measure by."""
     x = Weights.random(weights.experts, rows_per_expert, weights.hidden, 1.0)
     inner = Weights.random(weights.experts, rows_per_expert, weights.intermediate, 1.0)
-    first = time_steps([lambda: torch.bmm(x, weights.w1.transpose(1, 2))] * 2)
-    second = time_steps([lambda: torch.bmm(inner, weights.w2.transpose(1, 2))] * 2)
+    rows = [w.transpose(1, 2).flatten(2) for w in (weights.w1, weights.w2)]
+    first, second = (
+        time_steps([lambda: torch.bmm(a, b.transpose(1, 2))] * 2) for a, b in zip((x, inner), rows)
+    )
     return first, second
 
 
 # One class for a whole step, by the even share of rows that an expert has: (largest share, rows of a tile). Classes side by
 # side lost on an H200: each launch wants every multiprocessor, and what padding gains is lost in waiting.
-CLASSES = [(8, 16), (48, 64), (float("inf"), 128)]
+CLASSES = [(4, 16), (48, 64), (float("inf"), 128)]
 # Tokens up to which the decode kernels are used.
 DECODE_TOKENS = 4
 
 
 def run_workload(bundle, weights, tokens, exponent, multiprocessors):
     if tokens <= DECODE_TOKENS:
-        second = launch.decode_second_name(bundle, "bf16", "bf16", most_tokens=tokens, n=weights.w2.shape[1],
-                                           multiprocessors=multiprocessors)
-        names = ("decode_first_gated_logistic_bf16", second)
+        [first] = launch.decode_first_names(bundle, "gated_logistic", "bf16", weights.hidden)
+        second = launch.decode_second_name(bundle, "bf16", "bf16", most_tokens=tokens, n=weights.hidden,
+                                           k=weights.intermediate, multiprocessors=multiprocessors)
+        names = (first, second)
         pairs = [decode_step(bundle, weights, tokens, names, weights.xs[i % 2]) for i in range(16)]
         counts = [1] * (tokens * weights.top_k)
         total = time_steps([lambda f=f, s=s: (f(), s()) for f, s in pairs])

@@ -109,12 +109,14 @@ def blocks_per_multiprocessor(architecture, registers, shared, warps, tensor_mem
 def passed_arguments(variant, tensordesc_meta):
     """The kernel's parameters in ABI order: a descriptor is several, and two scratch pointers end every list."""
     passed = []
+    metas = iter(tensordesc_meta or [])
     for name, kind in variant.arguments.items():
         divisible = 16 if name in variant.divisible else None
         if kind.startswith("tensordesc") and tensordesc_meta:
+            dimensions = range(len(next(metas)["block_size"]))
             passed.append({"name": name, "type": "tensormap", "divisible_by": None})
-            passed += [{"name": f"{name}_shape{d}", "type": "i32", "divisible_by": None} for d in range(2)]
-            passed += [{"name": f"{name}_stride{d}", "type": "i64", "divisible_by": None} for d in range(2)]
+            passed += [{"name": f"{name}_shape{d}", "type": "i32", "divisible_by": None} for d in dimensions]
+            passed += [{"name": f"{name}_stride{d}", "type": "i64", "divisible_by": None} for d in dimensions]
         else:
             passed.append({"name": name, "type": kind, "divisible_by": divisible})
     for name in ("global_scratch", "profile_scratch"):
@@ -172,7 +174,7 @@ def compile_variant(variant, architecture):
         "args": passed_arguments(variant, tensordesc_meta),
         "constants": variant.constants,
         "tensordesc_meta": [
-            {"argument": name, **meta, "l2_promotion": variants.l2_promotion(variant)}
+            {"argument": name, **meta, "l2_promotion": variants.L2_PROMOTION}
             for name, meta in zip(descriptors, tensordesc_meta or [])
         ],
         "grid": {**variant.grid, "blocks_per_multiprocessor": blocks},

@@ -47,29 +47,33 @@ def check(code, call):
         raise RuntimeError(f"{call}: {name.value.decode() if name.value else code}")
 
 
+# Columns of a panel of weights, and what widths are rounded up to.
+PANEL = 64
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double}
 # Element type and size as cuTensorMapEncodeTiled names them.
 TENSOR_MAP_TYPES = {torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
 
 
 class TensorMap:
-    """A CUtensorMap over a contiguous 2-D tensor, in memory aligned as the driver asks."""
+    """A CUtensorMap over a contiguous tensor, in memory aligned as the driver asks; of two dimensions its rows below each other."""
 
     def __init__(self, tensor, meta):
         self.storage = ctypes.create_string_buffer(2 * TENSOR_MAP_BYTES)
         address = ctypes.addressof(self.storage)
         self.address = address + (-address) % TENSOR_MAP_BYTES
-        rows, columns = tensor.shape
-        block = meta["block_size"]
+        box = meta["block_size"][::-1]
+        # From the innermost on; the innermost's stride is the element itself.
+        extents = tensor.shape[::-1] if len(box) > 2 else (tensor.shape[-1], tensor.numel() // tensor.shape[-1])
+        strides = [math.prod(extents[: i + 1]) * tensor.element_size() for i in range(len(box) - 1)]
         code = cuda.cuTensorMapEncodeTiled(
             ctypes.c_void_p(self.address),
             TENSOR_MAP_TYPES[tensor.dtype],
-            2,
+            len(box),
             ctypes.c_void_p(tensor.data_ptr()),
-            (ctypes.c_uint64 * 2)(columns, rows),
-            (ctypes.c_uint64 * 1)(columns * tensor.element_size()),
-            (ctypes.c_uint32 * 2)(block[1], block[0]),
-            (ctypes.c_uint32 * 2)(1, 1),
+            (ctypes.c_uint64 * len(box))(*extents),
+            (ctypes.c_uint64 * len(strides))(*strides),
+            (ctypes.c_uint32 * len(box))(*box),
+            (ctypes.c_uint32 * len(box))(*[1] * len(box)),
             0,
             meta["swizzle"],
             meta["l2_promotion"],
@@ -109,7 +113,8 @@ class Kernel:
     def _parameter(self, argument, values):
         name, kind = argument["name"], argument["type"]
         if kind == "tensormap":
-            tensor = values[name].view(-1, values[name].shape[-1])
+            tensor = values[name]
+            assert tensor.is_contiguous(), name
             key = (name, tensor.data_ptr(), tensor.shape)
             if key not in self.maps:
                 meta = next(meta for meta in self.entry["tensordesc_meta"] if meta["argument"] == name)
@@ -160,12 +165,24 @@ class Bundle:
         return self.loaded[name]
 
 
-def decode_second_names(bundle, short, out_short):
-    """The kernels for a second product, one for each tile, in the manifest's order."""
-    return [name for name in bundle.entries if name.startswith(f"decode_second_{short}_{out_short}_")]
+def decode_first_names(bundle, kind, short, k):
+    """The kernels for a first product of `kind`, such as "gated_logistic", that reads k columns."""
+    prefix = f"decode_first_{kind}_{short}_"
+    names = [name for name in bundle.entries if name.startswith(prefix)]
+    return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
 
 
-def decode_second_name(bundle, short, out_short, *, most_tokens, n, multiprocessors):
+def in_range(offered, value):
+    return offered.get("least", value) <= value <= offered.get("most", value)
+
+
+def decode_second_names(bundle, short, out_short, k):
+    """The kernels for a second product that reads k columns, one for each tile, in the manifest's order."""
+    names = [name for name in bundle.entries if name.startswith(f"decode_second_{short}_{out_short}_")]
+    return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
+
+
+def decode_second_name(bundle, short, out_short, *, most_tokens, n, k, multiprocessors):
     """The one of them that operators/choice.ts picks."""
     def fill(name):
         grid = bundle.entries[name]["grid"]
@@ -173,7 +190,7 @@ def decode_second_name(bundle, short, out_short, *, most_tokens, n, multiprocess
         waves = programs / (multiprocessors * grid["blocks_per_multiprocessor"])
         return waves / math.ceil(waves) if waves > 1 else 1
 
-    names = decode_second_names(bundle, short, out_short)
+    names = decode_second_names(bundle, short, out_short, k)
     return next(name for name in names if fill(name) >= max(map(fill, names)) - 0.1)
 
 
@@ -185,8 +202,20 @@ def project_name(bundle, short, gated, height, k, gather):
     return f"{name}_{'many' if serves else 'rows'}{height}"
 
 
-def padded(size, padding=64):
+def padded(size, padding=PANEL):
     return -(-size // padding) * padding
+
+
+def paneled(matrices):
+    """[matrices, n, k] as weights lie (experts/grouped.py): [matrices, k / 64, n, 64]."""
+    count, n, k = matrices.shape
+    return matrices.reshape(count, n, k // PANEL, PANEL).transpose(1, 2).contiguous()
+
+
+def sizes(w):
+    """n and k of weights that lie in panels."""
+    _, panels, n, panel = w.shape
+    return n, panels * panel
 
 
 def activation_values(manifest, kind, alpha=1.702, limit=7.0):
@@ -199,9 +228,9 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
             alpha=1.702, limit=7.0):
-    """w is [matrices, n, k]; most_tiles is what the list has room for, so many rows of `tiles`."""
+    """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`."""
     options = bundle.manifest["options"]["project"]
-    n, k = w.shape[1:]
+    n, k = sizes(w)
     columns = -(-n // kernel.grid["columns_per_block"])
     grid = most_tiles * columns
     if not (kernel.grid.get("covers") and multiprocessors >= torch.cuda.get_device_properties(x.device).multi_processor_count):
@@ -219,7 +248,7 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
 def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
                  alpha=1.702, limit=7.0):
     options = bundle.manifest["options"]["decode_first"]
-    n, k = w.shape[1:]
+    n, k = sizes(w)
     kernel.launch((slots, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "out": out, "ids": ids, "input_scale": input_scale, "tokens": tokens, "n": n,
         "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
@@ -235,7 +264,7 @@ def aggregation_options(options, weights, shared, shared_scale, residual, bias=N
 
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
                   shared_scale=None, residual=None):
-    n, k = w.shape[1:]
+    n, k = sizes(w)
     kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
@@ -277,25 +306,35 @@ def combine(bundle, kernel, rows, inverse, out, tokens, *, most_tokens, top_k, m
     })
 
 
-def pack(kernel, source, destination, row_step, pitch, multiprocessors):
-    """A 2-D tensor of any strides to the address of `destination`."""
+def pack(kernel, source, destination, row_step, pitch, multiprocessors, panel_step=PANEL, first_column=0):
+    """A 2-D tensor of any strides to the address of `destination`, by default to rows in one piece."""
     rows, columns = source.shape
     stretches = -(-pitch // kernel.grid["columns_per_block"])
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], rows * stretches)
     kernel.launch((grid, 1, 1), {
         "source": source, "destination": destination, "rows": rows, "columns": columns,
         "row_stride": source.stride(0), "column_stride": source.stride(1), "row_step": row_step, "pitch": pitch,
+        "panel_step": panel_step, "first_column": first_column,
     })
 
 
+def pack_matrix(kernel, source, destination, part, parts, multiprocessors):
+    """A matrix to the panels [k / 64, n, 64] of an expert."""
+    panels, n, panel = destination.shape
+    pack(kernel, source, destination[0, part], parts * panel, panels * panel, multiprocessors, panel_step=n * panel)
+
+
 def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, multiprocessors):
-    """destination is [matrices, n, k]."""
-    matrices, n, k = destination.shape
+    """destination is [matrices, k / 64, n, 64], or [matrices, n, k]."""
+    in_panels = destination.dim() == 4
+    matrices = destination.shape[0]
+    n, k = sizes(destination) if in_panels else destination.shape[1:]
     stretches = -(-valid_columns // kernel.grid["columns_per_block"])
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], matrices * valid_rows * stretches)
     kernel.launch((grid, 1, 1), {
         "destination": destination, "seed": seed, "matrices": matrices, "n": n, "k": k, "valid_rows": valid_rows,
-        "valid_columns": valid_columns, "scale": scale,
+        "valid_columns": valid_columns, "scale": scale, "row_step": PANEL if in_panels else k,
+        "panel_step": PANEL * n if in_panels else PANEL,
     })
 
 

@@ -79,14 +79,15 @@ class Case:
         """Through the packing kernel, into memory that holds zeros, as an allocation does."""
         kernel = bundle[f"pack_{self.short}_{self.short}"]
         n, k = self.parts * padded(self.intermediate), padded(self.hidden)
-        self.w1 = torch.zeros(self.experts, n, k, device=DEVICE, dtype=self.dtype)
-        self.w2 = torch.zeros(self.experts, k, n // self.parts, device=DEVICE, dtype=self.dtype)
+        inner = n // self.parts
+        self.w1 = torch.zeros(self.experts, k // launch.PANEL, n, launch.PANEL, device=DEVICE, dtype=self.dtype)
+        self.w2 = torch.zeros(self.experts, inner // launch.PANEL, k, launch.PANEL, device=DEVICE, dtype=self.dtype)
         for e in range(self.experts):
             for part in range(self.parts):
-                launch.pack(kernel, self.first[e, part], self.w1[e, part], self.parts * k, k, multiprocessors)
+                launch.pack_matrix(kernel, self.first[e, part], self.w1[e], part, self.parts, multiprocessors)
             # From a transposed copy: strides are the kernel's business.
             self.turned = self.second[e].t().contiguous()
-            launch.pack(kernel, self.turned.t(), self.w2[e], n // self.parts, n // self.parts, multiprocessors)
+            launch.pack_matrix(kernel, self.turned.t(), self.w2[e], 0, 1, multiprocessors)
             torch.cuda.synchronize()
         self.x_packed = torch.full((self.tokens, k), float("nan"), device=DEVICE, dtype=self.dtype)
         launch.pack(kernel, self.x, self.x_packed, k, k, multiprocessors)
@@ -145,11 +146,11 @@ def names(bundle, case, block_m, precision="ieee"):
         return f"project_{kind}_coded_extras_{short}_rows{block_m}", f"project_plain_coded_extras_{short}_rows{block_m}"
     second = f"project_plain_identity_extras_{short}_rows{block_m}"
     if not case.bias:
-        second = launch.project_name(bundle, short, False, block_m, case.w2.shape[2], False)
+        second = launch.project_name(bundle, short, False, block_m, padded(case.intermediate), False)
     if logistic and (case.bias or case.scale is not None):
         return f"project_{kind}_logistic_extras_{short}_rows{block_m}", second
     if logistic:
-        return launch.project_name(bundle, short, True, block_m, case.w1.shape[2], True), second
+        return launch.project_name(bundle, short, True, block_m, padded(case.hidden), True), second
     # There are none for lower tiles: a kernel may be taller than the tiles of its list.
     return f"project_{kind}_coded_extras_{short}_rows{max(64, block_m)}", second
 
@@ -158,8 +159,8 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
     """Through the grouped kernels; returns (summed output, expert rows by slot)."""
     first, second = names(bundle, case, block_m, precision)
     slots = case.tokens * case.top_k
-    inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
-    rows = nan(slots, case.w1.shape[2], dtype=case.dtype)
+    inner = nan(slots, padded(case.intermediate), dtype=case.dtype)
+    rows = nan(slots, padded(case.hidden), dtype=case.dtype)
     # `split` makes every tile a row shorter than it could be: tiles and neighbours change, bits must not.
     used = max(1, block_m - 1) if split else block_m
     for kernel, x, w, bias, out, gather in (
@@ -198,26 +199,31 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
 
 
 def run_decode(bundle, case, out_type=None, extras=True):
-    """Through the decode kernels; returns the output by each tile of decode_second, by its kernel's name."""
+    """Through the decode kernels; returns the output by each pair of their tiles, by the kernels' names."""
     slots = case.tokens * case.top_k
     kind = "gated" if case.gated else "plain"
     logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
-    inner = nan(slots, case.w2.shape[2], dtype=case.dtype)
     out_dtype, out_short = TYPES[out_type or case.element]
-    launch.decode_first(
-        bundle, bundle[f"decode_first_{kind}_{'logistic' if logistic else 'coded'}_{case.short}"], case.x_packed,
-        case.w1, inner, case.ids, case.tokens_device, slots=slots, top_k=case.top_k, activation=case.activation,
-        bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
-    )
     outs = {}
-    for name in launch.decode_second_names(bundle, case.short, out_short):
-        outs[name] = nan(case.tokens, case.hidden, dtype=out_dtype)
-        launch.decode_second(
-            bundle, bundle[name], inner, case.w2, case.ids, outs[name], case.tokens_device,
-            most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
-            shared=case.as_rows(case.shared) if extras else None, shared_scale=case.shared_scale if extras else None,
-            residual=case.as_rows(case.residual) if extras else None,
+    firsts = launch.decode_first_names(
+        bundle, f"{kind}_{'logistic' if logistic else 'coded'}", case.short, padded(case.hidden)
+    )
+    seconds = launch.decode_second_names(bundle, case.short, out_short, padded(case.intermediate))
+    for first in firsts:
+        inner = nan(slots, padded(case.intermediate), dtype=case.dtype)
+        launch.decode_first(
+            bundle, bundle[first], case.x_packed, case.w1, inner, case.ids, case.tokens_device, slots=slots,
+            top_k=case.top_k, activation=case.activation, bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
         )
+        for second in seconds:
+            out = outs[f"{first}, {second}"] = nan(case.tokens, case.hidden, dtype=out_dtype)
+            launch.decode_second(
+                bundle, bundle[second], inner, case.w2, case.ids, out, case.tokens_device,
+                most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
+                shared=case.as_rows(case.shared) if extras else None,
+                shared_scale=case.shared_scale if extras else None,
+                residual=case.as_rows(case.residual) if extras else None,
+            )
     return outs
 
 

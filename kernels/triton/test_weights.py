@@ -32,6 +32,23 @@ def check_pack(checks, bundle, source, destination, multiprocessors):
     checks.that(f"{label}: rows in between were written", bool(out[:, 1:].isnan().all()))
 
 
+def check_pack_panels(checks, bundle, element, multiprocessors):
+    """A stretch of a matrix's columns into its panels: in place, and nothing else is touched."""
+    rows, columns, parts = random.randrange(1, 80), random.randrange(1, 700), random.choice([1, 2])
+    n, first = parts * padded(rows), random.randrange(300)
+    dtype, short = TYPES[element]
+    values = torch.randn(rows, columns, device=DEVICE).to(dtype)
+    out = nan(1, padded(first + columns) // launch.PANEL, n, launch.PANEL, dtype=dtype)
+    wanted = nan(1, n, padded(first + columns), dtype=dtype)
+    part = random.randrange(parts)
+    wanted[0, part : parts * rows : parts, first : first + columns] = values
+    launch.pack(
+        bundle[f"pack_{short}_{short}"], values, out[0, 0, part], parts * launch.PANEL, columns,
+        random.choice([1, multiprocessors]), panel_step=n * launch.PANEL, first_column=first,
+    )
+    checks.same(f"pack {element} into panels, {rows} x {columns} from column {first}", out, launch.paneled(wanted))
+
+
 def philox(seed, element):
     """The first of Philox4x32-10's four outputs for int64 counters, as int64 in [0, 2**32)."""
     low = 0xFFFFFFFF
@@ -61,7 +78,7 @@ def reference_noise(seed, scale, element):
 
 
 def check_fill(checks, bundle, element, multiprocessors):
-    """Values against Philox written out, whatever the grid; padding as it was."""
+    """Values against Philox written out, whatever the grid and wherever they lie; padding as it was."""
     matrices, parts = random.randrange(1, 5), random.choice([1, 2])
     outputs, inputs = random.randrange(1, 200), random.randrange(1, 2500)
     seed, scale = random.randrange(2**53), random.uniform(0.01, 2)
@@ -81,6 +98,9 @@ def check_fill(checks, bundle, element, multiprocessors):
     again = nan(matrices, n, k, dtype=dtype)
     launch.fill_uniform(bundle[f"fill_uniform_{short}"], again, seed, scale, valid_rows, inputs, 1)
     checks.same(f"{label}, another grid", out, again)
+    in_panels = nan(matrices, k // launch.PANEL, n, launch.PANEL, dtype=dtype)
+    launch.fill_uniform(bundle[f"fill_uniform_{short}"], in_panels, seed, scale, valid_rows, inputs, multiprocessors)
+    checks.same(f"{label}, in panels", in_panels, launch.paneled(out))
 
 
 def check_fill_far(checks, bundle, multiprocessors):
@@ -105,6 +125,7 @@ def run_all(bundle, seed):
                 check_pack(checks, bundle, source, destination, multiprocessors)
     for element in TYPES:
         for _ in range(4):
+            check_pack_panels(checks, bundle, element, multiprocessors)
             check_fill(checks, bundle, element, multiprocessors)
     check_fill_far(checks, bundle, multiprocessors)
     return checks

@@ -12,7 +12,7 @@ for its weights at about the same time, as the first product's slots do: 241 us 
 7168 x 2048, 4 tokens, Zipf 1.5). So a token's sum is in the order of ids, biases after it in that of choices: either is a
 function of its own choices alone. Each program ranks the choices for itself, which takes a single token no longer.
 
-A program owns a few weight rows and the whole of k. Partial sums stay in the lanes until the end:
+A program owns a few weight rows and the whole of k, a piece of every panel (grouped.py). Partial sums stay in the lanes until the end:
 one reduction across the block per output, not one per expert.
 
 Each kernel is one software-pipelined loop that copies weights to shared memory several steps ahead: with so little
@@ -30,7 +30,7 @@ from routing import route
 
 from .activation import activate, join_gate
 from .combine import OPTIONS as COMBINE_OPTIONS, WEIGHTS, add_shared_and_residual
-from .grouped import BIAS, INPUT_SCALE
+from .grouped import BIAS, INPUT_SCALE, PANEL
 
 # Bits of decode_second's `options`: those of combine, and one for the bias.
 SECOND_OPTIONS = {**COMBINE_OPTIONS, "bias": 16}
@@ -43,9 +43,17 @@ LOWEST = tl.constexpr(-(2**31))
 
 
 @triton.jit
+def _weights(w, matrix, rows, columns, n, k):
+    """Where these weights of a matrix are. It has fewer than 2^31, and 32 bits for places in it spare the second kernel's small
+    tiles a fifth of their registers."""
+    panels = (columns // PANEL * n * PANEL + columns % PANEL)[None, :]
+    return w + matrix.to(tl.int64) * n * k + (panels + rows[:, None] * PANEL)
+
+
+@triton.jit
 def decode_first(
     x,  # [tokens, x_pitch]
-    w,  # [matrices, n, k]
+    w,  # in panels (grouped.py)
     bias,  # float32 [matrices, n], if BIAS
     out,  # [slots, out_pitch], rows in slot order
     ids,  # int32 [slots]: negative for a dropped slot, whose row is not written
@@ -79,14 +87,14 @@ def decode_first(
         return
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
-    w_rows = w + (matrix.to(tl.int64) * n + rows)[:, None] * k
     x_row = x + token.to(tl.int64) * x_pitch
     partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
     for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
         column = start + ks
         inside = column < k
         a = tl.load(x_row + column, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(w_rows + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        at = _weights(w, matrix, rows, column, n, k)
+        b = tl.load(at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
         partial += b.to(tl.float32) * a[None, :]
     release(DEPENDENT)
     product = tl.sum(partial, axis=1)
@@ -108,7 +116,7 @@ def decode_first(
 @triton.jit
 def decode_second(
     x,  # [slots, x_pitch]: what decode_first wrote
-    w,  # [matrices, n, k]
+    w,  # in panels (grouped.py)
     bias,  # float32 [matrices, n], if SECOND_BIAS
     ids,  # int32 [slots]: negative for a dropped slot
     weights,  # float32 [slots], if WEIGHTS
@@ -160,8 +168,8 @@ def decode_second(
         column = (step - turn * steps) * BLOCK_K + ks
         inside = (column < k) & (matrix >= 0)
         a = tl.load(x + slot.to(tl.int64) * x_pitch + column, mask=inside, other=0.0)
-        w_rows = w + (matrix.to(tl.int64) * n + rows)[:, None] * k
-        b = tl.load(w_rows + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        at = _weights(w, matrix, rows, column, n, k)
+        b = tl.load(at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
         partial += b.to(tl.float32) * (a.to(tl.float32) * weight)[None, :]
     total = tl.sum(partial, axis=1)
     if (options & SECOND_BIAS) != 0:

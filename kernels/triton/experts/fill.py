@@ -6,17 +6,20 @@ A weight's noise is a function of the seed and of where the weight lies, counted
 next, so the same seed gives the same weights for every grid and on every GPU. Padding is not touched: it keeps the
 zeros that all other kernels count on.
 
-Layout as in grouped.py: matrix m, row r and column c lie at (m * n + r) * k + c. The rows of a gated matrix are
-interleaved, so the valid ones come first here too: r < valid_rows = parts * outputs.
+Counted is (m * n + r) * k + c for matrix m, row r and column c, wherever that lies: in panels (grouped.py) or in rows
+(gate.py), by steps as in pack.py. The rows of a gated matrix are interleaved, so the valid ones come first here too:
+r < valid_rows = parts * outputs.
 """
 
 import triton
 import triton.language as tl
 
+from .grouped import PANEL
+
 
 @triton.jit
 def fill_uniform(
-    destination,  # out: [matrices, n, k]
+    destination,  # out: matrices of n * k
     seed,
     matrices,
     n,
@@ -24,6 +27,8 @@ def fill_uniform(
     valid_rows,  # of each matrix
     valid_columns,  # of each row
     scale,
+    row_step,
+    panel_step,
     BLOCK: tl.constexpr,
 ):
     """Persistent over (matrix, valid row, stretch of BLOCK columns)."""
@@ -31,6 +36,9 @@ def fill_uniform(
     for work in range(tl.program_id(0), matrices * valid_rows * stretches, tl.num_programs(0)):
         row = work // stretches
         column = (work % stretches) * BLOCK + tl.arange(0, BLOCK)
-        element = ((row // valid_rows).to(tl.int64) * n + row % valid_rows) * k + column
+        matrix = (row // valid_rows).to(tl.int64)
+        element = (matrix * n + row % valid_rows) * k + column
         noise = (2.0 * tl.rand(seed, element) - 1.0) * scale
-        tl.store(destination + element, noise.to(destination.dtype.element_ty), mask=column < valid_columns)
+        at = matrix * n * k + (row % valid_rows).to(tl.int64) * row_step
+        at += (column // PANEL).to(tl.int64) * panel_step + column % PANEL
+        tl.store(destination + at, noise.to(destination.dtype.element_ty), mask=column < valid_columns)

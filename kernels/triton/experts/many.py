@@ -50,7 +50,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from overlap import begin
 
 from .activation import join_gate
-from .grouped import DENSE, GATHER, HALF_TIME, find_tile
+from .grouped import DENSE, GATHER, HALF_TIME, PANEL, find_tile, first_panel_row
 
 
 @gluon.jit
@@ -72,38 +72,29 @@ def _pointers(
 
 
 @gluon.jit
-def _expect(a, b, bars, stage, there, X_DESCRIPTOR: gl.constexpr):
-    """Tells a stage's barrier what comes by TMA, if anything."""
+def _ask_weights(w, weight_row, n, step, there, a, b, bars, stage, X_DESCRIPTOR: gl.constexpr):
+    """Asks for a step's weights, a panel, and tells the stage's barrier all that comes by TMA; if there is such a step."""
     a_stage = a.index(stage)
     b_stage = b.index(stage)
     a_bytes: gl.constexpr = a_stage.shape[0] * a_stage.shape[1] * 2 if X_DESCRIPTOR else 0
     b_bytes: gl.constexpr = b_stage.shape[0] * b_stage.shape[1] * 2
     mbarrier.expect(bars.index(stage), a_bytes + b_bytes, pred=there)
+    tma.async_copy_global_to_shared(w, [weight_row + step * n, 0], bars.index(stage), b_stage, pred=there)
 
 
 @gluon.jit
 def _ask_rows(
-    x, pointers, first, rows, at, there, a, bars, stage, X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr
+    x, pointers, first, rows, step, there, a, bars, stage, X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr
 ):
     """Asks for a step's rows of x."""
     a_stage = a.index(stage)
+    at = step * a_stage.shape[1]
     if X_DESCRIPTOR:
         tma.async_copy_global_to_shared(x, [first, at], bars.index(stage), a_stage, pred=there)
     else:
         r = gl.arange(0, a_stage.shape[0], layout=gl.SliceLayout(1, LAYOUT))
         async_copy.async_copy_global_to_shared(a_stage, pointers + at, mask=(r < rows)[:, None])
         async_copy.commit_group()
-
-
-@gluon.jit
-def _ask(
-    x, pointers, first, rows, w, weight_row, at, there, a, b, bars, stage,
-    X_DESCRIPTOR: gl.constexpr, LAYOUT: gl.constexpr,
-):  # fmt: skip
-    """Asks for the operands of one step, if there is such a step."""
-    _expect(a, b, bars, stage, there, X_DESCRIPTOR)
-    _ask_rows(x, pointers, first, rows, at, there, a, bars, stage, X_DESCRIPTOR, LAYOUT)
-    tma.async_copy_global_to_shared(w, [weight_row, at], bars.index(stage), b.index(stage), pred=there)
 
 
 @gluon.jit
@@ -128,11 +119,12 @@ def _next_place(place, further, programs):
 
 @gluon.jit
 def _step(
-    acc, stage, phase, operands, asked, at, there,
+    acc, stage, phase, operands, asked, step, there,
     X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
-    """Issues one step's product, and once nobody reads the stage of the step before any more asks for operands there."""
-    x, w, x_pitch, top_k, gather, a, b, bars, steps = operands
+    """Issues one step's product, and once nobody reads the stage of the step before any more asks for operands there:
+    those of step `step` of the tile that is asked for."""
+    x, w, n, x_pitch, top_k, gather, a, b, bars, steps = operands
     pointers, first, rows, weight_row = asked
     if not X_DESCRIPTOR:
         async_copy.wait_group(STAGES - 2)
@@ -145,7 +137,8 @@ def _step(
         acc = warpgroup_mma_wait(1, deps=[acc])
     gl.thread_barrier()
     free = gl.where(stage == 0, STAGES - 1, stage - 1)
-    _ask(x, pointers, first, rows, w, weight_row, at, there, a, b, bars, free, X_DESCRIPTOR, COPIES)
+    _ask_weights(w, weight_row, n, step, there, a, b, bars, free, X_DESCRIPTOR)
+    _ask_rows(x, pointers, first, rows, step, there, a, bars, free, X_DESCRIPTOR, COPIES)
     stage = gl.where(stage == STAGES - 1, 0, stage + 1)
     phase = gl.where(stage == 0, phase ^ 1, phase)
     return acc, stage, phase
@@ -163,15 +156,12 @@ def _product(
     `this`: what a tile's operands are asked for by. `following`: the same of the next tile, if there is one. `far`: the
     piece after it.
     """
-    x, w, x_pitch, top_k, gather, a, b, bars, steps = operands
+    x, w, n, x_pitch, top_k, gather, a, b, bars, steps = operands
     pointers = this[0]
     next_slots, next_first, next_rows, next_weight_row, there = following
     acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
-    for i in range(0, steps - (STAGES - 1)):
-        at = (i + STAGES - 1) * BLOCK_K
-        acc, stage, phase = _step(
-            acc, stage, phase, operands, this, at, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
-        )
+    for i in range(STAGES - 1, steps):
+        acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
     # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
     if not X_DESCRIPTOR:
         pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
@@ -179,7 +169,7 @@ def _product(
     next_tile = (pointers, next_first, next_rows, next_weight_row)
     for i in range(0, STAGES - 1):
         acc, stage, phase = _step(
-            acc, stage, phase, operands, next_tile, i * BLOCK_K, there, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
+            acc, stage, phase, operands, next_tile, i, there, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
         )
     if MULTIPLY:
         acc = warpgroup_mma_wait(0, deps=[acc])
@@ -233,6 +223,7 @@ def project_many(
 ):
     WARPS: gl.constexpr = gl.num_warps()
     gl.static_assert(BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
+    gl.static_assert(BLOCK_K == PANEL, "a step is a panel")
     ELEMENT: gl.constexpr = out.dtype.element_ty
     # A warp's copy is four rows of 128 bytes.
     COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
@@ -260,7 +251,7 @@ def project_many(
     total = row_tiles * columns
     busy = gl.load(tile_count + 1, mask=dense == 0, other=0) * columns
     walk = (total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense)
-    operands = (x, w, x_pitch, top_k, gather, a, b, bars, gl.cdiv(k, BLOCK_K))
+    operands = (x, w, n, x_pitch, top_k, gather, a, b, bars, k // BLOCK_K)
 
     half_time = (options & HALF_TIME) != 0
     # Where pieces take unequal time programs change places from round to round: the next one's instead of always its own.
@@ -277,8 +268,7 @@ def project_many(
     next_matrix, next_first, next_rows, next_column = find_tile(next_work, walk, BLOCK_M, BLOCK_N, True)
     there = work < total
     for s in gl.static_range(STAGES - 1):
-        _expect(a, b, bars, s, there, X_DESCRIPTOR)
-        tma.async_copy_global_to_shared(w, [matrix * n + column, s * BLOCK_K], bars.index(s), b.index(s), pred=there)
+        _ask_weights(w, first_panel_row(matrix, column, n, k), n, s, there, a, b, bars, s, X_DESCRIPTOR)
     if X_DESCRIPTOR:
         # The list and the weights do not depend on the kernel in front.
         begin(DEPENDENT)
@@ -287,7 +277,7 @@ def project_many(
         slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
         pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
     for s in gl.static_range(STAGES - 1):
-        _ask_rows(x, pointers, first, rows, s * BLOCK_K, there, a, bars, s, X_DESCRIPTOR, COPIES)
+        _ask_rows(x, pointers, first, rows, s, there, a, bars, s, X_DESCRIPTOR, COPIES)
     stage = gl.to_tensor(0)
     phase = gl.to_tensor(0)
     for turn in range(0, rounds):
@@ -295,8 +285,9 @@ def project_many(
             next_slots = _slots(next_first, next_rows, order, gather, BLOCK_M, COPIES)
         else:
             next_slots = 0
-        this = (pointers, first, rows, matrix * n + column)
-        following = (next_slots, next_first, next_rows, next_matrix * n + next_column, next_work < total)
+        this = (pointers, first, rows, first_panel_row(matrix, column, n, k))
+        next_weight_row = first_panel_row(next_matrix, next_column, n, k)
+        following = (next_slots, next_first, next_rows, next_weight_row, next_work < total)
         place = _next_place(place, further, programs)
         far = (turn + 2) * programs + place
         # A single warp group has rows of every tile.

@@ -1,16 +1,19 @@
-"""A matrix into the kernels' layout: rows at a pitch, converted, padding set to zero.
+"""A matrix into the kernels' layout: rows at a pitch, or panels of columns; converted, padding set to zero.
 
 Serves weights (one call per matrix and part, off the hot path) and activations whose width is no multiple of 64
 or whose type is not that of the weights. The padded layout is what spares all other kernels their masks.
 
-A weight matrix with `rows` outputs and `columns` inputs goes to
-destination + (matrix * n + part) * k elements with row_step = parts * k: parts is 2 and part 0 for a gate, 1 for its
-value; parts is 1 otherwise. n = parts * round_up(outputs, 64), k = round_up(inputs, 64). Padding rows are left alone:
-they hold the zeros that the memory was given when it was allocated.
+Where an element goes is two steps: from one row to the next, and from 64 columns to the next. Rows at a pitch have a panel
+step of 64 and a row step of the pitch; the panels of an expert's weights (grouped.py) a panel step of 64 * n and a row step of 64 * parts.
+A weight matrix's destination is its first element, plus `part` rows: parts is 2 and part 0 for a gate, 1 for its value; parts
+is 1 otherwise. n = parts * round_up(outputs, 64). Padding rows are left alone: they hold the zeros that the memory was given
+when it was allocated.
 """
 
 import triton
 import triton.language as tl
+
+from .grouped import PANEL
 
 
 @triton.jit
@@ -22,6 +25,8 @@ def pack_rows(
     row_stride,
     column_stride,
     row_step,  # elements from one destination row to the next
+    panel_step,  # and from PANEL columns to the next
+    first_column,  # of the destination
     pitch,  # elements written of each destination row: columns, then zeros
     BLOCK: tl.constexpr,
 ):
@@ -33,4 +38,6 @@ def pack_rows(
         value = tl.load(
             source + row * row_stride + column.to(tl.int64) * column_stride, mask=column < columns, other=0.0
         )
-        tl.store(destination + row * row_step + column, value.to(destination.dtype.element_ty), mask=column < pitch)
+        to = first_column + column
+        at = (to // PANEL).to(tl.int64) * panel_step + row * row_step + to % PANEL
+        tl.store(destination + at, value.to(destination.dtype.element_ty), mask=column < pitch)

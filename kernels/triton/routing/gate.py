@@ -15,7 +15,7 @@ Weights are those of the rows, or float32 with rows of any type. bfloat16 rows w
 cores: a float32 is the sum of three bfloat16s, 8 bits of the 24 each, and each part's product with a bfloat16 is exact
 in float32. Other pairs with float32 weights take ordinary float32 arithmetic.
 
-Layout as in grouped.py: w is [n, k] with n and k padded to multiples of 64 by zeros, the rows of x have a pitch.
+Layout as in grouped.py, but for the weights: w is [n, k], rows in one piece, with n and k padded to multiples of 64 by zeros.
 """
 
 import triton

@@ -6,7 +6,7 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import replace
 
-from .products import DECODE_SECOND, decode_first, decode_second, project, project_many
+from .products import DECODE_FIRST, DECODE_SECOND, decode_first, decode_second, project, project_many
 from .router import (
     GATE_TILES,
     GATES,
@@ -26,19 +26,9 @@ ARCHITECTURES = (80, 90, 100, 120)
 PTX_ARCHITECTURE = 80
 # One height of tiles is enough there: a kernel takes lists of lower tiles as well.
 PTX_ROWS = 64
-# L2 promotion of a kernel's tensor maps, as cuTensorMapEncodeTiled numbers it: how much is fetched at a time. 256 bytes where a
-# step reads 128 of a row: up to 7 % of a whole step against 128 where weights come from memory (Mixtral-8x7B, 512 tokens, on an
-# H100; 2 to 4 % on an H200). 128 bytes where it reads more of a row at once: 2 to 4 % on an H200 (16 to 64 tokens), nothing
-# on an H100 but 1 % lost with rows of 2880.
-L2_PROMOTION = {128: 2, 256: 3}
-# Elements of a row that a step reads, in 16 bits each, from which on it is 128.
-WIDE_STEP = 128
-
-
-def l2_promotion(variant):
-    return L2_PROMOTION[128 if variant.constants["BLOCK_K"] >= WIDE_STEP else 256]
-
-
+# L2 promotion of tensor maps, as cuTensorMapEncodeTiled numbers it: 256 bytes are fetched at a time. Rows of x are read 128 bytes
+# at a time; of weights, which lie in panels, kilobytes, and 128 bytes or 256 make no difference (H100, whole steps).
+L2_PROMOTION = 3
 # Dependent launches came with sm_90.
 DEPENDENT_FROM = 90
 
@@ -98,12 +88,13 @@ def variants(architecture):
             for gated in (True, False):
                 found.append(project("float32", gated, "coded", tile, precision=precision, ptx=block_m == PTX_ROWS))
     for element in ELEMENTS:
-        found.append(decode_first(element, True, "logistic"))
-        found.append(decode_first(element, True, "coded"))
-        found.append(decode_first(element, False, "coded"))
+        for tile, k in DECODE_FIRST:
+            found.append(decode_first(element, True, "logistic", tile, k))
+            found.append(decode_first(element, True, "coded", tile, k))
+            found.append(decode_first(element, False, "coded", tile, k))
         for out in dict.fromkeys((element, "float32")):
-            for tile in DECODE_SECOND:
-                found.append(decode_second(element, out, tile))
+            for tile, k in DECODE_SECOND:
+                found.append(decode_second(element, out, tile, k))
             for aligned in (True, False):
                 found.append(combine_variant(element, out, aligned))
                 found.append(concat_variant(element, out, aligned))

@@ -50,11 +50,17 @@ def persistent_tiles(block_n, covers=False):
     }
 
 
+def weight_box(block_n, block_k):
+    """What a step reads of weights: of one panel some of all panels' rows, or of several of a matrix's."""
+    panel = grouped.PANEL.value
+    return (block_n, panel) if block_k == panel else (1, block_k // panel, block_n, panel)
+
+
 def project(element, gated, activations, tile, *, precision="ieee", extras=True, ptx=False):
     """A grouped product; `tile` is (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, descriptor, flatten)."""
     block_m, block_n, block_k, warps, stages, descriptor, flatten = tile
     short = ELEMENTS[element]
-    w = f"tensordesc<{short}[{block_n}, {block_k}]>" if descriptor else f"*{short}"
+    w = f"tensordesc<{short}[{', '.join(map(str, weight_box(block_n, block_k)))}]>" if descriptor else f"*{short}"
     arguments = {"x": f"*{short}", "w": w, **PROJECT_ARGUMENTS, "out": f"*{short}"}
     kind = f"{'gated' if gated else 'plain'}_{activations}{'_extras' if extras else ''}"
     return Variant(
@@ -144,11 +150,20 @@ def project_many(element, gated, block_m):
     )
 
 
-def decode_first(element, gated, activations, *, rows=8, block_k=512, stages=3, warps=4):
+# decode_first's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. A row of 512 columns is one step of 512, with
+# nothing to ask for ahead: first product of 8 experts of 512 x 1024, 1, 2 and 4 tokens, 1.04, 1.26 and 1.40 times the best of 14
+# tiles by the first and 1.03, 1.00 and 1.06 by the second (H100; a step of 4 tokens 14.3 to 12.7 us). From 1024 columns on the
+# first is within 3 % of the best, 5 % in one cell, and its many small programs overlap the kernels around them: the second took 6 % more of a step of
+# one token with 16 experts of 1024 x 2048.
+DECODE_FIRST = (((8, 512, 3, 4), {"least": 513}), ((16, 256, 3, 4), {"most": 512}))
+
+
+def decode_first(element, gated, activations, tile, k):
     short = ELEMENTS[element]
     kind = "gated" if gated else "plain"
+    rows, block_k, stages, warps = tile
     return Variant(
-        name=f"decode_first_{kind}_{activations}_{short}",
+        name=f"decode_first_{kind}_{activations}_{short}_{rows}x{block_k}",
         function=decode.decode_first,
         arguments={
             "x": f"*{short}",
@@ -182,19 +197,23 @@ def decode_first(element, gated, activations, *, rows=8, block_k=512, stages=3, 
         num_stages=3,
         grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = n / {rows}; z = 1",
               "x": "slots", "y": {"of": "n", "by": rows}},
-        selects={"operator": "decode_first", "element": element, "gated": gated, "activations": activations},
+        selects={"operator": "decode_first", "element": element, "gated": gated, "activations": activations, "k": k},
         ptx=True,
     )
 
 
-# decode_second's shapes: (rows, BLOCK_K, stages, warps). Each serves all sizes; the device takes one whose programs fill it
-# evenly, of several the first (operators/choice.ts). On an H100 that one took up to 2 % longer than the best of 20, up to
-# 6 % in four cells of 4 tokens; any of them by itself loses up to a quarter where a last wave of few programs has the
-# GPU to itself.
-DECODE_SECOND = ((4, 1024, 3, 4), (4, 512, 3, 2), (2, 1024, 4, 2))
+# decode_second's shapes, likewise. The device takes one whose programs fill it evenly, of several the first (operators/choice.ts).
+# On an H100 that one took up to 4 % longer than the best of 15, up to 7 % where an L2 holds the weights; any of them
+# by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
+DECODE_SECOND = (
+    ((4, 1024, 3, 4), {}),
+    ((4, 512, 3, 2), {}),
+    ((4, 256, 4, 1), {"most": 1024}),
+    ((2, 1024, 4, 2), {"least": 1025}),
+)
 
 
-def decode_second(element, out, tile):
+def decode_second(element, out, tile, k):
     short, out_short = ELEMENTS[element], ELEMENTS[out]
     rows, block_k, stages, warps = tile
     return Variant(
@@ -225,6 +244,6 @@ def decode_second(element, out, tile):
         num_stages=3,
         grid={"rule": "cover", "words": f"x = tokens the buffers have room for; y = n / {rows}; z = 1",
               "x": "tokens", "y": {"of": "n", "by": rows}},
-        selects={"operator": "decode_second", "element": element, "output": out, "rows": rows, "columns": block_k},
+        selects={"operator": "decode_second", "element": element, "output": out, "rows": rows, "columns": block_k, "k": k},
         ptx=True,
     )

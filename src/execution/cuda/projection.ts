@@ -2,9 +2,13 @@
  * Weights on the GPU: all matrices of a projection as the kernels read them, then
  * their biases, in one block of memory.
  *
- * Layout: [count, n, k], k contiguous; k is the inputs and n the outputs, both
- * rounded up to a multiple of 64, the rest zero. Of a gated projection n is twice
- * the (rounded) outputs: rows are interleaved, gate 0, value 0, gate 1, ... Elements
+ * Layout: [count, k / 64, n, 64]; k is the inputs and n the outputs, both rounded up
+ * to a multiple of 64, the rest zero. A panel is 64 columns of all rows, so that what
+ * a tile of a product reads in a step lies in one piece: kilobytes, where rows in one
+ * piece would make it 128 bytes here and there, which memory delivers more slowly. A
+ * gate's, whose output is float32, are [count, n, k]: kernels of its own read it row
+ * by row. Of a gated projection n is twice the (rounded) outputs: rows are
+ * interleaved, gate 0, value 0, gate 1, ... Elements
  * have the type of the rows that the projection reads; a gate, whose output is
  * float32, keeps its own type if it is that of the rows, else float32. Biases are
  * float32 [count, n], in the same order.
@@ -22,7 +26,7 @@ import { chunksOf, type MatrixChunk } from "./matrix-chunks.ts";
 import { persistentGrid } from "./operators/grids.ts";
 import { kernelWork, type LaunchContext, type OwnKernelWork } from "./operators/kernel-work.ts";
 import { packWork } from "./operators/pack.ts";
-import { padded, type RowType, requireRowType } from "./rows.ts";
+import { PANEL, padded, type RowType, requireRowType } from "./rows.ts";
 import { type TensorMapEncoder, type TensorMapMeta, TensorMaps } from "./tensor-maps.ts";
 import type { MemoryRange, Work } from "./work.ts";
 
@@ -55,8 +59,8 @@ export const STAGING_BYTES = 16 * 2 ** 20;
 /** Where biases begin: what an allocation of their own would be aligned to. */
 const ALIGNMENT = 256;
 
-/** Rows of all matrices are numbered by an int32 in the kernels. */
-const MOST_ROWS = 0x7fffffff;
+/** Rows of all panels, and elements of a matrix, are numbered by an int32 in the kernels. */
+const MOST_NUMBERED = 0x7fffffff;
 
 export class CudaProjection implements Projection {
   readonly owner: object;
@@ -67,6 +71,8 @@ export class CudaProjection implements Projection {
   readonly n: number;
   /** Elements of a row, padding included; also the pitch of the rows it reads. */
   readonly k: number;
+  /** Columns that lie together: of a row, and below that the next row's. */
+  readonly #panel: number;
   readonly #device: ProjectionOwner;
   readonly #buffer: CudaBuffer;
   readonly #biasOffset: number;
@@ -88,9 +94,15 @@ export class CudaProjection implements Projection {
     this.spec = { ...spec };
     this.n = (gated ? 2 : 1) * padded(outputs);
     this.k = padded(inputs);
-    if (count * this.n > MOST_ROWS) {
+    this.#panel = spec.output === "float32" ? this.k : PANEL;
+    if (this.#rows > MOST_NUMBERED) {
       throw new InvalidArgumentError(
-        `A projection of ${count} matrices has ${count * this.n} rows in all, padding included. Use fewer than 2^31.`,
+        `A projection of ${count} matrices has ${this.#rows} rows of ${this.#panel} inputs, padding included. Use fewer than 2^31.`,
+      );
+    }
+    if (this.n * this.k > MOST_NUMBERED) {
+      throw new InvalidArgumentError(
+        `A projection's matrices have ${this.n} x ${this.k} elements, padding included. Use fewer than 2^31.`,
       );
     }
     const weights = count * this.n * this.k * BYTES_PER_ELEMENT[this.element];
@@ -137,16 +149,34 @@ export class CudaProjection implements Projection {
     return this.spec.gated ? 2 : 1;
   }
 
+  /** Elements from `PANEL` columns to the next. */
+  get #panelStep(): number {
+    return this.#panel === PANEL ? PANEL * this.n : PANEL;
+  }
+
   /** Address of the biases from one matrix on, or null. */
   bias(matrix: number): bigint | null {
     if (this.#bias === null) return null;
     return this.address + BigInt(this.#biasOffset + matrix * this.n * 4);
   }
 
-  /** The tensor map through which a kernel with such a box reads all matrices, one below the other. */
+  /**
+   * The tensor map through which a kernel with such a box reads the panels: of two dimensions
+   * all of them one below the other, of four [count, k / 64, n, 64].
+   */
   tensorMap(meta: Omit<TensorMapMeta, "argument">): Uint8Array {
-    const { element, k } = this;
-    return this.#maps.of({ element, rows: this.spec.count * this.n, columns: k }, meta);
+    const { element, n } = this;
+    const panels = this.k / this.#panel;
+    const shape =
+      meta.block_size.length === 2
+        ? [this.#rows, this.#panel]
+        : [this.spec.count, panels, n, this.#panel];
+    return this.#maps.of({ element, shape }, meta);
+  }
+
+  /** Rows of all panels. */
+  get #rows(): number {
+    return this.spec.count * (this.k / this.#panel) * this.n;
   }
 
   /**
@@ -210,6 +240,8 @@ export class CudaProjection implements Projection {
         valid_rows: validRows,
         valid_columns: inputs,
         scale,
+        row_step: this.#panel,
+        panel_step: this.#panelStep,
       },
       persistentGrid(kernel.entry, count * validRows, inputs),
     );
@@ -232,8 +264,8 @@ export class CudaProjection implements Projection {
     chunk: MatrixChunk,
     staged: bigint,
   ): OwnKernelWork {
-    const row = index * this.n + chunk.row * this.#parts + this.#place(part);
-    const element = row * this.k + chunk.column;
+    const row = chunk.row * this.#parts + this.#place(part);
+    const element = index * this.n * this.k + row * this.#panel;
     return packWork(this.#device, {
       source: staged + BigInt(chunk.origin * chunk.data.BYTES_PER_ELEMENT),
       sourceType: this.spec.dtype as RowType,
@@ -243,7 +275,9 @@ export class CudaProjection implements Projection {
       columnStride,
       target: this.address + BigInt(element * BYTES_PER_ELEMENT[this.element]),
       targetType: this.element,
-      rowStep: this.#parts * this.k,
+      firstColumn: chunk.column,
+      rowStep: this.#parts * this.#panel,
+      panelStep: this.#panelStep,
       // The padding has held zeros since the memory was reserved.
       pitch: chunk.columns,
     });

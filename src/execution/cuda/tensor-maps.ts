@@ -6,7 +6,7 @@
 
 import type { CudaBuffer } from "./buffer.ts";
 import type { KernelEntry } from "./bundle/manifest.ts";
-import type { Driver, TensorMap2D } from "./driver/driver.ts";
+import type { DenseTensorMap, Driver } from "./driver/driver.ts";
 import { TENSOR_MAP } from "./driver/structs.ts";
 import type { LaunchArena, Slot } from "./launch/arena.ts";
 
@@ -19,8 +19,8 @@ export interface TensorMapEncoder {
 /** A descriptor's argument and box, as the manifest has them. */
 export type TensorMapMeta = KernelEntry["tensordesc_meta"][number];
 
-/** What lies at the address: rows right behind each other. */
-export type MappedMatrix = Pick<TensorMap2D, "element" | "rows" | "columns">;
+/** What lies at the address. */
+export type Mapped = Pick<DenseTensorMap, "element" | "shape">;
 
 /** The tensor maps of one address. */
 export class TensorMaps implements Disposable {
@@ -33,18 +33,18 @@ export class TensorMaps implements Disposable {
     this.#address = address;
   }
 
-  /** The bytes of the map of this matrix in such boxes. */
+  /** The bytes of the map of this tensor in such boxes. */
   of(
-    { element, rows, columns }: MappedMatrix,
+    { element, shape }: Mapped,
     { block_size, swizzle, l2_promotion }: Omit<TensorMapMeta, "argument">,
   ): Uint8Array {
-    const key = [element, rows, columns, block_size, swizzle, l2_promotion].join(" ");
+    const key = [element, shape, block_size, swizzle, l2_promotion].join(" ");
     let slot = this.#slots.get(key);
     if (slot === undefined) {
       slot = this.#device.arena.allocate(TENSOR_MAP.size);
       try {
         this.#device.driver.encodeTensorMap(slot.address, {
-          ...{ address: this.#address, element, rows, columns },
+          ...{ address: this.#address, element, shape },
           ...{ box: block_size, swizzle, l2Promotion: l2_promotion },
         });
       } catch (error) {

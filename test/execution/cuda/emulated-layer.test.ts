@@ -150,6 +150,25 @@ describe("a layer on an emulated GPU", () => {
       }
     }, NO_CACHE));
 
+  it("steps of decode size whose rows are long, for either product", () =>
+    withEmulated(async (device, driver) => {
+      const random = randomFor("emulated long decode");
+      for (const [hidden, inner, tiles] of [
+        [1030, 20, ["8x512", "4x512"]],
+        [20, 1030, ["16x256", "4x1024"]],
+      ] as const) {
+        driver.ran.clear();
+        const experts = gatedExperts(hidden, inner, { dtype: "bfloat16" });
+        const spec = { ...plainSpec(hidden, 1, 2, 1), experts };
+        await checkLayer(device, random, randomLayer(random, spec), [3]);
+        const names = [...driver.ran.keys()].filter((name) => name.startsWith("decode"));
+        assert.deepEqual(
+          names.map((name) => name.split("_").at(-1)),
+          tiles,
+        );
+      }
+    }));
+
   it("few rows on average after many, and nearly all of them one expert's", () =>
     withEmulated(async (device) => {
       const random = randomFor("emulated skewed");

@@ -152,7 +152,9 @@ describe("weights on an emulated GPU", () => {
           const { buffer, byteOffset } = driver.bytesAt(address, weightBytes);
           const weights = new Float32Array(buffer, byteOffset, count * n * k).slice();
           weights.forEach((weight, i) => {
-            const [row, column] = [Math.floor(i / k) % n, i % k];
+            // [count, k / 64, n, 64]
+            const [row, panel] = [Math.floor(i / 64) % n, Math.floor(i / 64 / n) % (k / 64)];
+            const column = 64 * panel + (i % 64);
             if (row >= 2 * outputs || column >= inputs) assert.equal(weight, 0);
             else assert.ok(Math.abs(weight) <= 0.25);
           });
@@ -163,6 +165,31 @@ describe("weights on an emulated GPU", () => {
       );
     assert.deepEqual(await fill(6), await fill(132));
   });
+
+  it("are filled with the same noise in panels and, a gate's, in rows", () =>
+    withEmulated(async (device, driver) => {
+      const [inputs, outputs] = [150, 33];
+      const spec = { count: 1, inputs, outputs, dtype: "float32", input: "float32" } as const;
+      const weights = async (output: "rows" | "float32") => {
+        const more = { output, gated: false, bias: false };
+        using projection = device.createProjection({ ...spec, ...more }, "filled");
+        assert.ok(projection instanceof CudaProjection);
+        await device.fillUniform(projection, 7, 0.25);
+        const { address, weightBytes } = projection;
+        const { buffer, byteOffset } = driver.bytesAt(address, weightBytes);
+        return new Float32Array(buffer, byteOffset, weightBytes / 4).slice();
+      };
+      const [paneled, inRows] = [await weights("rows"), await weights("float32")];
+      // n is 64 and k is 192.
+      assert.equal(inRows.length, 64 * 192);
+      assert.deepEqual(
+        paneled,
+        inRows.map((_, i) => {
+          const [panel, row] = [Math.floor(i / 64 / 64), Math.floor(i / 64) % 64];
+          return inRows[row * 192 + 64 * panel + (i % 64)] as number;
+        }),
+      );
+    }));
 });
 
 describe("layers on an emulated GPU", () => {

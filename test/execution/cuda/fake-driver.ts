@@ -12,12 +12,12 @@
 import { InvalidArgumentError } from "../../../src/errors.ts";
 import type {
   AccessWindow,
+  DenseTensorMap,
   DeviceFacts,
   Driver,
   Extent,
   KernelParameter,
   Partition,
-  TensorMap2D,
 } from "../../../src/execution/cuda/driver/driver.ts";
 import { failed } from "./fake-calls.ts";
 import { FakeMemory } from "./fake-memory.ts";
@@ -299,7 +299,7 @@ export class FakeDriver extends FakeStreams implements Driver {
     return undefined;
   }
 
-  encodeTensorMap(target: bigint, map: TensorMap2D): void {
+  encodeTensorMap(target: bigint, map: DenseTensorMap): void {
     this.call("encodeTensorMap");
     const bytes = this.bytesAt(target, 128);
     new DataView(bytes.buffer, bytes.byteOffset).setBigUint64(0, map.address, true);

@@ -47,10 +47,19 @@ function pack({ name, values }: SeenKernel, staged: Bits, at: bigint, memory: Bi
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < pitch; column++) {
       const bits = column < columns ? staged[first + row * rowStride + column * columnStride] : 0;
-      const index = destination + row * number("row_step") + column;
+      const to = number("first_column") + column;
+      const panel = Math.floor(to / 64) * number("panel_step");
+      const index = destination + row * number("row_step") + panel + (to % 64);
       memory[index] = converted(bits as number, source, target);
     }
   }
+}
+
+interface Strides {
+  /** What may lie between neighbours. */
+  readonly steps?: readonly number[];
+  /** Whether those are of a column, and not of a row. */
+  readonly turned?: boolean;
 }
 
 /** A random matrix view: contiguous or strided, transposed or not, forwards or backwards. */
@@ -59,9 +68,8 @@ function matrixOf(
   rows: number,
   columns: number,
   dtype: DType,
-  steps: readonly number[] = [1, 1, 2, 3],
+  { steps = [1, 1, 2, 3], turned = chance(random, 0.5) }: Strides = {},
 ): MatrixView {
-  const turned = chance(random, 0.5);
   const [inner, outer] = turned ? [rows, columns] : [columns, rows];
   const step = pick(random, steps);
   const pitch = inner * step + between(random, 0, 9);
@@ -156,22 +164,43 @@ describe("a projection", () => {
     }
   });
 
-  it("has them also where a matrix is staged in several pieces", async () => {
-    const random = randomFor("large projections");
-    const device = await FakeDevice.open();
-    const spec = { dtype: "float32", input: "float32", output: "rows", bias: false } as const;
-    // Four elements apart: 1.1 million of them lie in more than 16 MiB.
-    const sizes = { count: 1, inputs: 1100, outputs: 1000, gated: false };
-    await check(device, { ...spec, ...sizes }, random, [4]);
-    assert.ok(device.staged.length >= 2, `${device.staged.length} pieces`);
-    assert.ok(device.staged.every(({ bytes }) => bytes.length <= STAGING_BYTES));
-  });
+  for (const turned of [false, true]) {
+    for (const [what, output, gated] of [
+      ["plain", "rows", false],
+      ["gated", "rows", true],
+      ["a gate", "float32", false],
+    ] as const) {
+      it(`has them also where a matrix is staged in several pieces of ${turned ? "columns" : "rows"}, ${what}`, async () => {
+        const random = randomFor(`large projections ${turned} ${what}`);
+        const device = await FakeDevice.open();
+        const spec = { count: 1, dtype: "float32", input: "float32", bias: false } as const;
+        // Four elements apart: 1.1 million of them lie in more than 16 MiB.
+        const sizes = { inputs: 1100, outputs: 1000 };
+        const strides = { steps: [4], turned };
+        await check(device, { ...spec, ...sizes, output, gated }, random, strides);
+        assert.equal(device.staged.length, gated ? 4 : 2);
+        assert.ok(device.staged.every(({ bytes }) => bytes.length <= STAGING_BYTES));
+        const columns = device.staged.flatMap(({ kernels }) =>
+          kernels.map(({ values }) => values["first_column"] as number),
+        );
+        const cut = columns.some((column) => column % 64 !== 0);
+        assert.equal(cut, turned, "whether pieces begin within a panel");
+      });
+    }
+  }
+
+  /** Where a weight lies: a gate's as [n, k], all others as [count, k / 64, n, 64]. */
+  function placeOf({ spec, n, k }: CudaProjection, index: number, row: number, column: number) {
+    if (spec.output === "float32") return row * k + column;
+    const panel = index * (k / 64) + Math.floor(column / 64);
+    return (panel * n + row) * 64 + (column % 64);
+  }
 
   async function check(
     device: FakeDevice,
     spec: ProjectionSpec,
     random: Random,
-    steps?: readonly number[],
+    strides?: Strides,
   ): Promise<void> {
     const projection = device.projection(spec);
     const { count, inputs, outputs, gated, dtype } = spec;
@@ -181,7 +210,7 @@ describe("a projection", () => {
     const parts = gated ? 2 : 1;
     for (let index = 0; index < count; index++) {
       for (const part of gated ? (["gate", "value"] as const) : (["value"] as const)) {
-        const matrix = matrixOf(random, outputs, inputs, dtype, steps);
+        const matrix = matrixOf(random, outputs, inputs, dtype, strides);
         const before = device.staged.length;
         await projection.write(index, part, matrix);
         for (const { bytes, address, kernels } of device.staged.slice(before)) {
@@ -190,9 +219,9 @@ describe("a projection", () => {
         }
         for (let row = 0; row < outputs; row++) {
           for (let column = 0; column < inputs; column++) {
-            const at = index * n + row * parts + (part === "value" ? parts - 1 : 0);
+            const at = row * parts + (part === "value" ? parts - 1 : 0);
             const bits = converted(elementBits(matrix, row, column), dtype, element);
-            wanted[at * k + column] = bits;
+            wanted[placeOf(projection, index, at, column)] = bits;
           }
         }
       }
@@ -201,6 +230,79 @@ describe("a projection", () => {
     assert.equal(wrong, -1, `element ${wrong} of ${JSON.stringify(spec)}`);
     assert.equal(projection.weightBytes, count * n * k * memory.BYTES_PER_ELEMENT);
   }
+
+  it("packs a matrix by its rows and its panels", async () => {
+    const device = await FakeDevice.open();
+    const data = new Uint16Array(72 * 100);
+    const view = { dtype: "bfloat16", data, offset: 0, rows: 72, columns: 100 } as const;
+    const matrix = { ...view, rowStride: 100, columnStride: 1 };
+    const packed = () => {
+      const { source, ...values } = device.staged.at(-1)?.kernels[0]?.values ?? {};
+      assert.equal(source, device.staged.at(-1)?.address);
+      return values;
+    };
+    const sizes = { rows: 72, columns: 100, row_stride: 100, column_stride: 1, pitch: 100 };
+    const common = { ...sizes, first_column: 0, global_scratch: 0n, profile_scratch: 0n };
+    // Matrices of 256 x 128; a value's rows come after its gate's.
+    const gated = device.projection({ count: 4, gated: true });
+    await gated.write(3, "value", matrix);
+    assert.deepEqual(packed(), {
+      ...common,
+      destination: gated.address + 2n * (3n * 256n * 128n + 64n),
+      ...{ row_step: 2 * 64, panel_step: 64 * 256 },
+    });
+    const gate = device.projection({ count: 1, output: "float32" });
+    await gate.write(0, "value", matrix);
+    assert.deepEqual(packed(), {
+      ...common,
+      destination: gate.address,
+      ...{ row_step: 128, panel_step: 64 },
+    });
+  });
+
+  it("is mapped as rows of all panels, or as panels of every matrix, by its kernel's box", async () => {
+    const device = await FakeDevice.open();
+    const projection = device.projection({ count: 3, inputs: 130, gated: true });
+    const meta = { swizzle: 3, l2_promotion: 2 };
+    projection.tensorMap({ ...meta, block_size: [128, 64] });
+    projection.tensorMap({ ...meta, block_size: [1, 2, 32, 64] });
+    projection.tensorMap({ ...meta, block_size: [256, 64] });
+    projection.tensorMap({ ...meta, block_size: [128, 64] });
+    const common = { address: projection.address, element: "bfloat16", swizzle: 3, l2Promotion: 2 };
+    assert.deepEqual(device.maps, [
+      { ...common, shape: [3 * 3 * 256, 64], box: [128, 64] },
+      { ...common, shape: [3, 3, 256, 64], box: [1, 2, 32, 64] },
+      { ...common, shape: [3 * 3 * 256, 64], box: [256, 64] },
+    ]);
+  });
+
+  it("has fewer than 2^31 rows in all panels, and elements in a matrix", async () => {
+    const device = await FakeDevice.open();
+    const refused = (spec: Partial<ProjectionSpec>, message: RegExp) => {
+      assert.throws(() => device.projection(spec), { name: "InvalidArgumentError", message });
+    };
+    // Two panels of 128 rows a matrix.
+    const { n, k } = device.projection({ count: 2 ** 23 - 1, inputs: 100, outputs: 128 });
+    assert.deepEqual([n, k], [128, 128]);
+    refused(
+      { count: 2 ** 23, inputs: 100, outputs: 128 },
+      /of 8388608 matrices has 2147483648 rows of 64 inputs, padding included\. Use fewer than 2\^31\./,
+    );
+    device.projection({ count: 2 ** 23, inputs: 64, outputs: 128 });
+    for (const output of ["rows", "float32"] as const) {
+      const narrow = { count: 1, inputs: 64, output };
+      device.projection({ ...narrow, outputs: 2 ** 25 - 64 });
+      refused(
+        { ...narrow, outputs: 2 ** 25 - 63 },
+        /matrices have 33554432 x 64 elements, padding included\. Use fewer than 2\^31\./,
+      );
+    }
+    // A gate's rows are in one piece.
+    refused(
+      { count: 1, inputs: 100, outputs: 2 ** 31 - 63, output: "float32" },
+      /of 1 matrices has 2147483648 rows of 128 inputs/,
+    );
+  });
 
   it("keeps weights in the type of its rows, gates in their own or float32", async () => {
     const device = await FakeDevice.open();
@@ -248,10 +350,18 @@ describe("a projection", () => {
       valid_rows: 144,
       valid_columns: 100,
       scale: Math.fround(0.02),
+      row_step: 64,
+      panel_step: 64 * 256,
       global_scratch: 0n,
       profile_scratch: 0n,
     });
     assert.equal(work.blocks(132), 4 * 144);
+    const gate = device.projection({ count: 1, outputs: 72, inputs: 100, output: "float32" });
+    const [other] = device.kernels([gate.fillWork(-5, 0.02)]);
+    assert.deepEqual(
+      ["k", "row_step", "panel_step"].map((field) => other?.values[field]),
+      [128, 128, 64],
+    );
     assert.throws(() => projection.fillWork(0.5, 1), /seed is 0\.5\. Use a whole number/);
     assert.throws(() => projection.fillWork(1, -1), /scale is -1\. Use a finite number, 0 or more/);
     projection[Symbol.dispose]();
@@ -265,7 +375,12 @@ describe("a projection", () => {
     for (let i = 0; i < 200; i++) {
       await projection.write(0, "value", matrixOf(random, 72, 100, "bfloat16"));
       const other = device.projection();
-      other.tensorMap({ block_size: [128, 64], swizzle: 3, l2_promotion: 2 });
+      for (const block_size of [
+        [128, 64],
+        [1, 2, 64, 64],
+      ]) {
+        other.tensorMap({ block_size, swizzle: 3, l2_promotion: 2 });
+      }
       other[Symbol.dispose]();
       other[Symbol.dispose]();
     }
@@ -308,7 +423,7 @@ describe("a projection", () => {
     refused({ output: "columns" as "rows" }, /output is "columns"/);
     refused({ output: "float32", count: 2 }, /to float32 is of 2 matrices/);
     refused({ output: "float32", count: 1, gated: true }, /to float32 is gated/);
-    refused({ count: 2 ** 24, outputs: 128 }, /has 2147483648 rows in all/);
+    refused({ count: 2 ** 24, outputs: 128 }, /has 4294967296 rows of 64 inputs/);
     assert.deepEqual(device.scratches, []);
   });
 
@@ -365,6 +480,8 @@ describe("rows into a layout", () => {
       row_stride: 100,
       column_stride: 1,
       row_step: 128,
+      panel_step: 64,
+      first_column: 0,
       pitch: 128,
       global_scratch: 0n,
       profile_scratch: 0n,

@@ -19,6 +19,9 @@ export const PADDING = 64;
 export const REINSTALL =
   "Install the package again; in a source tree, build the kernels again with `npm run kernels`.";
 
+/** Of a tensor map. */
+const MOST_DIMENSIONS = 5;
+
 const PARAMETER_BYTES = { i32: 4, fp32: 4, i64: 8, fp64: 8, tensormap: 128 } as const;
 
 /** Types of parameters that are no pointers. */
@@ -73,7 +76,8 @@ const kernel = z.object({
       argument: z.string(),
       swizzle: count,
       l2_promotion: count,
-      block_size: z.tuple([z.int().min(1), z.int().min(1)]),
+      /** From the outermost dimension on. */
+      block_size: z.array(z.int().min(1)).min(2).max(MOST_DIMENSIONS),
     }),
   ),
   /** Which of `tables.grid`. */

@@ -110,8 +110,8 @@ export interface Driver {
   // Launches
   /** @param config address of a CUlaunchConfig; @param params address of its table of parameter addresses */
   launchKernel(config: bigint, fn: bigint, params: bigint): void;
-  /** Writes a CUtensorMap of a row-major matrix [rows, columns] to `target` (64-byte aligned host memory). */
-  encodeTensorMap(target: bigint, map: TensorMap2D): void;
+  /** Writes a CUtensorMap to `target` (64-byte aligned host memory). */
+  encodeTensorMap(target: bigint, map: DenseTensorMap): void;
 
   // Graphs
   beginCapture(stream: bigint): void;
@@ -144,13 +144,14 @@ export interface Partition {
   readonly multiprocessors: number;
 }
 
-export interface TensorMap2D {
+/** Elements right behind each other, in 2 to 5 dimensions. */
+export interface DenseTensorMap {
   readonly address: bigint;
   readonly element: "bfloat16" | "float16" | "float32";
-  readonly rows: number;
-  readonly columns: number;
-  /** Rows and columns of a box. */
-  readonly box: readonly [number, number];
+  /** Sizes from the outermost dimension on. */
+  readonly shape: readonly number[];
+  /** Sizes of a box, likewise. */
+  readonly box: readonly number[];
   /** CUtensorMapSwizzle, as the kernel's metadata has it. */
   readonly swizzle: number;
   /** CUtensorMapL2promotion, likewise: 2 for 128 bytes, 3 for 256. */

@@ -12,12 +12,12 @@ import { openLibrary } from "../../native/library.ts";
 import { Checked } from "./checked.ts";
 import { readDeviceFacts } from "./device-facts.ts";
 import type {
+  DenseTensorMap,
   DeviceFacts,
   Driver,
   Extent,
   KernelParameter,
   Partition,
-  TensorMap2D,
 } from "./driver.ts";
 import { NO_DEVICE, NOT_READY, SUCCESS } from "./errors.ts";
 import type { PartitionCalls, RequiredCalls } from "./ffi.ts";
@@ -269,18 +269,23 @@ class NativeDriver implements Driver {
     this.#at.check("cuLaunchKernelEx", this.#cu.cuLaunchKernelEx(config, fn, params, null));
   }
 
-  encodeTensorMap(target: bigint, map: TensorMap2D): void {
-    const [boxRows, boxColumns] = map.box;
+  encodeTensorMap(target: bigint, map: DenseTensorMap): void {
     // The driver counts dimensions from the innermost; the innermost stride is the element itself.
+    const shape = map.shape.toReversed();
+    let bytes = ELEMENT_BYTES[map.element];
+    const strides = shape.slice(0, -1).map((size) => {
+      bytes *= size;
+      return BigInt(bytes);
+    });
     const code = this.#cu.cuTensorMapEncodeTiled(
       target,
       TENSOR_TYPE[map.element],
-      2,
+      shape.length,
       map.address,
-      new BigUint64Array([BigInt(map.columns), BigInt(map.rows)]),
-      new BigUint64Array([BigInt(map.columns * ELEMENT_BYTES[map.element])]),
-      new Uint32Array([boxColumns, boxRows]),
-      new Uint32Array([1, 1]),
+      new BigUint64Array(shape.map(BigInt)),
+      new BigUint64Array(strides),
+      new Uint32Array(map.box.toReversed()),
+      new Uint32Array(shape.map(() => 1)),
       INTERLEAVE_NONE,
       map.swizzle,
       map.l2Promotion,

@@ -25,10 +25,11 @@ interface Shares {
   readonly rows64: number;
 }
 /**
- * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. Those of 32
- * take longer than either neighbour where weights come from memory.
+ * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. At 8 tiles of
+ * 64 rows take up to 2 % more than those of 16 with uniform routing and up to 4 % less with Zipf 1.5 (on an H200, with
+ * weights in rows, up to 11 %). Those of 32 take longer than either neighbour with uniform routing.
  */
-const EXPERT_SHARES: Shares = { rows16: 8, rows64: 48 };
+const EXPERT_SHARES: Shares = { rows16: 4, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
  * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2). At 16

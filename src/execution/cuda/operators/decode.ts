@@ -40,7 +40,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const { options } = kernels.manifest;
   const bitsOfFirst = options["decode_first"] ?? {};
   const { gated } = first.spec;
-  const selects = { operator: "decode_first", element, gated };
+  const selects = { operator: "decode_first", element, gated, k: first.k };
   const sets = activationSets(kernels.manifest, operator.activation, gated);
   const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] = sets.flatMap(
     (activations) => kernels.all({ ...selects, activations }),
@@ -67,7 +67,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     },
     coverGrid(kernel.entry, { ...extents, n: first.n }),
   );
-  const needs = { operator: "decode_second", element, output: outputType };
+  const needs = { operator: "decode_second", element, output: outputType, k: second.k };
   const sum =
     fillingKernel(kernels.all(needs), { ...extents, n: second.n }, facts.multiprocessors) ??
     kernels.missing(needs);

@@ -1,5 +1,5 @@
 /**
- * Matrices into the kernels' layout: converted, at a pitch, padded with zeros. For
+ * Matrices into the kernels' layouts: converted, at a pitch or in panels of columns, padded with zeros. For
  * weights, and for rows that come in another type or width. No operator: the
  * device runs this work of its own accord.
  */
@@ -8,7 +8,7 @@ import { InvalidArgumentError } from "../../../errors.ts";
 import type { DType } from "../../../tensor.ts";
 import { type RowLayout, rowBytes } from "../../device.ts";
 import type { CudaBuffer } from "../buffer.ts";
-import { padded, type RowType, requireRowType } from "../rows.ts";
+import { PANEL, padded, type RowType, requireRowType } from "../rows.ts";
 import type { Work } from "../work.ts";
 import { persistentGrid } from "./grids.ts";
 import { kernelWork, type LaunchContext, type OwnKernelWork } from "./kernel-work.ts";
@@ -22,10 +22,15 @@ export interface Packing {
   readonly columns: number;
   readonly rowStride: number;
   readonly columnStride: number;
+  /** Address of the target's first column in the first row. */
   readonly target: bigint;
   readonly targetType: RowType;
+  /** The column of the target that column 0 goes to. */
+  readonly firstColumn: number;
   /** From one row of the target to the next. */
   readonly rowStep: number;
+  /** From `PANEL` columns of the target to the next: `PANEL` itself where rows are in one piece. */
+  readonly panelStep: number;
   /** Elements written of each target row: the columns, then zeros. */
   readonly pitch: number;
 }
@@ -49,6 +54,8 @@ export function packWork(context: LaunchContext, packing: Packing): OwnKernelWor
       row_stride: packing.rowStride,
       column_stride: packing.columnStride,
       row_step: packing.rowStep,
+      panel_step: packing.panelStep,
+      first_column: packing.firstColumn,
       pitch,
     },
     persistentGrid(kernel.entry, rows, pitch),
@@ -101,7 +108,9 @@ export function rowsWork(
       columnStride: 1,
       target: target.address,
       targetType: layout.dtype,
+      firstColumn: 0,
       rowStep: pitch,
+      panelStep: PANEL,
       pitch,
     }),
   ];

@@ -211,7 +211,7 @@ function commonValues(
     x:
       x === undefined
         ? input.address
-        : tensorMapsOf(input, to.context).of({ element, rows: inputs, columns: k }, x),
+        : tensorMapsOf(input, to.context).of({ element, shape: [inputs, k] }, x),
     w: w === undefined ? projection.address : projection.tensorMap(w),
     bias: projection.bias(0),
     out: output.address,

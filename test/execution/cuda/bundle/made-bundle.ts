@@ -32,7 +32,7 @@ interface Variant {
   grid: Json;
   selects: Json;
   /** Boxes of the arguments that are tensor maps. */
-  maps?: Readonly<Record<string, [rows: number, columns: number]>>;
+  maps?: Readonly<Record<string, readonly number[]>>;
   shared?: number;
   warps?: number;
 }
@@ -46,6 +46,14 @@ function parse(text: string): Variant["args"] {
   });
 }
 
+/** The arguments of a descriptor with so many dimensions. */
+function descriptor(name: string, dimensions: number): string {
+  const each = Array.from({ length: dimensions }, (_, d) => d);
+  const shapes = each.map((d) => `${name}_shape${d}:i32`);
+  const strides = each.map((d) => `${name}_stride${d}:i64`);
+  return [`${name}:tensormap`, ...shapes, ...strides].join(" ");
+}
+
 const ACTIVATION = "code:i32 linear:fp32 cubic:fp32 limit:fp32 shift:fp32";
 
 function project(
@@ -56,12 +64,10 @@ function project(
   columns: number,
   extras: boolean,
   precision: string,
-  descriptor: boolean,
+  box?: readonly number[],
 ): Variant {
   const short = SHORT[element];
-  const w = descriptor
-    ? "w:tensormap w_shape0:i32 w_shape1:i32 w_stride0:i64 w_stride1:i64"
-    : `w:*${short}/16`;
+  const w = box === undefined ? `w:*${short}/16` : descriptor("w", box.length);
   return {
     name: `project_${gated ? "gated" : "plain"}_${activations}${extras ? "_extras" : ""}_${precision === "tf32" ? "tf32" : short}_rows${rows}`,
     args: parse(
@@ -79,7 +85,7 @@ function project(
       gather: true,
       k: { least: 64 },
     },
-    ...(descriptor && { maps: { w: [columns, 64] } }),
+    ...(box && { maps: { w: box } }),
     shared: 200 * rows,
     warps: 8,
   };
@@ -88,14 +94,14 @@ function project(
 function projectMany(element: Element, gated: boolean, rows: number, columns: number): Variant {
   const k = { least: 192 };
   const activations = gated ? "logistic" : "identity";
-  const own = project(element, gated, activations, rows, columns, false, "ieee", true);
-  const mapped = parse("x:tensormap x_shape0:i32 x_shape1:i32 x_stride0:i64 x_stride1:i64");
+  const box = [columns, 64];
+  const own = project(element, gated, activations, rows, columns, false, "ieee", box);
   return {
     ...own,
     name: own.name.replace("rows", "many"),
-    args: gated ? own.args : [...mapped, ...own.args.slice(1)],
+    args: gated ? own.args : [...parse(descriptor("x", 2)), ...own.args.slice(1)],
     selects: { ...own.selects, gather: gated, k },
-    maps: { ...(!gated && { x: [rows, 64] }), w: [columns, 64] },
+    maps: { ...(!gated && { x: [rows, 64] }), w: box },
   };
 }
 
@@ -111,20 +117,23 @@ function projects(arch: string): Variant[] {
     for (const extras of own ? [false, true] : [true]) {
       for (const rows of heights) {
         const columns = rows < 64 ? 128 : 256;
-        found.push(project(element, true, "logistic", rows, columns, extras, "ieee", own));
-        found.push(project(element, false, "identity", rows, columns, extras, "ieee", own));
+        // Low tiles read two panels in a step.
+        const box = rows < 64 ? [1, 2, columns, 64] : [columns, 64];
+        const map = own ? box : undefined;
+        found.push(project(element, true, "logistic", rows, columns, extras, "ieee", map));
+        found.push(project(element, false, "identity", rows, columns, extras, "ieee", map));
       }
     }
     for (const rows of arch === "ptx" ? [64] : [128, 64]) {
       for (const gated of [true, false]) {
-        found.push(project(element, gated, "coded", rows, 64, true, "ieee", false));
+        found.push(project(element, gated, "coded", rows, 64, true, "ieee"));
       }
     }
   }
   for (const rows of arch === "ptx" ? [64] : [64, 16]) {
     for (const precision of ["ieee", "tf32"]) {
       for (const gated of [true, false]) {
-        found.push(project("float32", gated, "coded", rows, 64, true, precision, false));
+        found.push(project("float32", gated, "coded", rows, 64, true, precision));
       }
     }
   }
@@ -133,15 +142,26 @@ function projects(arch: string): Variant[] {
 
 function decodes(element: Element): Variant[] {
   const short = SHORT[element];
-  const first = (gated: boolean, activations: string): Variant => ({
-    name: `decode_first_${gated ? "gated" : "plain"}_${activations}_${short}`,
+  const first = (gated: boolean, activations: string, tile: string, k: Json): Variant => ({
+    name: `decode_first_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
     ),
-    grid: { rule: "cover", x: "slots", y: { of: "n", by: 8 }, blocks_per_multiprocessor: 7 },
-    selects: { operator: "decode_first", element, gated, activations },
+    grid: {
+      rule: "cover",
+      x: "slots",
+      y: { of: "n", by: Number.parseInt(tile, 10) },
+      blocks_per_multiprocessor: 7,
+    },
+    selects: { operator: "decode_first", element, gated, activations, k },
   });
-  const second = (output: Element, rows: number, columns: number, blocks: number): Variant => ({
+  const second = (
+    output: Element,
+    rows: number,
+    columns: number,
+    blocks: number,
+    k: Json,
+  ): Variant => ({
     name: `decode_second_${short}_${SHORT[output]}_${rows}x${columns}`,
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32`,
@@ -152,16 +172,24 @@ function decodes(element: Element): Variant[] {
       y: { of: "n", by: rows },
       blocks_per_multiprocessor: blocks,
     },
-    selects: { operator: "decode_second", element, output, rows, columns },
+    selects: { operator: "decode_second", element, output, rows, columns, k },
   });
   return [
-    first(true, "logistic"),
-    first(true, "coded"),
-    first(false, "coded"),
+    ...(
+      [
+        ["8x512", { least: 1025 }],
+        ["16x256", { most: 1024 }],
+      ] as const
+    ).flatMap(([tile, k]) => [
+      first(true, "logistic", tile, k),
+      first(true, "coded", tile, k),
+      first(false, "coded", tile, k),
+    ]),
     ...[...new Set<Element>([element, "float32"])].flatMap((output) => [
-      second(output, 4, 1024, 7),
-      second(output, 4, 512, 14),
-      second(output, 2, 1024, 11),
+      second(output, 4, 1024, 7, {}),
+      second(output, 4, 512, 14, {}),
+      second(output, 4, 256, 26, { most: 1024 }),
+      second(output, 2, 1024, 11, { least: 1025 }),
     ]),
   ];
 }
@@ -204,7 +232,7 @@ function others(arch: string): Variant[] {
       found.push({
         name: `pack_${SHORT[source]}_${short}`,
         args: parse(
-          `source:*${SHORT[source]} destination:*${short} rows:i32 columns:i32 row_stride:i64 column_stride:i64 row_step:i64 pitch:i32`,
+          `source:*${SHORT[source]} destination:*${short} rows:i32 columns:i32 row_stride:i64 column_stride:i64 row_step:i64 panel_step:i64 first_column:i32 pitch:i32`,
         ),
         grid: { rule: "persistent", columns_per_block: 1024, blocks_per_multiprocessor: 16 },
         selects: { operator: "pack", source, element },
@@ -213,7 +241,7 @@ function others(arch: string): Variant[] {
     found.push({
       name: `fill_uniform_${short}`,
       args: parse(
-        `destination:*${short}/16 seed:i64 matrices:i32 n:i32/16 k:i32/16 valid_rows:i32 valid_columns:i32 scale:fp32`,
+        `destination:*${short}/16 seed:i64 matrices:i32 n:i32/16 k:i32/16 valid_rows:i32 valid_columns:i32 scale:fp32 row_step:i64/16 panel_step:i64/16`,
       ),
       grid: { rule: "persistent", columns_per_block: 1024, blocks_per_multiprocessor: 16 },
       selects: { operator: "fill", element },

@@ -537,11 +537,21 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
                                 const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
                                 CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   ENTER;
-  if ((uintptr_t)map % 64 || rank != 2 || strides[0] % 16) return INVALID;
-  uint64_t *out = (uint64_t *)map;
-  uint64_t all[16] = {(uint64_t)type, (uint64_t)(uintptr_t)address, dims[0], dims[1], strides[0], box[0], box[1], steps[0],
-    steps[1], (uint64_t)interleave, (uint64_t)swizzle, (uint64_t)promotion, (uint64_t)fill};
-  memcpy(out, all, sizeof all);
+  if ((uintptr_t)map % 64 || rank < 1 || rank > 5) return INVALID;
+  NOTE("tensor map of %d at %p dims", (int)type, address);
+  for (cuuint32_t i = 0; i < rank; i++) NOTE(" %llu", (unsigned long long)dims[i]);
+  NOTE(" strides");
+  for (cuuint32_t i = 0; i + 1 < rank; i++) {
+    if (strides[i] % 16) return INVALID;
+    NOTE(" %llu", (unsigned long long)strides[i]);
+  }
+  NOTE(" box");
+  for (cuuint32_t i = 0; i < rank; i++) NOTE(" %u", box[i]);
+  NOTE(" steps");
+  for (cuuint32_t i = 0; i < rank; i++) NOTE(" %u", steps[i]);
+  NOTE(" interleave %d swizzle %d promotion %d fill %d\n", (int)interleave, (int)swizzle, (int)promotion, (int)fill);
+  /* What a map holds is the driver's own; here, how many dimensions. */
+  memset(map, (int)rank, sizeof *map);
   return OK;
 }
 #endif

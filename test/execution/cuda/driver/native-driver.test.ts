@@ -141,20 +141,32 @@ describe("what is passed", { skip }, () => {
     onStream((driver) => {
       const memory = driver.allocatePinned(256);
       const target = (memory.address + 63n) & ~63n;
+      const encoded = new Uint8Array(memory.bytes, Number(target - memory.address), 128);
       driver.encodeTensorMap(target, {
         address: 0x7f0000001000n,
         element: "bfloat16",
-        rows: 300_000_000,
-        columns: 2048,
+        shape: [300_000_000, 2048],
         box: [128, 64],
         swizzle: 3,
         l2Promotion: 2,
       });
-      const words = new BigUint64Array(memory.bytes, Number(target - memory.address), 13);
-      assert.deepEqual(
-        [...words],
-        [9n, 0x7f0000001000n, 2048n, 300_000_000n, 4096n, 64n, 128n, 1n, 1n, 0n, 3n, 2n, 0n],
-      );
+      assert.ok(encoded.every((byte) => byte === 2));
+      driver.encodeTensorMap(target, {
+        address: 0x7f0000002000n,
+        element: "float32",
+        // The last stride has more than 32 bits.
+        shape: [3, 300, 70_000, 64],
+        box: [1, 4, 16, 32],
+        swizzle: 0,
+        l2Promotion: 3,
+      });
+      assert.ok(encoded.every((byte) => byte === 4));
+      assert.deepEqual(fake().notes(), [
+        "tensor map of 9 at 0x7f0000001000 dims 2048 300000000 strides 4096 box 64 128 " +
+          "steps 1 1 interleave 0 swizzle 3 promotion 2 fill 0",
+        "tensor map of 7 at 0x7f0000002000 dims 64 70000 300 3 strides 256 17920000 5376000000 " +
+          "box 32 16 4 1 steps 1 1 1 1 interleave 0 swizzle 0 promotion 3 fill 0",
+      ]);
       driver.freePinned(memory.address);
     });
   });

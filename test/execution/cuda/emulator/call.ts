@@ -16,36 +16,39 @@ import { ELEMENT_BYTES, type Element, Pointer, type WatchedMemory } from "./memo
 export interface TensorMapFields {
   readonly address: number;
   readonly element: Element;
-  readonly rows: number;
-  readonly columns: number;
-  readonly box: readonly [number, number];
+  /** From the outermost dimension on, like the box. */
+  readonly shape: readonly number[];
+  readonly box: readonly number[];
   readonly swizzle: number;
 }
 
 const MARK = 0x7e45_0a9d;
 const ELEMENTS = ["bf16", "fp16", "fp32"] as const;
+/** Where the shape and the box are, with room for five dimensions each. */
+const SHAPE = 24;
+const BOX = 44;
 
 export function writeTensorMap(view: DataView, map: TensorMapFields): void {
   for (let at = 0; at < 128; at += 4) view.setUint32(at, 0, true);
   view.setUint32(0, MARK, true);
   view.setUint32(4, ELEMENTS.indexOf(map.element as (typeof ELEMENTS)[number]), true);
   view.setFloat64(8, map.address, true);
-  view.setUint32(16, map.rows, true);
-  view.setUint32(20, map.columns, true);
-  view.setUint32(24, map.box[0], true);
-  view.setUint32(28, map.box[1], true);
-  view.setUint32(32, map.swizzle, true);
+  view.setUint32(16, map.swizzle, true);
+  view.setUint32(20, map.shape.length, true);
+  for (const [i, size] of map.shape.entries()) view.setUint32(SHAPE + 4 * i, size, true);
+  for (const [i, size] of map.box.entries()) view.setUint32(BOX + 4 * i, size, true);
 }
 
 function readTensorMap(view: DataView): TensorMapFields {
   if (view.getUint32(0, true) !== MARK) throw new Error("A tensor map was never encoded.");
+  const sizes = (at: number) =>
+    Array.from({ length: view.getUint32(20, true) }, (_, i) => view.getUint32(at + 4 * i, true));
   return {
     element: ELEMENTS[view.getUint32(4, true)] as Element,
     address: view.getFloat64(8, true),
-    rows: view.getUint32(16, true),
-    columns: view.getUint32(20, true),
-    box: [view.getUint32(24, true), view.getUint32(28, true)],
-    swizzle: view.getUint32(32, true),
+    swizzle: view.getUint32(16, true),
+    shape: sizes(SHAPE),
+    box: sizes(BOX),
   };
 }
 

@@ -16,9 +16,9 @@ import {
 } from "../../../../src/execution/cuda/bundle/manifest.ts";
 import { type CudaDevice, openOnDriver } from "../../../../src/execution/cuda/device.ts";
 import type {
+  DenseTensorMap,
   DeviceFacts,
   Extent,
-  TensorMap2D,
 } from "../../../../src/execution/cuda/driver/driver.ts";
 import { shareOut, shareOutNearly } from "../../../../src/execution/cuda/driver/partitions.ts";
 import { LAUNCH_CONFIG } from "../../../../src/execution/cuda/driver/structs.ts";
@@ -223,20 +223,23 @@ export class EmulatedDriver extends FakeDriver {
     return fn;
   }
 
-  override encodeTensorMap(target: bigint, map: TensorMap2D): void {
+  override encodeTensorMap(target: bigint, map: DenseTensorMap): void {
     super.encodeTensorMap(target, map);
-    const { rows, columns, box, swizzle } = map;
+    const { shape, box, swizzle } = map;
     const element = SHORT[map.element];
     const { buffer, byteOffset } = this.bytesAt(target, 128);
     if (map.address % 16n !== 0n || target % 64n !== 0n) {
       throw new Error("A tensor map or its memory is not aligned.");
     }
-    const length = rows * columns * BYTES_PER_ELEMENT[map.element];
+    if (!isEncodable(map)) {
+      throw new Error(`There is no tensor map of [${shape}] in boxes of [${box}].`);
+    }
+    const length = shape.reduce((a, b) => a * b) * BYTES_PER_ELEMENT[map.element];
     if (this.memory.find(Number(map.address), length) === undefined) {
       throw new Error("A tensor map reaches past the memory there is.");
     }
     writeTensorMap(new DataView(buffer, byteOffset, 128), {
-      ...{ address: Number(map.address), element, rows, columns, box, swizzle },
+      ...{ address: Number(map.address), element, shape, box, swizzle },
     });
   }
 
@@ -326,6 +329,24 @@ export class EmulatedDriver extends FakeDriver {
     if (found === undefined) throw new Error("An image is loaded that is not in the bundle.");
     return found;
   }
+}
+
+/** What cuTensorMapEncodeTiled takes, of shapes and boxes. */
+function isEncodable({ shape, box, element, swizzle }: DenseTensorMap): boolean {
+  const bytes = BYTES_PER_ELEMENT[element];
+  const boxRow = (box.at(-1) ?? 0) * bytes;
+  // Swizzle 3 mixes rows of 128 bytes, 2 of 64, 1 of 32.
+  const widest = swizzle === 0 ? Number.POSITIVE_INFINITY : 16 * 2 ** swizzle;
+  return (
+    shape.length === box.length &&
+    shape.length <= 5 &&
+    shape.every((size) => size >= 1 && size <= 2 ** 32) &&
+    box.every((size) => size >= 1 && size <= 256) &&
+    boxRow % 16 === 0 &&
+    boxRow <= widest &&
+    // All other strides are multiples of the first.
+    ((shape.at(-1) ?? 0) * bytes) % 16 === 0
+  );
 }
 
 function sha256(bytes: Uint8Array): string {

@@ -7,7 +7,8 @@ import { float16ToNumber } from "../../../../src/tensor.ts";
 import { between, normal, randomFor } from "../../../support/seed.ts";
 import { EmulatedDriver, shippedManifest } from "./driver.ts";
 import { KERNELS } from "./kernels/index.ts";
-import { Pointer } from "./memory.ts";
+import { loadRows, storeStretch } from "./kernels/panels.ts";
+import { Pointer, WatchedMemory } from "./memory.ts";
 import { brainBits, halfBits, keyed, keyOf, popcount } from "./numbers.ts";
 
 /** A driver with two streams and blocks of 64 bytes in use. */
@@ -67,6 +68,34 @@ describe("watched memory", () => {
     const odd = new Pointer(driver.memory, Number(a) + 2, "fp32");
     assert.throws(() => odd.load(0, 1), /not aligned/);
     assert.throws(() => new Pointer(driver.memory, Number(a), "i32").load(0, 1), /as floats/);
+  });
+});
+
+describe("tensor maps", () => {
+  const good = { element: "bfloat16", swizzle: 3, l2Promotion: 2 } as const;
+
+  it("must be ones that the driver takes, of memory that there is", () => {
+    const { driver, a } = open();
+    const target = driver.allocatePinned(128).address;
+    const encode = (shape: number[], box: number[], changes: object = {}) =>
+      driver.encodeTensorMap(target, { ...good, address: a, shape, box, ...changes });
+    encode([4, 64], [256, 64]);
+    encode([1, 2, 2, 64], [1, 4, 64, 64]);
+    encode([4, 32], [4, 32], { element: "float32" });
+    const refused = (shape: number[], box: number[]) =>
+      assert.throws(() => encode(shape, box), /There is no tensor map of/);
+    refused([4, 64], [1, 1, 1, 64]);
+    refused([1, 1, 1, 1, 4, 64], [1, 1, 1, 1, 4, 64]);
+    refused([0, 64], [4, 64]);
+    refused([4, 64], [257, 64]);
+    // Rows that are no multiple of 16 bytes, of the memory and of the box.
+    refused([2, 126], [2, 64]);
+    refused([4, 64], [4, 4]);
+    // Swizzle 3 is of 128 bytes.
+    refused([2, 128], [2, 128]);
+    encode([2, 128], [2, 128], { swizzle: 0 });
+    assert.throws(() => encode([5, 64], [4, 64]), /reaches past the memory/);
+    assert.throws(() => encode([2, 64], [2, 64], { address: a + 8n }), /not aligned/);
   });
 });
 
@@ -136,6 +165,34 @@ describe("the emulated kernels", () => {
   it("are all that the bundle has", () => {
     const names = new Set(shippedManifest().kernels.map(({ entry }) => entry));
     assert.deepEqual([...names].sort(), Object.keys(KERNELS).sort());
+  });
+
+  it("find rows of weights in their panels", () => {
+    const memory = new WatchedMemory();
+    const [n, k] = [64, 192];
+    // Two matrices whose elements are their own numbers, row by row.
+    const weights = Float32Array.from({ length: 2 * n * k }, (_, i) => i);
+    const bytes = new ArrayBuffer(weights.byteLength);
+    memory.add(4096n, bytes, false);
+    const w = new Pointer(memory, 4096, "fp32");
+    for (let row = 0; row < 2 * n; row++) {
+      const [matrix, own] = [Math.floor(row / n), row % n];
+      // In stretches that begin and end within panels.
+      for (let column = 0; column < k; column += 50) {
+        const values = weights.subarray(row * k + column, row * k + Math.min(column + 50, k));
+        storeStretch(w, matrix * n * k + own * 64, 64 * n, column, values);
+      }
+    }
+    const at = (matrix: number, panel: number, row: number, column: number) =>
+      new Float32Array(bytes)[((matrix * 3 + panel) * n + row) * 64 + column];
+    assert.equal(at(0, 0, 5, 7), 5 * k + 7);
+    assert.equal(at(0, 2, 63, 63), 63 * k + 191);
+    assert.equal(at(1, 1, 5, 7), (64 + 5) * k + 64 + 7);
+    const rows = loadRows(w, { matrix: 1, n, k }, 5, 2);
+    assert.deepEqual(rows, [
+      weights.slice((64 + 5) * k, (64 + 6) * k),
+      weights.slice((64 + 6) * k, (64 + 7) * k),
+    ]);
   });
 
   it("round to nearest, ties to even", () => {

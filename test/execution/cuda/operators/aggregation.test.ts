@@ -86,8 +86,8 @@ describe("decode", () => {
     const residual = device.buffer(4 * 128 * 2);
     const operator = decodeOf(device, { first, second, inputScale, weights, residual });
     const [one, two] = device.kernels(device.encode(operator).work);
-    assert.equal(one?.name, "decode_first_gated_logistic_bf16");
-    assert.deepEqual(one?.grid, { x: 12, y: 32, z: 1 });
+    assert.equal(one?.name, "decode_first_gated_logistic_bf16_16x256");
+    assert.deepEqual(one?.grid, { x: 12, y: 16, z: 1 });
     assert.deepEqual(one?.values, {
       x: addressOf(operator.input),
       w: first.address,
@@ -154,10 +154,32 @@ describe("decode", () => {
       });
       assert.deepEqual(
         device.kernels(device.encode(operator).work).map(({ name }) => name),
-        [`decode_first_${names[0]}`, `decode_second_${names[1]}_4x1024`],
+        [`decode_first_${names[0]}_16x256`, `decode_second_${names[1]}_4x1024`],
       );
     });
   }
+
+  it("takes tiles made for the elements of its rows, each product by its own", async () => {
+    const device = await FakeDevice.open();
+    /** Rows of the first product and of the second. */
+    const taken = (hidden: number, inner: number, mostTokens: number) => {
+      const operator = decodeOf(device, {
+        first: device.projection({ inputs: hidden, outputs: inner, gated: true }),
+        second: device.projection({ inputs: inner, outputs: hidden }),
+        ...{ mostTokens, outputType: "bfloat16" },
+      });
+      const names = device.kernels(device.encode(operator).work).map(({ name }) => name);
+      return names.map((name) => name.split("_").at(-1));
+    };
+    // Rows of 1024 elements, and of the next 64.
+    assert.deepEqual(taken(1024, 1024, 1), ["16x256", "4x1024"]);
+    assert.deepEqual(taken(1025, 1024, 1), ["8x512", "4x1024"]);
+    assert.deepEqual(taken(1024, 1025, 1), ["16x256", "4x1024"]);
+    // 2048 programs of four rows are 2.2 waves of the first tile, 1.1 of the second, and less than one of the third.
+    assert.deepEqual(taken(2048, 1024, 4), ["8x512", "4x256"]);
+    // Longer rows have that one not, but one of two rows: 2.8 waves.
+    assert.deepEqual(taken(2048, 1025, 4), ["8x512", "2x1024"]);
+  });
 
   it("refuses projections that do not follow each other, and too many tokens", async () => {
     const device = await FakeDevice.open();

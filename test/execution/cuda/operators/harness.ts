@@ -6,7 +6,7 @@
 import { after } from "node:test";
 import type { CudaBuffer } from "../../../../src/execution/cuda/buffer.ts";
 import { KernelSet } from "../../../../src/execution/cuda/bundle/kernel-set.ts";
-import type { DeviceFacts, TensorMap2D } from "../../../../src/execution/cuda/driver/driver.ts";
+import type { DenseTensorMap, DeviceFacts } from "../../../../src/execution/cuda/driver/driver.ts";
 import { LaunchArena } from "../../../../src/execution/cuda/launch/arena.ts";
 import type { OperatorContext } from "../../../../src/execution/cuda/operators/context.ts";
 import { encodeOperator } from "../../../../src/execution/cuda/operators/encode.ts";
@@ -65,7 +65,7 @@ export class FakeDevice {
   readonly arena = new LaunchArena(this.heap.grow);
   readonly uploads: { address: bigint; data: ArrayBufferView }[] = [];
   readonly scratches: FakeBuffer[] = [];
-  readonly maps: TensorMap2D[] = [];
+  readonly maps: DenseTensorMap[] = [];
   readonly context: OperatorContext;
   readonly owner = {};
   readonly projectionOwner: ProjectionOwner;

@@ -33,11 +33,12 @@ describe("a product of many rows", () => {
       const { device, operator, projection } = await lane(MANY, type, { gather: false });
       const { name, values } = device.kernel(operator);
       assert.equal(name, `project_plain_identity_${short}_many128`);
-      const common = { element, columns: 192, swizzle: 3, l2Promotion: 2 };
+      const common = { element, swizzle: 3, l2Promotion: 2 };
       const input = operator.input as FakeBuffer;
       assert.deepEqual(device.maps, [
-        { ...common, address: input.address, rows: 2000, box: [128, 64] },
-        { ...common, address: projection.address, rows: 8 * 128, box: [256, 64] },
+        { ...common, address: input.address, shape: [2000, 192], box: [128, 64] },
+        // Rows of the input lie in one piece; those of the weights in three panels a matrix.
+        { ...common, address: projection.address, shape: [8 * 3 * 128, 64], box: [256, 64] },
       ]);
       const first = (name: string) => (values[name] as Uint8Array)[0];
       assert.deepEqual([first("x"), first("w")], [1, 2]);
@@ -72,7 +73,7 @@ describe("a product of many rows", () => {
 
   it("takes the others for extras, coded activations and fewer rows", async () => {
     const inOrder = { gather: false };
-    const few = { ...MANY, mostTokens: 20 };
+    const few = { ...MANY, mostTokens: 16 };
     for (const [expected, sizes, spec, rows, activation] of [
       ["project_gated_logistic_extras_bf16_rows128", MANY, { gated: true, bias: true }, {}, SILU],
       ["project_plain_identity_extras_bf16_rows128", MANY, { bias: true }, inOrder, NONE],
@@ -96,7 +97,7 @@ describe("a product of many rows", () => {
     assert.deepEqual([values["options"], values["tiles"]], [8, 0n]);
     assert.deepEqual(grid, { x: 3, y: 1, z: 1 });
     assert.equal(device.maps[0]?.address, (operator.input as FakeBuffer).address);
-    assert.equal(device.maps[0]?.rows, 300);
+    assert.deepEqual(device.maps[0]?.shape, [300, 192]);
     const gated = device.projection({ inputs: INPUTS, gated: true });
     const first = device.kernel(projectAll(device, { projection: gated, activation: SILU }, 300));
     assert.equal(first.name, "project_gated_logistic_bf16_many128");
@@ -119,8 +120,12 @@ describe("the tensor map of an input", () => {
     const { input, projection } = operator;
     device.kernel(projectAll(device, { input, projection }, 300));
     assert.deepEqual(
-      device.maps.map(({ rows }) => rows),
-      [2000, 8 * 128, 300],
+      device.maps.map(({ shape }) => shape),
+      [
+        [2000, 192],
+        [8 * 3 * 128, 64],
+        [300, 192],
+      ],
     );
   });
 

@@ -27,7 +27,7 @@ describe("the height of tiles", () => {
   ] as const) {
     it(`of ${element} (${precision}) on ${capability.join(".")} follows the even share`, async () => {
       const device = await FakeDevice.open({ capability }, precision);
-      const found = [0.01, 8, 8.5, 48, 49, 5000].map((share) =>
+      const found = [0.01, 4, 4.5, 48, 49, 5000].map((share) =>
         expertTileRows(device.context, element, share),
       );
       assert.deepEqual(found, heights);
@@ -47,11 +47,11 @@ describe("the height of tiles", () => {
   it("is lower up to a larger share where the L2 holds all weights", async () => {
     const { context } = await FakeDevice.open();
     const heights = (weightBytes: number) =>
-      [8, 9, 16, 17, 48, 49, 1024, 1025].map((share) =>
+      [4, 8, 9, 16, 17, 48, 49, 1024, 1025].map((share) =>
         expertTileRows(context, "bfloat16", share, weightBytes),
       );
-    assert.deepEqual(heights(context.facts.l2Bytes), [16, 32, 32, 64, 64, 64, 64, 128]);
-    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 128, 128, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes), [16, 16, 32, 32, 64, 64, 64, 64, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 64, 128, 128, 128]);
   });
 });
 
@@ -74,8 +74,8 @@ describe("a product of all rows", () => {
       {
         address: projection.address,
         element: "bfloat16",
-        rows: 3 * 256,
-        columns: 128,
+        // Two panels a matrix.
+        shape: [3 * 2 * 256, 64],
         box: [256, 64],
         swizzle: 3,
         l2Promotion: 2,
@@ -151,6 +151,34 @@ describe("a product of all rows", () => {
     assert.equal(name(129, { kind: "none" }), "project_plain_identity_bf16_rows128");
     assert.equal(name(8, { kind: "gelu" }), "project_plain_coded_extras_bf16_rows64");
     assert.equal(name(129, { kind: "gelu" }), "project_plain_coded_extras_bf16_rows128");
+  });
+
+  it("reads several panels at once where a step of its kernel does", async () => {
+    const device = await FakeDevice.open();
+    const projection = device.projection({ count: 3, gated: true });
+    const activation: Activation = { kind: "silu" };
+    const { name, values } = device.kernel(projectAll(device, { projection, activation }, 8));
+    assert.equal(name, "project_gated_logistic_bf16_rows16");
+    assert.equal((values["w"] as Uint8Array)[0], 1, "the first tensor map made");
+    assert.deepEqual(
+      device.maps.map(({ shape, box }) => ({ shape, box })),
+      [{ shape: [3, 2, 256, 64], box: [1, 2, 128, 64] }],
+    );
+    const told = ["shape", "stride"].flatMap((each) => [0, 1, 2, 3].map((d) => `w_${each}${d}`));
+    assert.deepEqual(
+      told.map((field) => values[field]),
+      told.map(() => 0),
+    );
+    // A taller tile's box is another map of the same weights.
+    device.kernel(projectAll(device, { projection, activation }, 100));
+    device.kernel(projectAll(device, { projection, activation }, 8));
+    assert.deepEqual(
+      device.maps.map(({ address, shape }) => [address, shape.length]),
+      [
+        [projection.address, 4],
+        [projection.address, 2],
+      ],
+    );
   });
 
   it("has the numbers of its activation", async () => {
@@ -238,7 +266,7 @@ describe("a lane's product", () => {
   });
 
   it("takes input scales and rows as they stand", async () => {
-    const sizes = { experts: 8, topK: 2, mostTokens: 20 };
+    const sizes = { experts: 8, topK: 2, mostTokens: 16 };
     const { device, operator, buffers } = await lane(sizes, { bias: true }, { gather: false });
     assert.equal(device.kernel(operator).values["options"], 2);
     assert.equal(device.kernel(operator).name, "project_plain_identity_extras_bf16_rows16");

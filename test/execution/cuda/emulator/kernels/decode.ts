@@ -3,6 +3,7 @@
 import type { KernelCall } from "../call.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
+import { loadRows } from "./panels.ts";
 import { dot } from "./project.ts";
 
 const BIAS = 2;
@@ -23,10 +24,8 @@ export function decodeFirst(call: KernelCall): void {
     const x = call.pointer("x").load(token * number("x_pitch"), k);
     const scale = options & INPUT_SCALE ? call.pointer("input_scale").float(slot) : 1;
     const bias = options & BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
-    const acc = Array.from({ length: rows }, (_, row) => {
-      const w = call.pointer("w").load((matrix * n + row) * k, k);
-      return dot(x, w) * scale + (bias?.[row] ?? 0);
-    });
+    const weights = loadRows(call.pointer("w"), { matrix, n, k }, 0, rows);
+    const acc = weights.map((w, row) => dot(x, w) * scale + (bias?.[row] ?? 0));
     const result = new Float32Array(gated ? rows / 2 : rows);
     for (let i = 0; i < result.length; i++) {
       result[i] = gated
@@ -42,7 +41,6 @@ export function decodeSecond(call: KernelCall): void {
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const width = number("width");
   const rows = call.grid.y * call.constant("ROWS");
-  const w = call.pointer("w");
   for (let token = 0; token < call.grid.x; token++) {
     if (token >= call.pointer("tokens").int(0)) continue;
     const total = new Float32Array(rows);
@@ -56,8 +54,9 @@ export function decodeSecond(call: KernelCall): void {
       if (matrix < 0) continue;
       const x = call.pointer("x").load(slot * number("x_pitch"), k);
       const bias = options & SECOND_BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
-      for (let row = 0; row < rows; row++) {
-        const product = dot(x, w.load((matrix * n + row) * k, k));
+      const weights = loadRows(call.pointer("w"), { matrix, n, k }, 0, rows);
+      for (const [row, w] of weights.entries()) {
+        const product = dot(x, w);
         total[row] = (total[row] as number) + given * (product + (bias?.[row] ?? 0));
       }
     }

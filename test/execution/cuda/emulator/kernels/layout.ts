@@ -1,11 +1,13 @@
 /** kernels/triton/experts/pack.py and fill.py */
 
 import type { KernelCall } from "../call.ts";
+import { storeStretch } from "./panels.ts";
 
 export function packRows(call: KernelCall): void {
   const number = (name: string) => call.number(name);
   const [rows, columns, pitch] = [number("rows"), number("columns"), number("pitch")];
   const [rowStride, columnStride] = [number("row_stride"), number("column_stride")];
+  const [rowStep, panelStep] = [number("row_step"), number("panel_step")];
   const [source, target] = [call.pointer("source"), call.pointer("destination")];
   stretches(call, rows, pitch, (row, column, count) => {
     const values = new Float32Array(count);
@@ -13,13 +15,13 @@ export function packRows(call: KernelCall): void {
     const first = row * rowStride + column * columnStride;
     if (columnStride === 1) values.set(source.load(first, valid));
     else for (let i = 0; i < valid; i++) values[i] = source.float(first + i * columnStride);
-    target.store(row * number("row_step") + column, values);
+    storeStretch(target, row * rowStep, panelStep, number("first_column") + column, values);
   });
 }
 
 /**
- * Noise that is a function of seed and place, as the kernel's is. It is not the same noise:
- * nothing compares the two.
+ * Noise that is a function of seed and of the weight's number, row by row wherever it lies, as
+ * the kernel's is. It is not the same noise: nothing compares the two.
  */
 export function fillUniform(call: KernelCall): void {
   const number = (name: string) => call.number(name);
@@ -29,14 +31,16 @@ export function fillUniform(call: KernelCall): void {
     number("scale"),
     number("valid_rows"),
   ];
+  const [rowStep, panelStep] = [number("row_step"), number("panel_step")];
   const target = call.pointer("destination");
   const rows = number("matrices") * validRows;
   stretches(call, rows, number("valid_columns"), (row, column, count) => {
-    const first = (Math.floor(row / validRows) * n + (row % validRows)) * k + column;
+    const [matrix, inMatrix] = [Math.floor(row / validRows), row % validRows];
+    const first = (matrix * n + inMatrix) * k + column;
     const values = Float32Array.from({ length: count }, (_, i) => {
       return (2 * hash(number("seed"), first + i) - 1) * scale;
     });
-    target.store(first, values);
+    storeStretch(target, matrix * n * k + inMatrix * rowStep, panelStep, column, values);
   });
 }
 

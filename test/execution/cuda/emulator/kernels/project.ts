@@ -4,6 +4,7 @@ import type { KernelCall } from "../call.ts";
 import type { Pointer } from "../memory.ts";
 import { toTf32, update } from "../numbers.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
+import { loadRows, PANEL, type PaneledMatrix } from "./panels.ts";
 
 const GATHER = 1;
 const BIAS = 2;
@@ -75,7 +76,7 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
     number,
   ];
   const [x, out, xPitch, outPitch] = [
-    matrixOf(call, "x", k, first + rows),
+    mapped(call, "x", [call.constant("BLOCK_M"), call.constant("BLOCK_K")], [first + rows, k]),
     call.pointer("out"),
     call.number("x_pitch"),
     call.number("out_pitch"),
@@ -89,7 +90,7 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
   if (call.tensorMap("x") !== undefined && (gathered || xPitch !== k)) {
     throw new Error("Rows of a tensor map can neither be gathered nor lie apart.");
   }
-  const weights = weightRows(call, matrix * n + column, width, k);
+  const weights = weightRows(call, { matrix, n, k }, column, width);
   const scaled = extras && (options & INPUT_SCALE) !== 0;
   const biased = extras && (options & BIAS) !== 0;
   const bias = biased ? call.pointer("bias").load(matrix * n + column, width) : undefined;
@@ -112,20 +113,41 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
   }
 }
 
-function weightRows(call: KernelCall, first: number, count: number, k: number): Float32Array[] {
-  const w = matrixOf(call, "w", k, first + count);
-  return Array.from({ length: count }, (_, i) => w.load((first + i) * k, k));
+/** A step of one panel counts through the rows of all panels; one of several panels reads them at once. */
+function weightRows(
+  call: KernelCall,
+  { matrix, n, k }: PaneledMatrix,
+  first: number,
+  count: number,
+): Float32Array[] {
+  const [width, depth] = [call.constant("BLOCK_N"), call.constant("BLOCK_K")];
+  const panels = k / PANEL;
+  const w =
+    depth > PANEL
+      ? mapped(call, "w", [1, depth / PANEL, width, PANEL], [matrix + 1, panels, n, PANEL])
+      : mapped(call, "w", [width, PANEL], [(matrix + 1) * panels * n, PANEL]);
+  return loadRows(w, { matrix, n, k }, first, count);
 }
 
-/** A matrix of rows of k elements, at least so many, by its pointer or its tensor map. */
-function matrixOf(call: KernelCall, name: string, k: number, rows: number): Pointer {
+/** Where an argument's elements are; through a tensor map they have this shape, or are longer along its first dimension. */
+function mapped(
+  call: KernelCall,
+  name: string,
+  box: readonly number[],
+  [least = 0, ...inner]: readonly number[],
+): Pointer {
   const map = call.tensorMap(name);
   if (map === undefined) return call.pointer(name);
   const meta = call.entry.tensordesc_meta.find(({ argument }) => argument === name);
-  const fits = map.box.join() === meta?.block_size.join() && map.swizzle === meta.swizzle;
-  if (!fits || map.columns !== k || rows > map.rows) {
+  const [outermost = 0, ...rest] = map.shape;
+  const fits =
+    [map.box, meta?.block_size].every((each) => each?.join() === box.join()) &&
+    map.swizzle === meta?.swizzle &&
+    outermost >= least &&
+    rest.join() === inner.join();
+  if (!fits) {
     throw new Error(
-      `A tensor map of [${map.rows}, ${map.columns}] in boxes of [${map.box}] does not fit ${name}.`,
+      `A tensor map of [${map.shape}] in boxes of [${map.box}] does not fit ${name}, [${[least, ...inner]}] in boxes of [${box}].`,
     );
   }
   return call.mapped(map);
