@@ -27,11 +27,13 @@ const BATCHES = 16;
 const WARM_UP = 1200;
 /** What live objects, and native memory that they hold, may grow by after that: noise of the collector. */
 const LIVE_BYTES = 4 << 20;
-/**
- * What the process may grow by in the second half of the replays. In the first the engine settles on
- * the sizes of its heap, which takes it up to 100 MB whether there is a GPU or not.
- */
+/** What the process may grow by in the second half of the replays, */
 const PROCESS_BYTES = 24 << 20;
+/**
+ * and beyond that while the engine settles on the sizes of its heap, whether there is a GPU or not: in
+ * the first half of a long run, in either half of a short one.
+ */
+const SETTLING_BYTES = REPLAYS < 200_000 ? 100 << 20 : 0;
 /** How often the output of a batch is held against its first. */
 const CHECK_EVERY = 97;
 
@@ -81,7 +83,10 @@ gpuTest(`${REPLAYS} replays with changing routing`, async (device, t) => {
   const live = after.live - before.live;
   assert.ok(live < LIVE_BYTES, `live objects grew by ${live} bytes`);
   const growth = [middle.rss - before.rss, after.rss - middle.rss] as const;
-  assert.ok(growth[1] < PROCESS_BYTES, `the process grew by ${growth.join(" and ")} bytes`);
+  assert.ok(
+    growth[1] < PROCESS_BYTES + SETTLING_BYTES,
+    `the process grew by ${growth.join(" and ")} bytes`,
+  );
   t.diagnostic(
     `${((seconds / REPLAYS) * 1e6).toFixed(1)} us a call; live objects grew by ${live} bytes, the process by ${growth.join(", then ")}`,
   );
