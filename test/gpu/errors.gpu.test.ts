@@ -77,10 +77,10 @@ gpuTest(
     } finally {
       held[Symbol.dispose]();
     }
-    const spec = { ...plainSpec(8192, 32_768, 512, 2), experts: gatedExperts(8192, 32_768) };
+    const spec = { ...plainSpec(8192, 32_768, 128, 2), experts: gatedExperts(8192, 32_768) };
     const { tensors } = randomLayer(randomFor("gpu too large"), plainSpec(8, 4, 2, 1));
     const source = { gate: async () => assert.fail("unused"), expert: async () => [] };
-    await using tooLarge = new MoELayer(spec, { ...source, gate: gateOf(512, 8192) }, { device });
+    await using tooLarge = new MoELayer(spec, { ...source, gate: gateOf(128, 8192) }, { device });
     await assert.rejects(tooLarge.ready(), OutOfDeviceMemoryError);
     await using layer = new MoELayer(plainSpec(8, 4, 2, 1), tensors, { device });
     await layer.forward({ data: new Float32Array(8), shape: [1, 8] });
