@@ -27,7 +27,7 @@ PTX_ARCHITECTURE = 80
 # One height of tiles is enough there: a kernel takes lists of lower tiles as well.
 PTX_ROWS = 64
 # L2 promotion of tensor maps, as cuTensorMapEncodeTiled numbers it: 128 bytes are fetched at a time. Weights lie in panels, of
-# which a tile reads kilobytes in one piece. With 256 bytes steps that wait for them take 3 to 8 % more on an H200 (320 us became
+# which a tile reads kilobytes in one piece. With 256 bytes steps that wait for them take 2 to 8 % more on an H200 (321 us became
 # 346 for 16 tokens of 32 experts of 48 MiB), and as long on an H100.
 L2_PROMOTION = 2
 # Dependent launches came with sm_90.
