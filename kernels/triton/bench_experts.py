@@ -18,6 +18,7 @@ import torch
 
 import launch
 from launch import Buckets, Bundle
+from layout import PANEL
 
 DEVICE = "cuda"
 REST_SECONDS = 0.2
@@ -58,7 +59,7 @@ class Weights:
         return tensor.normal_(0, scale)
 
     def panels(self, n, k):
-        return self.random(self.experts, k // launch.PANEL, n, launch.PANEL, k**-0.5)
+        return self.random(self.experts, k // PANEL, n, PANEL, k**-0.5)
 
     def floor(self, counts):
         """(bytes, floating-point operations) a step cannot do without."""

@@ -10,6 +10,7 @@ import torch
 
 import launch
 from launch import Buckets
+from layout import paneled
 
 DEVICE = "cuda"
 # Of tiles, by whether the product is gated.
@@ -40,7 +41,7 @@ def check_many(checks, bundle, multiprocessors):
 
 def _operands(dtype, gated, matrices, n, k, rows):
     x = torch.randn(rows, k, device=DEVICE).to(dtype)
-    w = launch.paneled((torch.randn(matrices, n, k, device=DEVICE) * k**-0.5).to(dtype))
+    w = paneled((torch.randn(matrices, n, k, device=DEVICE) * k**-0.5).to(dtype))
     return x, w, (rows, n // 2 if gated else n)
 
 

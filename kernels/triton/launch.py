@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from layout import PANEL, sizes
+
 TENSOR_MAP_BYTES = 128
 # Attributes of cuda.h, by name.
 FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED = 8
@@ -47,15 +49,14 @@ def check(code, call):
         raise RuntimeError(f"{call}: {name.value.decode() if name.value else code}")
 
 
-# Columns of a panel of weights, and what widths are rounded up to.
-PANEL = 64
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double}
 # Element type and size as cuTensorMapEncodeTiled names them.
 TENSOR_MAP_TYPES = {torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
 
 
 class TensorMap:
-    """A CUtensorMap over a contiguous tensor, in memory aligned as the driver asks; of two dimensions its rows below each other."""
+    """A CUtensorMap over a contiguous tensor, in memory aligned as the driver asks; of two dimensions its rows, one below the
+    other."""
 
     def __init__(self, tensor, meta):
         self.storage = ctypes.create_string_buffer(2 * TENSOR_MAP_BYTES)
@@ -200,22 +201,6 @@ def project_name(bundle, short, gated, height, k, gather):
     many = bundle.entries.get(f"{name}_many{height}", {}).get("selects")
     serves = many and k >= many["k"]["least"] and (many["gather"] or not gather)
     return f"{name}_{'many' if serves else 'rows'}{height}"
-
-
-def padded(size, padding=PANEL):
-    return -(-size // padding) * padding
-
-
-def paneled(matrices):
-    """[matrices, n, k] as weights lie (experts/grouped.py): [matrices, k / 64, n, 64]."""
-    count, n, k = matrices.shape
-    return matrices.reshape(count, n, k // PANEL, PANEL).transpose(1, 2).contiguous()
-
-
-def sizes(w):
-    """n and k of weights that lie in panels."""
-    _, panels, n, panel = w.shape
-    return n, panels * panel
 
 
 def activation_values(manifest, kind, alpha=1.702, limit=7.0):

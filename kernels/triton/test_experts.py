@@ -15,7 +15,8 @@ import torch
 
 import launch
 from check_many import check_many
-from launch import Buckets, Bundle, padded
+from launch import Buckets, Bundle
+from layout import PANEL, padded
 
 DEVICE = "cuda"
 TYPES = {"bfloat16": (torch.bfloat16, "bf16"), "float16": (torch.float16, "fp16"), "float32": (torch.float32, "fp32")}
@@ -80,8 +81,8 @@ class Case:
         kernel = bundle[f"pack_{self.short}_{self.short}"]
         n, k = self.parts * padded(self.intermediate), padded(self.hidden)
         inner = n // self.parts
-        self.w1 = torch.zeros(self.experts, k // launch.PANEL, n, launch.PANEL, device=DEVICE, dtype=self.dtype)
-        self.w2 = torch.zeros(self.experts, inner // launch.PANEL, k, launch.PANEL, device=DEVICE, dtype=self.dtype)
+        self.w1 = torch.zeros(self.experts, k // PANEL, n, PANEL, device=DEVICE, dtype=self.dtype)
+        self.w2 = torch.zeros(self.experts, inner // PANEL, k, PANEL, device=DEVICE, dtype=self.dtype)
         for e in range(self.experts):
             for part in range(self.parts):
                 launch.pack_matrix(kernel, self.first[e, part], self.w1[e], part, self.parts, multiprocessors)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import launch
-from launch import Bundle, padded
+from launch import Bundle
+from layout import padded
 
 DEVICE = "cuda"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

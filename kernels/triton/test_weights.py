@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 import launch
-from launch import Bundle, padded
+from launch import Bundle
+from layout import PANEL, padded, paneled
 from test_experts import DEVICE, TYPES, Checks, nan
 
 
@@ -38,15 +39,15 @@ def check_pack_panels(checks, bundle, element, multiprocessors):
     n, first = parts * padded(rows), random.randrange(300)
     dtype, short = TYPES[element]
     values = torch.randn(rows, columns, device=DEVICE).to(dtype)
-    out = nan(1, padded(first + columns) // launch.PANEL, n, launch.PANEL, dtype=dtype)
+    out = nan(1, padded(first + columns) // PANEL, n, PANEL, dtype=dtype)
     wanted = nan(1, n, padded(first + columns), dtype=dtype)
     part = random.randrange(parts)
     wanted[0, part : parts * rows : parts, first : first + columns] = values
     launch.pack(
-        bundle[f"pack_{short}_{short}"], values, out[0, 0, part], parts * launch.PANEL, columns,
-        random.choice([1, multiprocessors]), panel_step=n * launch.PANEL, first_column=first,
+        bundle[f"pack_{short}_{short}"], values, out[0, 0, part], parts * PANEL, columns,
+        random.choice([1, multiprocessors]), panel_step=n * PANEL, first_column=first,
     )
-    checks.same(f"pack {element} into panels, {rows} x {columns} from column {first}", out, launch.paneled(wanted))
+    checks.same(f"pack {element} into panels, {rows} x {columns} from column {first}", out, paneled(wanted))
 
 
 def philox(seed, element):
@@ -98,9 +99,9 @@ def check_fill(checks, bundle, element, multiprocessors):
     again = nan(matrices, n, k, dtype=dtype)
     launch.fill_uniform(bundle[f"fill_uniform_{short}"], again, seed, scale, valid_rows, inputs, 1)
     checks.same(f"{label}, another grid", out, again)
-    in_panels = nan(matrices, k // launch.PANEL, n, launch.PANEL, dtype=dtype)
+    in_panels = nan(matrices, k // PANEL, n, PANEL, dtype=dtype)
     launch.fill_uniform(bundle[f"fill_uniform_{short}"], in_panels, seed, scale, valid_rows, inputs, multiprocessors)
-    checks.same(f"{label}, in panels", in_panels, launch.paneled(out))
+    checks.same(f"{label}, in panels", in_panels, paneled(out))
 
 
 def check_fill_far(checks, bundle, multiprocessors):

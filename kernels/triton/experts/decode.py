@@ -12,8 +12,8 @@ for its weights at about the same time, as the first product's slots do: 241 us 
 7168 x 2048, 4 tokens, Zipf 1.5). So a token's sum is in the order of ids, biases after it in that of choices: either is a
 function of its own choices alone. Each program ranks the choices for itself, which takes a single token no longer.
 
-A program owns a few weight rows and the whole of k, a piece of every panel (grouped.py). Partial sums stay in the lanes until the end:
-one reduction across the block per output, not one per expert.
+A program owns a few weight rows and the whole of k, a piece of every panel (grouped.py). Partial sums stay in the lanes
+until the end: one reduction across the block per output, not one per expert.
 
 Each kernel is one software-pipelined loop that copies weights to shared memory several steps ahead: with so little
 arithmetic, time is bytes in flight. (Prefetching the second kernel's weights to L2 was tried on an H200 and gained
@@ -45,7 +45,7 @@ LOWEST = tl.constexpr(-(2**31))
 @triton.jit
 def _weights(w, matrix, rows, columns, n, k):
     """Where these weights of a matrix are. It has fewer than 2^31, and 32 bits for places in it spare the second kernel's small
-    tiles a fifth of their registers."""
+    tiles up to a fifth of their registers."""
     panels = (columns // PANEL * n * PANEL + columns % PANEL)[None, :]
     return w + matrix.to(tl.int64) * n * k + (panels + rows[:, None] * PANEL)
 

@@ -5,10 +5,10 @@ sizes make it the hot, the warm or the cold one. It is no router: which rows bel
 expert is read from device memory, so one launch shape, and one captured graph, serves every
 routing.
 
-Layout. Weights are in panels of 64 columns, [matrices, k / 64, n, 64]: what a tile reads in a step then lies in one piece
-of 8 to 32 KiB for every panel, where rows in one piece, [matrices, n, k], would make it 128 or 512 bytes here and there. A ring of
-TMA reads, nothing multiplied (TB/s, 28672 x 4096, tiles of 256 rows): 2.90 of rows and 2.95 of panels on an H100, 4.00 and
-4.14 on an H200, each with the L2 promotion that suits it. n and k are multiples of 64 and the
+Layout. Weights are in panels of 64 columns, [matrices, k / 64, n, 64]: what a tile reads of a panel lies in one piece of
+8 to 32 KiB in 16 bits each, where rows in one piece, [matrices, n, k], would make it 128 to 512 bytes at a pitch of kilobytes.
+A ring of TMA reads, nothing multiplied (TB/s, n 28672, k 4096, 256 of n at a time): 2.90 of rows and 2.95 of panels on an
+H100, 4.00 and 4.14 on an H200, each with the L2 promotion that suits it. n and k are multiples of 64 and the
 padding is zero, so that no load of weights needs a mask and pads of the output come out as
 f(0). A gated product interleaves its two matrices row by row (gate 0, value 0, gate 1, ...):
 the two numbers that an activation joins then sit beside each other in one thread's registers.
@@ -174,6 +174,7 @@ def project(
     DEPENDENT: tl.constexpr,
 ):
     PARTS: tl.constexpr = 2 if GATED else 1
+    tl.static_assert(DESCRIPTOR or PANEL % BLOCK_K == 0, "pointers stay in a panel")
     programs = tl.num_programs(0)
     columns = tl.cdiv(n, BLOCK_N)
     dense = options & DENSE

@@ -3,9 +3,9 @@
 Serves weights (one call per matrix and part, off the hot path) and activations whose width is no multiple of 64
 or whose type is not that of the weights. The padded layout is what spares all other kernels their masks.
 
-Where an element goes is two steps: from one row to the next, and from 64 columns to the next. Rows at a pitch have a panel
-step of 64 and a row step of the pitch; the panels of an expert's weights (grouped.py) a panel step of 64 * n and a row step of 64 * parts.
-A weight matrix's destination is its first element, plus `part` rows: parts is 2 and part 0 for a gate, 1 for its value; parts
+Where an element goes is two steps: from one row to the next, and from 64 columns to the next. Rows at a pitch have a row step
+of the pitch and a panel step of 64, the panels of an expert's weights (grouped.py) a row step of 64 * parts and a panel step of
+64 * n. A weight matrix's destination is its first element, plus `part` rows: parts is 2 and part 0 for a gate, 1 for its value; parts
 is 1 otherwise. n = parts * round_up(outputs, 64). Padding rows are left alone: they hold the zeros that the memory was given
 when it was allocated.
 """

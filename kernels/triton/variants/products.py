@@ -52,8 +52,9 @@ def persistent_tiles(block_n, covers=False):
 
 def weight_box(block_n, block_k):
     """What a step reads of weights: of one panel some of all panels' rows, or of several of a matrix's."""
-    panel = grouped.PANEL.value
-    return (block_n, panel) if block_k == panel else (1, block_k // panel, block_n, panel)
+    if block_k == PADDING:
+        return block_n, PADDING
+    return 1, block_k // PADDING, block_n, PADDING
 
 
 def project(element, gated, activations, tile, *, precision="ieee", extras=True, ptx=False):
@@ -150,11 +151,11 @@ def project_many(element, gated, block_m):
     )
 
 
-# decode_first's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. A row of 512 columns is one step of 512, with
-# nothing to ask for ahead: first product of 8 experts of 512 x 1024, 1, 2 and 4 tokens, 1.04, 1.26 and 1.40 times the best of 14
-# tiles by the first and 1.03, 1.00 and 1.06 by the second (H100; a step of 4 tokens 14.3 to 12.7 us). From 1024 columns on the
-# first is within 3 % of the best, 5 % in one cell, and its many small programs overlap the kernels around them: the second took 6 % more of a step of
-# one token with 16 experts of 1024 x 2048.
+# decode_first's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. A row of 512 columns is one step of
+# 512, with nothing to ask for ahead: first product of 8 experts of 512 x 1024, 1, 2 and 4 tokens, 1.04, 1.26 and 1.40 times
+# the best of 14 tiles by the first and 1.03, 1.00 and 1.06 by the second (H100; a step of 4 tokens 14.4 to 12.6 us). With 1024
+# columns and more the first is within 3 % of the best, 5 and 7 % in two cells of 1024, and its many small programs overlap the
+# kernels around them: by the second a step of one token with 16 experts of 1024 x 2048 took 5 % more.
 DECODE_FIRST = (((8, 512, 3, 4), {"least": 513}), ((16, 256, 3, 4), {"most": 512}))
 
 
@@ -202,9 +203,9 @@ def decode_first(element, gated, activations, tile, k):
     )
 
 
-# decode_second's shapes, likewise. The device takes one whose programs fill it evenly, of several the first (operators/choice.ts).
-# On an H100 that one took up to 4 % longer than the best of 15, up to 7 % where an L2 holds the weights; any of them
-# by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
+# decode_second's shapes, likewise. The device takes one whose programs fill it evenly, of several the first
+# (operators/choice.ts). On an H100 that one took up to 4 % longer than the best of 15, 6 % where the L2 holds the weights; any
+# of them by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
 DECODE_SECOND = (
     ((4, 1024, 3, 4), {}),
     ((4, 512, 3, 2), {}),

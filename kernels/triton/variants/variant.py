@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
-# Every n, k and pitch of these kernels is a multiple of this many elements: see grouped.py.
-PADDING = 64
+from experts import grouped
+
+# Every n, k and pitch of these kernels is a multiple of this many elements: whole panels.
+PADDING = grouped.PANEL.value
 ELEMENTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 

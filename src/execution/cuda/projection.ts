@@ -4,14 +4,13 @@
  *
  * Layout: [count, k / 64, n, 64]; k is the inputs and n the outputs, both rounded up
  * to a multiple of 64, the rest zero. A panel is 64 columns of all rows, so that what
- * a tile of a product reads in a step lies in one piece: kilobytes, where rows in one
- * piece would make it 128 bytes here and there, which memory delivers more slowly. A
- * gate's, whose output is float32, are [count, n, k]: kernels of its own read it row
- * by row. Of a gated projection n is twice the (rounded) outputs: rows are
- * interleaved, gate 0, value 0, gate 1, ... Elements
- * have the type of the rows that the projection reads; a gate, whose output is
- * float32, keeps its own type if it is that of the rows, else float32. Biases are
- * float32 [count, n], in the same order.
+ * a tile of a product reads of it lies in one piece (of 16-bit weights): kilobytes,
+ * where rows in one piece would make it 128 to 512 bytes here and there, which memory
+ * delivers more slowly. A gate, whose output is float32, lies as [count, n, k]:
+ * kernels of its own read it row by row. Of a gated projection n is twice the
+ * (rounded) outputs: rows are interleaved, gate 0, value 0, gate 1, ... Elements have
+ * the type of the rows that the projection reads; a gate keeps its own type if it is
+ * that of the rows, else float32. Biases are float32 [count, n], in the same order.
  *
  * Writing a matrix is staged: a piece of the source goes to the device as it stands
  * and a kernel puts its elements in place.
@@ -149,6 +148,11 @@ export class CudaProjection implements Projection {
     return this.spec.gated ? 2 : 1;
   }
 
+  /** Rows of all panels. */
+  get #rows(): number {
+    return this.spec.count * (this.k / this.#panel) * this.n;
+  }
+
   /** Elements from `PANEL` columns to the next. */
   get #panelStep(): number {
     return this.#panel === PANEL ? PANEL * this.n : PANEL;
@@ -172,11 +176,6 @@ export class CudaProjection implements Projection {
         ? [this.#rows, this.#panel]
         : [this.spec.count, panels, n, this.#panel];
     return this.#maps.of({ element, shape }, meta);
-  }
-
-  /** Rows of all panels. */
-  get #rows(): number {
-    return this.spec.count * (this.k / this.#panel) * this.n;
   }
 
   /**

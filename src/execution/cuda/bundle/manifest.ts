@@ -10,7 +10,7 @@ import { z } from "zod";
 import { DeviceUnavailableError } from "../../../errors.ts";
 
 /** What the loader understands; a bundle with another number was built for another release. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 /** Widths of weights and rows are multiples of this many elements, so that the kernels need no masks. */
 export const PADDING = 64;
@@ -18,9 +18,6 @@ export const PADDING = 64;
 /** What to do about a bundle that is not what it should be. */
 export const REINSTALL =
   "Install the package again; in a source tree, build the kernels again with `npm run kernels`.";
-
-/** Of a tensor map. */
-const MOST_DIMENSIONS = 5;
 
 const PARAMETER_BYTES = { i32: 4, fp32: 4, i64: 8, fp64: 8, tensormap: 128 } as const;
 
@@ -76,8 +73,10 @@ const kernel = z.object({
       argument: z.string(),
       swizzle: count,
       l2_promotion: count,
-      /** From the outermost dimension on. */
-      block_size: z.array(z.int().min(1)).min(2).max(MOST_DIMENSIONS),
+      /** From the outermost dimension on: of rows, or of panels of every matrix. */
+      block_size: z
+        .array(z.int().min(1))
+        .refine(({ length }) => length === 2 || length === 4, "must have 2 or 4 sizes"),
     }),
   ),
   /** Which of `tables.grid`. */

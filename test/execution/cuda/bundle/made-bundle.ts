@@ -372,7 +372,7 @@ export function madeBundle(): {
   const logistic = { code: 4, cubic: 0, limit: null, shift: 0 };
   const coded = (code: number) => ({ code, linear: 0, cubic: 0, limit: null, shift: 0 });
   const manifest = {
-    abi_version: 1,
+    abi_version: 2,
     triton_version: "3.6.0",
     padding: 64,
     options: {
