@@ -30,6 +30,8 @@ interface Shares {
  * weights in rows, up to 11 %). Those of 32 take longer than either with uniform routing in most shapes.
  */
 const EXPERT_SHARES: Shares = { rows16: 4, rows64: 48 };
+/** Of experts in float32, whose products have no tensor cores unless asked for: what a tile is taller than its rows costs more. */
+const FLOAT32_SHARES: Shares = { rows16: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
  * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2). At 16
@@ -117,7 +119,8 @@ export function expertTileRows(
   weightBytes = Number.POSITIVE_INFINITY,
 ): number {
   const cached = weightBytes <= context.facts.l2Bytes;
-  return tileRows(context, element, share, cached ? CACHED_SHARES : EXPERT_SHARES);
+  const ofType = element === "float32" ? FLOAT32_SHARES : EXPERT_SHARES;
+  return tileRows(context, element, share, cached ? CACHED_SHARES : ofType);
 }
 
 /**

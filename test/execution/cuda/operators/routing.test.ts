@@ -239,7 +239,7 @@ describe("bucket", () => {
     assert.equal(device.scratches.length, first);
     step({ lanes: 5 });
     assert.equal(device.scratches.length, first + 1, "lists for five lanes");
-    step({ rowType: "float32" });
+    step({ rowType: "float16" });
     assert.equal(device.scratches.length, first + 1, "as tall tiles as before");
     step({}, { ...SIZES, mostTokens: 50 });
     assert.equal(device.scratches.length, first + 3, "sets and lists for fewer tokens");
