@@ -8,7 +8,12 @@ import type { ExpertTensors, LayerTensors } from "../../src/data/host-weights.ts
 import type { ExpertsSpec, LayerSpec } from "../../src/data/spec.ts";
 import type { LayerWeights, ProductWeights } from "../../src/data/weights.ts";
 import type { Activation } from "../../src/execution/operators.ts";
-import { referenceLayer, referenceLogits, referenceRoute } from "../../src/reference/index.ts";
+import {
+  referenceLayer,
+  referenceLogits,
+  referenceRoute,
+  relativeError,
+} from "../../src/reference/index.ts";
 import {
   type DType,
   matrixView,
@@ -351,23 +356,32 @@ export async function randomHidden(
   throw new Error("No hidden states with a clear routing were found in 20 draws.");
 }
 
-/** Row `t` of a [T, width] matrix. */
+type Numbers = ArrayLike<number> & Iterable<number>;
+
 /** Of so few numbers all can cancel: of one, with 3 of 7 experts, one in 150 does to a hundredth of its terms. */
 const FEW = 4;
 
 /**
- * What a layer's output is added up from, the experts' weighted rows, where it is so few numbers that errors are
- * better held against them than against the output; else nothing.
+ * What a layer's output is added up from, the experts' weighted rows, where it is so few numbers that errors are better
+ * held against them than against the output; else nothing.
  */
 export async function termsOfFew(
   { spec, source }: RandomLayerParts,
   hidden: Float32Array,
-): Promise<readonly number[] | Float64Array> {
+): Promise<Numbers> {
   if (hidden.length >= FEW) return [];
   const aggregation = { ...spec.aggregation, mode: "concat" as const };
   return (await referenceLayer({ ...spec, aggregation }, source, hidden)).output;
 }
 
+/** The relative error of an output, of which these terms are a part: what is added up can cancel to less than they are. */
+export function errorAmong(terms: Numbers, output: Numbers, expected: Numbers): number {
+  // Outputs can be long, and mostly there are no terms.
+  if (terms.length === 0) return relativeError(output, expected);
+  return relativeError([...output, ...terms], [...expected, ...terms]);
+}
+
+/** Row `t` of a [T, width] matrix. */
 export function rowOf(matrix: Float32Array, t: number, width: number): Float32Array {
   return matrix.slice(t * width, (t + 1) * width);
 }

@@ -109,14 +109,16 @@ describe("the manifest", () => {
       },
       /image\.offset: /,
     ],
-    [
-      "a box of more dimensions than there are",
-      (m) => {
-        const [meta] = m.kernels.flatMap((each) => each["tensordesc_meta"] as Kernel[]);
-        if (meta !== undefined) meta["block_size"] = [1, 1, 1, 1, 64, 64];
-      },
-      /: kernel project_\w+, tensordesc_meta\.0\.block_size: /,
-    ],
+    ...[[64], [1, 64, 64], [1, 1, 1, 64, 64], [1, 1, 1, 1, 64, 64]].map(
+      (box): [string, (m: Manifest) => void, RegExp] => [
+        `a box of ${box.length} dimensions`,
+        (m) => {
+          const [meta] = m.kernels.flatMap((each) => each["tensordesc_meta"] as Kernel[]);
+          if (meta !== undefined) meta["block_size"] = box;
+        },
+        /: kernel project_\w+, tensordesc_meta\.0\.block_size: must have 2 or 4 sizes/,
+      ],
+    ),
     ["a kernel without a name", (m) => delete kernel(m, 2)["name"], /kernel 2, name: /],
   ] satisfies [string, (manifest: Manifest) => void, RegExp][]) {
     it(`is refused for ${what}, by name`, () => {
