@@ -166,21 +166,24 @@ class Bundle:
         return self.loaded[name]
 
 
-def decode_first_names(bundle, kind, short, k):
-    """The kernels for a first product of `kind`, such as "gated_logistic", that reads k columns."""
-    prefix = f"decode_first_{kind}_{short}_"
-    names = [name for name in bundle.entries if name.startswith(prefix)]
-    return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
-
-
 def in_range(offered, value):
     return offered.get("least", value) <= value <= offered.get("most", value)
 
 
-def decode_second_names(bundle, short, out_short, k):
-    """The kernels for a second product that reads k columns, one for each tile, in the manifest's order."""
-    names = [name for name in bundle.entries if name.startswith(f"decode_second_{short}_{out_short}_")]
+def tiles_of(bundle, kernel, k):
+    """The kernels of this name for k columns, one for each tile, in the manifest's order."""
+    names = [name for name in bundle.entries if name.startswith(f"{kernel}_")]
     return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
+
+
+def decode_first_names(bundle, kind, short, k):
+    """The kernels for a first product of `kind`, such as "gated_logistic", that reads k columns."""
+    return tiles_of(bundle, f"decode_first_{kind}_{short}", k)
+
+
+def decode_second_names(bundle, short, out_short, k):
+    """The kernels for a second product that reads k columns."""
+    return tiles_of(bundle, f"decode_second_{short}_{out_short}", k)
 
 
 def decode_second_name(bundle, short, out_short, *, most_tokens, n, k, multiprocessors):
@@ -199,7 +202,7 @@ def project_name(bundle, short, gated, height, k, gather):
     """The 16-bit kernel without extras for a product with logistic gates, or none, as operators/choice.ts picks it."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     many = bundle.entries.get(f"{name}_many{height}", {}).get("selects")
-    serves = many and k >= many["k"]["least"] and (many["gather"] or not gather)
+    serves = many and in_range(many["k"], k) and (many["gather"] or not gather)
     return f"{name}_{'many' if serves else 'rows'}{height}"
 
 
