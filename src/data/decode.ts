@@ -24,13 +24,32 @@ const CACHED_SHARE = 1 / 2;
  * more (642 and 608, Mixtral-8x7B, 4 tokens).
  */
 const CHOICES_SHARE = 1 / 2;
+/**
+ * Where memory transfers so much a second, the cache is hardly faster: what tokens that share an expert read again costs as
+ * much, and buckets, which read an expert once, serve them better. Measured on an H200 (4.8 TB/s), 4 tokens, uniform and
+ * Zipf 1.5: 167 and 142 us became 173 and 125 for 32 experts of 48 MiB, 591 and 440 became 625 and 406 for 256 of 84 MiB; on an
+ * H100 (3.35 TB/s) buckets lost everywhere.
+ */
+const FAST_MEMORY = 4e12;
+/** Most tokens that take this operator there, */
+const FAST_MEMORY_TOKENS = 2;
+/**
+ * if the choices of one more have so many bytes of weights, beside which what buckets take is little: 24 of 9 MiB are too
+ * few (62 us became 65 with Zipf 1.5), 12 of 48 MiB enough.
+ */
+const WORTH_BUCKETS = 400e6;
+
+type DecodingDevice = Pick<
+  DeviceProperties,
+  "decodeTokens" | "cacheBytes" | "memoryBytesPerSecond"
+>;
 
 /**
  * Most tokens that the layer's experts can and should take in a single operator on this
  * device; 0 if none. It knows experts of two products and weighted sums, and drops no tokens.
  */
 export function decodeTokensOf(
-  { decodeTokens, cacheBytes }: Pick<DeviceProperties, "decodeTokens" | "cacheBytes">,
+  { decodeTokens, cacheBytes, memoryBytesPerSecond }: DecodingDevice,
   { experts, aggregation, router }: LayerSpec,
 ): number {
   const known =
@@ -38,12 +57,17 @@ export function decodeTokensOf(
     aggregation.mode === "sum" &&
     router.capacityFactor === undefined;
   if (!known) return 0;
-  if (cacheBytes === null || weightBytesOf(experts) <= CACHED_SHARE * cacheBytes) {
-    return decodeTokens;
-  }
-  const most = Math.floor((CHOICES_SHARE * router.experts) / router.topK);
+  if (cacheBytes === null) return decodeTokens;
+  const expertBytes = weightBytesOf(experts);
+  const { topK } = router;
+  const fast =
+    (memoryBytesPerSecond ?? 0) >= FAST_MEMORY &&
+    (FAST_MEMORY_TOKENS + 1) * topK * expertBytes >= WORTH_BUCKETS;
+  const most = fast ? Math.min(decodeTokens, FAST_MEMORY_TOKENS) : decodeTokens;
+  if (expertBytes <= CACHED_SHARE * cacheBytes) return most;
+  const choices = Math.floor((CHOICES_SHARE * router.experts) / topK);
   // One token's experts are distinct: nothing is read twice.
-  return Math.min(decodeTokens, Math.max(1, most));
+  return Math.min(most, Math.max(1, choices));
 }
 
 /** Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`. */

@@ -58,6 +58,8 @@ export interface DeviceProperties {
   readonly computeUnitGranularity: number;
   /** Most bytes this device can ever hold. */
   readonly memoryBytes: number;
+  /** What the memory transfers at most, or null where the system does not tell. */
+  readonly memoryBytesPerSecond: number | null;
   /** Last-level cache in bytes, or null where the system does not tell. */
   readonly cacheBytes: number | null;
   /** Instruction-set or hardware features the kernels use, for people to read. */

@@ -4,9 +4,10 @@ import { decodeTokensOf } from "../../src/data/decode.ts";
 import { layerSpecOf, presetOf } from "../../src/workload/presets.ts";
 
 const MIB = 2 ** 20;
-const GPU = { decodeTokens: 4, cacheBytes: 50 * MIB };
+const GPU = { decodeTokens: 4, cacheBytes: 50 * MIB, memoryBytesPerSecond: 3.35e12 };
+const FAST = { ...GPU, memoryBytesPerSecond: 4.8e12 };
 
-function ofShape(changes: object, device = GPU): number {
+function ofShape(changes: object, device: typeof GPU = GPU): number {
   const shape = { ...presetOf("large"), ...changes };
   return decodeTokensOf(device, layerSpecOf(shape, "bfloat16"));
 }
@@ -29,6 +30,15 @@ describe("decodeTokensOf", () => {
     assert.equal(ofShape({ experts: 8, topK: 2 }), 2);
   });
 
+  it("keeps to two where memory is fast and there is much to read", () => {
+    assert.equal(ofShape({}, FAST), 2);
+    assert.equal(ofShape({ experts: 8, topK: 8 }, FAST), 1, "never more than elsewhere");
+    const small = { hiddenSize: 2048, intermediateSize: 768, experts: 128 };
+    assert.equal(ofShape({ ...small, topK: 15 }, FAST), 2, "45 choices of 9 MiB");
+    assert.equal(ofShape({ ...small, topK: 14 }, FAST), 4, "42");
+    assert.equal(ofShape({}, { ...FAST, memoryBytesPerSecond: 3.9e12 }), 4);
+  });
+
   it("is one token at least, since a token's experts are distinct", () => {
     assert.equal(ofShape({ experts: 8, topK: 8 }), 1);
     assert.equal(ofShape({ experts: 1, topK: 1 }), 1);
@@ -36,8 +46,8 @@ describe("decodeTokensOf", () => {
 
   it("asks no more of a device that does not tell its cache, or has no such operator", () => {
     const spec = layerSpecOf({ ...presetOf("mixtral-8x7b") }, "bfloat16");
-    assert.equal(decodeTokensOf({ decodeTokens: 4, cacheBytes: null }, spec), 4);
-    assert.equal(decodeTokensOf({ decodeTokens: 0, cacheBytes: 50 * MIB }, spec), 0);
+    assert.equal(decodeTokensOf({ ...GPU, cacheBytes: null }, spec), 4);
+    assert.equal(decodeTokensOf({ ...GPU, decodeTokens: 0 }, spec), 0);
   });
 
   it("is none of what the operator does not know", () => {

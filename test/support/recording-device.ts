@@ -76,6 +76,7 @@ const GPU: DeviceProperties = {
   computeUnits: 132,
   computeUnitGranularity: 1,
   memoryBytes: 2 ** 40,
+  memoryBytesPerSecond: 3.35e12,
   cacheBytes: 2 ** 25,
   features: [],
   weightDTypes: ["float32", "bfloat16", "float16"],

@@ -31,6 +31,7 @@ export function cpuProperties(
     computeUnits: threads,
     computeUnitGranularity: 1 / SHARES_PER_UNIT,
     memoryBytes,
+    memoryBytesPerSecond: null,
     cacheBytes: lastLevelCacheBytes(),
     features: variant === "relaxed-simd" ? ["wasm-simd", "wasm-relaxed-simd"] : ["wasm-simd"],
     weightDTypes: WEIGHT_DTYPES,

@@ -33,6 +33,7 @@ export function cudaProperties(
     // groups (of 8, or 2, on an H200).
     computeUnitGranularity: 1,
     memoryBytes: facts.memoryBytes,
+    memoryBytesPerSecond: facts.memoryBytesPerSecond,
     cacheBytes: facts.l2Bytes,
     features: features(facts, kernels),
     weightDTypes: ROW_TYPES,

@@ -49,6 +49,7 @@ export const FAKE_FACTS: DeviceFacts = {
   uuid: "GPU-00000000-0000-0000-0000-000000000000",
   pciBusId: "0000:00:00.0",
   memoryBytes: 2 ** 30,
+  memoryBytesPerSecond: 4.8e12,
   multiprocessors: 132,
   capability: [9, 0],
   l2Bytes: 50 * 2 ** 20,

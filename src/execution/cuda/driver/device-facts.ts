@@ -6,6 +6,8 @@ import type { DeviceFacts } from "./driver.ts";
 /** CUdevice_attribute */
 const ATTRIBUTE = {
   multiprocessors: 16,
+  memoryClockKHz: 36,
+  memoryBusBits: 37,
   l2Bytes: 38,
   capabilityMajor: 75,
   capabilityMinor: 76,
@@ -14,6 +16,9 @@ const ATTRIBUTE = {
   maxPersistingL2Bytes: 108,
   maxWindowBytes: 109,
 } as const;
+
+/** Memory of a GPU transfers at both edges of its clock. */
+const TRANSFERS_A_CLOCK = 2;
 
 const UUID_BYTES = 16;
 /** More than any name of a device or a bus that the driver gives. */
@@ -32,6 +37,11 @@ export function readDeviceFacts(checked: Checked, ordinal: number): DeviceFacts 
     uuid: deviceUuid(checked, device),
     pciBusId: deviceText(checked, "cuDeviceGetPCIBusId", device),
     memoryBytes: totalMemory(checked, device),
+    memoryBytesPerSecond:
+      TRANSFERS_A_CLOCK *
+      attribute(ATTRIBUTE.memoryClockKHz) *
+      1000 *
+      (attribute(ATTRIBUTE.memoryBusBits) / 8),
     multiprocessors: attribute(ATTRIBUTE.multiprocessors),
     capability: [attribute(ATTRIBUTE.capabilityMajor), attribute(ATTRIBUTE.capabilityMinor)],
     l2Bytes: attribute(ATTRIBUTE.l2Bytes),

@@ -23,6 +23,8 @@ export interface DeviceFacts {
   readonly uuid: string;
   readonly pciBusId: string;
   readonly memoryBytes: number;
+  /** What the memory transfers at most, by its clock and its width. */
+  readonly memoryBytesPerSecond: number;
   readonly multiprocessors: number;
   /** Compute capability: [9, 0] for an H200. */
   readonly capability: readonly [number, number];

@@ -92,6 +92,7 @@ export function facts(overrides: Partial<DeviceFacts> = {}): DeviceFacts {
     uuid: "GPU-0",
     pciBusId: "0000:00:00.0",
     memoryBytes: 2 ** 37,
+    memoryBytesPerSecond: 4.8e12,
     multiprocessors: 132,
     capability: [9, 0],
     l2Bytes: 50 * 2 ** 20,

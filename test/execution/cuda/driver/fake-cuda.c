@@ -200,6 +200,8 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice d) 
   if (d != 7) return CODE(101);
   switch ((int)which) {
     case 16: *value = 132; return OK;
+    case 36: *value = 3201000; return OK;
+    case 37: *value = 6144; return OK;
     case 38: *value = 50 << 20; return OK;
     case 75: *value = 9; return OK;
     case 76: *value = 0; return OK;

@@ -59,6 +59,7 @@ describe("what is passed", { skip }, () => {
       uuid: "GPU-f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f",
       pciBusId: "0000:1A:00.0",
       memoryBytes: 150 * 2 ** 30,
+      memoryBytesPerSecond: 2 * 3_201_000 * 1000 * (6144 / 8),
       multiprocessors: 132,
       capability: [9, 0],
       l2Bytes: 50 * 2 ** 20,
