@@ -14,7 +14,7 @@ r < valid_rows = parts * outputs.
 import triton
 import triton.language as tl
 
-from .grouped import PANEL
+from .pack import place
 
 
 @triton.jit
@@ -39,6 +39,5 @@ def fill_uniform(
         matrix = (row // valid_rows).to(tl.int64)
         element = (matrix * n + row % valid_rows) * k + column
         noise = (2.0 * tl.rand(seed, element) - 1.0) * scale
-        at = matrix * n * k + (row % valid_rows).to(tl.int64) * row_step
-        at += (column // PANEL).to(tl.int64) * panel_step + column % PANEL
+        at = matrix * n * k + place(row % valid_rows, column, row_step, panel_step)
         tl.store(destination + at, noise.to(destination.dtype.element_ty), mask=column < valid_columns)

@@ -17,6 +17,12 @@ from .grouped import PANEL
 
 
 @triton.jit
+def place(row, column, row_step, panel_step):
+    """Where an element lies from the first one on, in 64 bits."""
+    return row.to(tl.int64) * row_step + (column // PANEL).to(tl.int64) * panel_step + column % PANEL
+
+
+@triton.jit
 def pack_rows(
     source,  # any strides, in elements
     destination,
@@ -38,6 +44,5 @@ def pack_rows(
         value = tl.load(
             source + row * row_stride + column.to(tl.int64) * column_stride, mask=column < columns, other=0.0
         )
-        to = first_column + column
-        at = (to // PANEL).to(tl.int64) * panel_step + row * row_step + to % PANEL
+        at = place(row, first_column + column, row_step, panel_step)
         tl.store(destination + at, value.to(destination.dtype.element_ty), mask=column < pitch)
