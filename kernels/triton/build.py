@@ -38,7 +38,7 @@ from routing import bucket, gate, route, tidy  # noqa: E402
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE / "bundle"
 TRITON_VERSION = "3.6.0"
-ABI_VERSION = 2
+ABI_VERSION = 3
 # An old driver can finish PTX of the ISA version it knows; 8.0 came with CUDA 12.0.
 PTX_VERSION = 80
 

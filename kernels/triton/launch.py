@@ -250,8 +250,25 @@ def aggregation_options(options, weights, shared, shared_scale, residual, bias=N
     return sum(options.get(name, 0) for name, tensor in given.items() if tensor is not None)
 
 
+def tidying_values(bundle, prefix="", *, counts=None, out=None, counts_host=None, clear=None, fault=None, fault_host=None):
+    """The parameters of tidy, with a prefix those of a kernel that does it along with its own work; by default nothing to do."""
+    options = bundle.manifest["options"]["tidy"]
+    asked = {"out": out, "counts_host": counts_host, "fault_host": fault_host}
+    values = {
+        "counts": counts, "clear": clear, "fault": fault, **asked,
+        "experts": 0 if counts is None else counts.numel(), "clear_words": 0 if clear is None else clear.numel(),
+        "options": sum(options[name] for name, tensor in asked.items() if tensor is not None),
+    }
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def tidy(bundle, kernel, tidying):
+    values = tidying_values(bundle, **tidying)
+    kernel.launch(covering(kernel.grid, words=max(values["experts"], values["clear_words"])), values)
+
+
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
-                  shared_scale=None, residual=None):
+                  shared_scale=None, residual=None, tidying=None):
     n, k = sizes(w)
     kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
@@ -259,6 +276,7 @@ def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k,
         "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,
         "options": aggregation_options(bundle.manifest["options"]["decode_second"], weights, shared, shared_scale,
                                        residual, bias),
+        **tidying_values(bundle, "tidy_", **(tidying or {})),
     })
 
 
@@ -279,8 +297,8 @@ def gate(bundle, kernel, x, w, out, tokens, *, most_tokens, bias=None, sigmoid=F
 
 
 def combine(bundle, kernel, rows, inverse, out, tokens, *, most_tokens, top_k, multiprocessors, weights=None,
-            shared=None, shared_scale=None, residual=None):
-    """Sum or concat, by the kernel."""
+            shared=None, shared_scale=None, residual=None, tidying=None):
+    """Sum or concat, by the kernel; the sum tidies up along with it."""
     concat = kernel.entry["selects"]["mode"] == "concat"
     width = out.shape[1] // top_k if concat else out.shape[1]
     stretches = -(-width // kernel.grid["columns_per_block"])
@@ -291,6 +309,7 @@ def combine(bundle, kernel, rows, inverse, out, tokens, *, most_tokens, top_k, m
         "residual": residual, "out": out, "tokens": tokens, "width": width, "row_pitch": rows.shape[1],
         "top_k": top_k,
         "options": aggregation_options(bundle.manifest["options"]["combine"], weights, shared, shared_scale, residual),
+        **tidying_values(bundle, "tidy_", **(tidying or {})),
     })
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from overlap import begin, wait
+from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 # Bits of `options`, part of the ABI.
 OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8}
@@ -48,11 +49,26 @@ def combine(
     row_pitch,
     top_k,
     options,
+    tidy_counts,  # what is left to do of routing: routing/tidy.py; all 0: nothing
+    tidy_out,
+    tidy_counts_host,
+    tidy_clear,
+    tidy_fault,
+    tidy_fault_host,
+    tidy_experts,
+    tidy_clear_words,
+    tidy_options,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Persistent over (token, stretch of BLOCK columns)."""
+    # From the last program on, which has least to do.
+    programs = tl.num_programs(0)
+    tidy_up(
+        programs - 1 - tl.program_id(0), programs, tidy_counts, tidy_out, tidy_counts_host, tidy_clear, tidy_fault,
+        tidy_fault_host, tidy_experts, tidy_clear_words, tidy_options, TIDY_BLOCK,
+    )  # fmt: skip
     stretches = tl.cdiv(width, BLOCK)
     for work in range(tl.program_id(0), tl.load(tokens) * stretches, tl.num_programs(0)):
         token = work // stretches

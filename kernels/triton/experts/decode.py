@@ -27,6 +27,7 @@ import triton.language as tl
 
 from overlap import release, wait
 from routing import route
+from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 from .activation import activate, join_gate
 from .combine import OPTIONS as COMBINE_OPTIONS, WEIGHTS, add_shared_and_residual
@@ -132,12 +133,28 @@ def decode_second(
     row_pitch,  # of shared and residual
     top_k,
     options,
+    tidy_counts,  # what is left to do of routing: routing/tidy.py; all 0: nothing
+    tidy_out,
+    tidy_counts_host,
+    tidy_clear,
+    tidy_fault,
+    tidy_fault_host,
+    tidy_experts,
+    tidy_clear_words,
+    tidy_options,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Program (token, i): ROWS outputs from ROWS * i on, summed over the token's choices in order of their ids."""
+    # From the last programs on, some of which have nothing else to do.
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tidy_up(
+        programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_clear, tidy_fault, tidy_fault_host,
+        tidy_experts, tidy_clear_words, tidy_options, TIDY_BLOCK,
+    )  # fmt: skip
     token = tl.program_id(0)
     if token >= tl.load(tokens):
         wait(DEPENDENT)

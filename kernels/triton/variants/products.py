@@ -3,7 +3,7 @@
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
 from experts import activation, decode, grouped, many
-from routing import bucket
+from routing import bucket, tidy
 
 from .variant import ELEMENTS, PADDING, Variant
 
@@ -238,6 +238,7 @@ def decode_second(element, out, tile, k):
             "row_pitch": "i32",
             "top_k": "i32",
             "options": "i32",
+            **tidy.ARGUMENTS_OF_OTHERS,
         },
         constants={"ROWS": rows, "BLOCK_K": block_k, "STAGES": stages},
         divisible=("x", "w", "bias", "n", "k", "x_pitch", "row_pitch"),

@@ -97,17 +97,7 @@ def tidy_variant(block=1024):
     return Variant(
         name="tidy",
         function=tidy.tidy,
-        arguments={
-            "counts": "*i32",
-            "out": "*i32",
-            "counts_host": "*i32",
-            "clear": "*i32",
-            "fault": "*i32",
-            "fault_host": "*i32",
-            "experts": "i32",
-            "clear_words": "i32",
-            "options": "i32",
-        },
+        arguments=tidy.ARGUMENTS,
         constants={"BLOCK": block},
         divisible=(),
         num_warps=4,

@@ -1,6 +1,7 @@
 """Rows and weights outside of products: aggregation, layout and noise: experts/combine.py, pack.py and fill.py."""
 
 from experts import combine, fill, pack
+from routing import tidy
 
 from .variant import ELEMENTS, Variant
 
@@ -23,6 +24,7 @@ def combine_variant(element, out, aligned, *, block=256, unroll=8, warps=1):
             "row_pitch": "i32",
             "top_k": "i32",
             "options": "i32",
+            **tidy.ARGUMENTS_OF_OTHERS,
         },
         constants={"BLOCK": block, "UNROLL": unroll},
         divisible=("rows", "shared", "residual", "out", "row_pitch") + (("width",) if aligned else ()),

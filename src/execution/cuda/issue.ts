@@ -7,10 +7,11 @@
  * stream forks from the point where the recording begins, at its first use, and is
  * joined at the end.
  *
- * Work that nothing in the step waits for goes to a side stream, beside the recording's
- * last operator and not sooner: a persistent kernel fills every multiprocessor, and a
- * block of anything else that sits there when it starts holds up one of its own, and
- * with that all of it.
+ * Work that nothing in the step waits for is put off: tidying up until a kernel on the same
+ * stream that does it along with its own work, everything else until the recording's last
+ * operator, beside which it goes to a side stream. Not sooner: a persistent kernel fills every
+ * multiprocessor, and a block of anything else that sits there when it starts holds up one of
+ * its own, and with that all of it.
  */
 
 import type { CudaBudgets } from "./budgets.ts";
@@ -37,6 +38,15 @@ export interface BudgetedKernel {
   readonly group: number;
   /** Streams that share the group's budget. */
   readonly streams: number;
+}
+
+/** Work that was put off. */
+interface Later {
+  readonly beside: readonly Work[];
+  /** Whose it is. */
+  readonly stream: bigint;
+  /** The event that it comes after. */
+  readonly after: bigint;
 }
 
 /** The side stream's priority, of all the highest: a block or two, and the launch is not over before they are. */
@@ -108,8 +118,9 @@ class Issuer {
   /** Where the recording begins. */
   readonly #begin: bigint;
   #side: bigint | undefined;
-  /** Work for the side stream, and the events that it comes after. */
-  readonly #later: { readonly beside: readonly Work[]; readonly after: bigint }[] = [];
+  #later: Later[] = [];
+  /** Streams on which kernels have tidied up along with their own work. */
+  readonly #tidied = new Set<bigint>();
 
   constructor(
     recording: Recording,
@@ -133,10 +144,11 @@ class Issuer {
       const stream = this.#nativeOf(step.stream);
       if (step.kind === "operator") {
         const { work, beside, afterBeside } = step.operator;
+        if (!afterBeside) this.#tidyAlong(work, stream);
         if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
-        if (afterBeside && this.#side !== undefined) this.#order(this.#side, stream);
+        if (afterBeside) this.#afterBeside(stream);
         for (const item of work) this.#work(item, step.stream, stream);
-        if (beside.length > 0) this.#later.push({ beside, after: this.#mark(stream) });
+        if (beside.length > 0) this.#later.push({ beside, stream, after: this.#mark(stream) });
       } else if (step.kind === "wait") {
         this.#wait(stream, this.#points.get(step.point) as bigint);
       } else if (step.point.awaited) {
@@ -224,6 +236,31 @@ class Issuer {
     return [...ranges.values()].reduce((sum, bytes) => sum + bytes, 0);
   }
 
+  /** Hands tidying that the stream's operators have put off to a kernel of these that does it along with its own work. */
+  #tidyAlong(work: readonly Work[], stream: bigint): void {
+    for (const item of work) {
+      if (item.kind !== "kernel" || !item.tidiesUp) continue;
+      const of = this.#later.find((later) => later.stream === stream && tidyingIn(later.beside));
+      const tidying = of && tidyingIn(of.beside);
+      if (tidying?.tidying === undefined) return;
+      item.launch.setValues(tidying.tidying);
+      this.#tidied.add(stream);
+      this.#later = this.#later.flatMap((later) => {
+        if (later !== of) return later;
+        const beside = later.beside.filter((other) => other !== tidying);
+        return beside.length === 0 ? [] : { ...later, beside };
+      });
+    }
+  }
+
+  /** Lets this stream wait for all that was put off and is issued. */
+  #afterBeside(stream: bigint): void {
+    if (this.#side !== undefined) this.#order(this.#side, stream);
+    for (const tidied of this.#tidied) {
+      if (tidied !== stream) this.#order(tidied, stream);
+    }
+  }
+
   /** Issues what was put off. @param not not before what is on this stream */
   #doLater(not?: bigint): void {
     if (this.#later.length === 0) return;
@@ -251,4 +288,10 @@ class Issuer {
     this.#site.driver.recordEvent(event, stream);
     return event;
   }
+}
+
+function tidyingIn(beside: readonly Work[]): KernelWork | undefined {
+  return beside.find(
+    (work): work is KernelWork => work.kind === "kernel" && work.tidying !== undefined,
+  );
 }

@@ -7,6 +7,7 @@
 
 import type { Resource } from "../operator-checks.ts";
 import type { AccessWindow } from "./driver/driver.ts";
+import type { KernelValues } from "./launch/launch.ts";
 
 /** A kernel launch: everything but the stream and the width of the grid is in place. */
 export interface KernelWork {
@@ -30,6 +31,10 @@ export interface KernelWork {
   readonly weights?: MemoryRange;
   /** Addresses of host mirrors that it brings up to date. */
   readonly mirrors?: readonly bigint[];
+  /** If this is tidying up: the parameters by which a kernel that tidies up does it along with its own work. */
+  readonly tidying?: KernelValues;
+  /** Whether it tidies up along with its own work, as soon as it starts; for what is two kernels in front of it or more. */
+  readonly tidiesUp?: boolean;
 }
 
 /** Bytes of device memory that lie together. */
@@ -47,6 +52,8 @@ export interface PreparedLaunch {
   readonly params: bigint;
   setStream(stream: bigint): void;
   setBlocks(x: number): void;
+  /** Other values for these parameters. */
+  setValues(values: KernelValues): void;
   /** What it reads of the range stays in the L2 longest; null: no such wish. */
   setWindow(window: AccessWindow | null): void;
   /** Whether it may start while the kernel in front of it on the stream runs. */

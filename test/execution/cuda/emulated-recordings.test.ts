@@ -86,6 +86,15 @@ describe("recordings on an emulated GPU", () => {
         await check();
         const graph = device.capture(streams.main, thrice);
         const captures = driver.count("instantiateGraph");
+        const before = driver.launches.length;
+        await graph.launch();
+        await check();
+        // Gate and router, or one kernel for given ids; then both of decode's products, or buckets, two products of
+        // every lane and the sum. The last one tidies up along with its own work.
+        const decodes = tokens <= device.properties.decodeTokens;
+        const chosen = given === undefined ? 2 : 1;
+        const kernels = chosen + (decodes ? 2 : 1 + 2 * LANES + 1);
+        assert.equal(driver.launches.length - before, 3 * kernels);
         for (let round = 0; round < 10; round++) {
           // However the others are drawn, one unit cuts every grid.
           const units = [0, 1, 2].map(() => (round === 0 ? 1 : between(random, 0, 40)));
@@ -100,7 +109,7 @@ describe("recordings on an emulated GPU", () => {
         assert.equal(driver.count("instantiateGraph"), captures);
         // Steps of decode size have no lanes, and so no budgets.
         const followed = driver.count("setNodeGrid") > 0;
-        assert.equal(followed, tokens > device.properties.decodeTokens);
+        assert.equal(followed, !decodes);
         for (const each of [graph, streams, buffers]) each[Symbol.dispose]();
       }));
   }

@@ -1,7 +1,8 @@
 /**
  * A CUDA device on the fake driver, with one operator instead of the real ones: a kernel
- * whose result shows what it was given, out = a / 2 + b / 2 + 1 for each element. The
- * launches, their arguments and everything around them are the device's own.
+ * whose result shows what it was given, out = a / 2 + b / 2 + 1 for each element. It can copy
+ * something along with that, as other kernels tidy up. The launches, their arguments and
+ * everything around them are the device's own.
  */
 
 import assert from "node:assert/strict";
@@ -39,12 +40,18 @@ export interface Average {
   readonly budgeted?: boolean;
   /** Copied to, beside what follows. */
   readonly beside?: DeviceBuffer;
+  /** Whether that is tidying up, which other kernels can do, and not a copy of the driver's. */
+  readonly tidying?: boolean;
+  /** Whether its kernel does tidying along with its own work. */
+  readonly tidiesUp?: boolean;
   readonly afterBeside?: boolean;
   /** A row that routing finds without finite weights. */
   readonly faultyRow?: number;
 }
 
-const NAMES = ["a", "b", "output"] as const;
+const NAMES = ["a", "b", "output", "tidy_from", "tidy_to"] as const;
+
+const NOTHING_TO_TIDY = { tidy_from: null, tidy_to: null };
 
 /** The parts of a manifest's entry that launches are written from. */
 const ENTRY = {
@@ -123,7 +130,7 @@ export async function readValue(device: CudaDevice, buffer: DeviceBuffer): Promi
 }
 
 function encode(
-  { a, b, output, budgeted = true, beside, afterBeside = false, faultyRow }: Average,
+  { a, b, output, budgeted = true, beside, afterBeside = false, faultyRow, ...more }: Average,
   context: OperatorContext,
   fn: bigint,
 ): OwnedOperator {
@@ -138,16 +145,27 @@ function encode(
   const kernel = kernelWork(
     context,
     { entry: ENTRY, fn },
-    { a: from.address, b: and.address, output: to.address },
+    { a: from.address, b: and.address, output: to.address, ...NOTHING_TO_TIDY },
     {
       blocks: (multiprocessors) => (budgeted ? multiprocessors * BLOCKS : 5),
       ...{ persistent: budgeted, y: 3, pieces: 15 },
     },
-    { budgeted, weights: { address: from.address, bytes: WEIGHT_BYTES } },
+    {
+      ...{ budgeted, tidiesUp: more.tidiesUp ?? false },
+      weights: { address: from.address, bytes: WEIGHT_BYTES },
+    },
   );
+  const launches = [kernel.launch];
   const fault = { kind: "fill", address: context.fault.device, value: faultyRow ?? 0, words: 1 };
   const housekeeping: Work[] = [];
-  if (copy !== undefined) {
+  if (copy !== undefined && more.tidying) {
+    const tidying = { tidy_from: to.address, tidy_to: copy.address };
+    const grid = { blocks: () => 1, persistent: false, y: 1, pieces: 1 };
+    const alone = { a: null, b: null, output: null, ...tidying };
+    const tidy = kernelWork(context, { entry: ENTRY, fn }, alone, grid, { tidying });
+    launches.push(tidy.launch);
+    housekeeping.push(tidy);
+  } else if (copy !== undefined) {
     housekeeping.push({
       ...{ kind: "copy", target: copy.address, source: to.address, bytes: OPERAND_BYTES },
     });
@@ -166,15 +184,22 @@ function encode(
   return {
     work: faultyRow === undefined ? [kernel] : [kernel, fault as Work],
     ...{ beside: housekeeping, afterBeside, resources: buffers as GpuBuffer[] },
-    [Symbol.dispose]: () => kernel.launch[Symbol.dispose](),
+    [Symbol.dispose]: () => {
+      for (const launch of launches) launch[Symbol.dispose]();
+    },
   };
 }
 
 function average(driver: FakeDriver, launch: FakeLaunch): void {
-  const [a, b, output] = NAMES.map((_, index) => {
+  const [a, b, output, from, to] = NAMES.map((_, index) => {
     const address = launch.parameter(index, 8).getBigUint64(0, true);
+    if (address === 0n) return undefined;
     const { buffer, byteOffset } = driver.bytesAt(address, OPERAND_BYTES);
     return new Float32Array(buffer, byteOffset, WIDTH);
-  }) as [Float32Array, Float32Array, Float32Array];
-  for (let i = 0; i < WIDTH; i++) output[i] = (a[i] as number) / 2 + (b[i] as number) / 2 + 1;
+  });
+  if (from !== undefined) to?.set(from);
+  if (a === undefined || b === undefined) return;
+  for (let i = 0; i < WIDTH; i++) {
+    (output as Float32Array)[i] = (a[i] as number) / 2 + (b[i] as number) / 2 + 1;
+  }
 }

@@ -16,6 +16,9 @@ interface Plan {
         readonly a: number;
         readonly b: number;
         readonly beside: boolean;
+        /** Whether what is beside is tidying, and whether this work does some that was put off. */
+        readonly tidying: boolean;
+        readonly tidiesUp: boolean;
         /** Result of which a copy was made beside, to be read instead of it. */
         readonly copyOf?: number;
       }
@@ -36,7 +39,7 @@ function randomPlan(seed: string): Plan {
   const copied: number[] = [];
   // All streams begin after the first operator of stream 0, as a capture demands.
   steps.push(
-    { do: "work", stream: 0, a: -1, b: -1, beside: false },
+    { do: "work", stream: 0, a: -1, b: -1, beside: false, tidying: false, tidiesUp: false },
     { do: "record", stream: 0, event: 0 },
   );
   expected.push(1);
@@ -59,10 +62,11 @@ function randomPlan(seed: string): Plan {
     } else {
       const [a, b] = [pick(random, [...mine]), pick(random, [...mine])];
       const beside = chance(random, 0.3);
+      const [tidying, tidiesUp] = [chance(random, 0.5), chance(random, 0.4)];
       // What was copied beside may be read by whoever waits for all that is beside.
       const copyOf = copied.length > 0 && chance(random, 0.3) ? pick(random, copied) : undefined;
       steps.push({
-        ...{ do: "work", stream, a: copyOf ?? a, b, beside },
+        ...{ do: "work", stream, a: copyOf ?? a, b, beside, tidying, tidiesUp },
         ...(copyOf !== undefined && { copyOf }),
       });
       if (beside) copied.push(expected.length);
@@ -94,12 +98,13 @@ describe("streams and events", () => {
           for (const step of plan.steps) {
             const stream = streams[step.stream] as Stream;
             if (step.do === "work") {
-              const { a, b, beside, copyOf } = step;
+              const { a, b, beside, copyOf, tidying, tidiesUp } = step;
               enqueue(stream, {
                 a: copyOf === undefined ? (results[a] ?? zero) : (copies[copyOf] as DeviceBuffer),
                 b: results[b] ?? zero,
                 output: results[next] as DeviceBuffer,
-                ...(beside && { beside: copies[next] as DeviceBuffer }),
+                ...(beside && { beside: copies[next] as DeviceBuffer, tidying }),
+                tidiesUp,
                 afterBeside: copyOf !== undefined,
               });
               next += 1;

@@ -10,7 +10,7 @@ import { z } from "zod";
 import { DeviceUnavailableError } from "../../../errors.ts";
 
 /** What the loader understands; a bundle with another number was built for another release. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 /** Widths of weights and rows are multiples of this many elements, so that the kernels need no masks. */
 export const PADDING = 64;

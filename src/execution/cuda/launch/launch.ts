@@ -3,8 +3,8 @@
  * the table of their addresses, side by side in one slot of the arena. The driver
  * is handed two addresses and reads the rest.
  *
- * Stream, width of the grid, cache window and whether the kernel may start early are
- * changed in place: launching what is written down allocates nothing.
+ * Stream, width of the grid, cache window, whether the kernel may start early, and parameters
+ * are changed in place: launching what is written down allocates nothing.
  */
 
 import { InvalidArgumentError } from "../../../errors.ts";
@@ -52,6 +52,9 @@ export class Launch implements PreparedLaunch, Disposable {
   readonly #slot: Slot;
   readonly #view: DataView;
   readonly #fixedAttributes: number;
+  readonly #entry: KernelEntry;
+  /** Where each parameter is in the slot, in their order. */
+  readonly #offsets: readonly number[];
 
   /** @param allocate gives 128-byte aligned slots */
   static write(
@@ -63,7 +66,9 @@ export class Launch implements PreparedLaunch, Disposable {
     const { entry } = kernel;
     // Before a slot is taken, so that a bad image or value leaves none behind.
     const { fn } = kernel;
-    const given = entry.args.map((argument) => checkedValue(entry, argument, values));
+    const given = entry.args.map((argument) =>
+      checkedValue(entry, argument, values[argument.name]),
+    );
     let end = TABLE_AT + entry.args.length * 8;
     const offsets = entry.args.map((argument) => {
       const alignment = argument.type === "tensormap" ? TENSOR_MAP.alignment : 8;
@@ -77,12 +82,20 @@ export class Launch implements PreparedLaunch, Disposable {
       slot.view.setBigUint64(TABLE_AT + index * 8, slot.address + BigInt(offset), true);
       writeValue(slot.view, offset, argument, given[index] as KernelValue);
     }
-    return new Launch(slot, fn, entry, grid);
+    return new Launch(slot, fn, entry, offsets, grid);
   }
 
-  private constructor(slot: Slot, fn: bigint, entry: KernelEntry, { x, y, z }: Extent) {
+  private constructor(
+    slot: Slot,
+    fn: bigint,
+    entry: KernelEntry,
+    offsets: readonly number[],
+    { x, y, z }: Extent,
+  ) {
     const { view, address } = slot;
     this.#slot = slot;
+    this.#entry = entry;
+    this.#offsets = offsets;
     this.#view = view;
     this.fn = fn;
     this.config = address;
@@ -120,6 +133,20 @@ export class Launch implements PreparedLaunch, Disposable {
     this.#view.setUint32(LAUNCH_CONFIG.gridX, x, true);
   }
 
+  /** Other values for these parameters. @throws InvalidArgumentError for a value that is not of the parameter's type */
+  setValues(values: KernelValues): void {
+    const { args } = this.#entry;
+    const given = args.map((argument) => {
+      const value = values[argument.name];
+      return value === undefined ? undefined : checkedValue(this.#entry, argument, value);
+    });
+    for (const [index, value] of given.entries()) {
+      if (value === undefined) continue;
+      const argument = args[index] as KernelArgument;
+      writeValue(this.#view, this.#offsets[index] as number, argument, value);
+    }
+  }
+
   /** What this launch reads of the range stays in the L2 longest; null: no such wish. */
   setWindow(window: AccessWindow | null): void {
     const view = this.#view;
@@ -149,10 +176,9 @@ export class Launch implements PreparedLaunch, Disposable {
 function checkedValue(
   entry: KernelEntry,
   argument: KernelArgument,
-  values: KernelValues,
+  given: KernelValue | undefined,
 ): KernelValue {
   const { name, type, divisible_by } = argument;
-  const given = values[name];
   if (given === undefined) {
     if (SCRATCH.includes(name)) return null;
     // A descriptor's shape and strides are passed a second time; these kernels do not read them.

@@ -5,6 +5,7 @@ import { padded } from "../rows.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { persistentGrid } from "./grids.ts";
+import { NOTHING_TO_TIDY } from "./tidy.ts";
 
 const MODES = ["sum", "concat"] as const;
 
@@ -46,6 +47,7 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
     kernel,
     {
       ...aggregation,
+      ...NOTHING_TO_TIDY,
       rows: rows.address,
       inverse: inverse.address,
       out: output.address,
@@ -55,7 +57,7 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
     },
     persistentGrid(kernel.entry, pieces, width),
     // Measured on an H100: 1.6 us less of a step of 20, and no step takes longer.
-    { early: true, behindProducts: mode === "sum" },
+    { early: true, behindProducts: mode === "sum", tidiesUp: mode === "sum" },
   );
   to.mirror(output);
 }

@@ -8,6 +8,7 @@ import { activationSets, fillingKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
 import { MOST_CHOICES } from "./sets.ts";
+import { NOTHING_TO_TIDY } from "./tidy.ts";
 
 /**
  * Most tokens of a `decode` operator. Each slot reads its expert's weights for itself, which costs
@@ -76,6 +77,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     sum.kernel,
     {
       ...aggregation,
+      ...NOTHING_TO_TIDY,
       x: inner.address,
       w: second.address,
       bias: second.bias(0),
@@ -91,7 +93,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     },
     sum.grid,
     // Measured on an H100: 1.1 us less of 35.7 for a token, and no step takes longer.
-    { early: true, behindProducts: true },
+    { early: true, behindProducts: true, tidiesUp: true },
   );
   to.mirror(inner, output);
 }

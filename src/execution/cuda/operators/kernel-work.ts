@@ -13,6 +13,8 @@ export interface WorkOptions {
   readonly budgeted?: boolean;
   readonly weights?: MemoryRange;
   readonly mirrors?: readonly bigint[];
+  readonly tidying?: KernelValues;
+  readonly tidiesUp?: boolean;
   /** Whether it may start beside the end of the kernel in front; absent: where that gains something. */
   readonly early?: boolean;
   /**
@@ -42,7 +44,7 @@ export function kernelWork(
   kernel: Kernel,
   values: KernelValues,
   grid: Grid,
-  { budgeted = false, weights, mirrors, early, behindProducts = false }: WorkOptions = {},
+  { budgeted = false, early, behindProducts = false, ...rest }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
   const room = residentBlocks(kernel.entry, facts.multiprocessors);
@@ -57,8 +59,7 @@ export function kernelWork(
       (front.product || !behindProducts) &&
       (early ?? gainsByStartingEarly(kernel, blocks, grid, room)),
     product: PRODUCTS.has(kernel.entry.selects["operator"]),
-    ...(weights && { weights }),
-    ...(mirrors && { mirrors }),
+    ...rest,
   };
 }
 

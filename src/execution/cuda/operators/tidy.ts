@@ -1,12 +1,30 @@
 /**
  * What is left to do when routing is done, beside the products: counts and fault to the
- * host, and what routing filled empty again for the next launch. One kernel, which
- * writes to page-locked memory by itself.
+ * host, and what routing filled empty again for the next launch. Done by a kernel that writes to
+ * page-locked memory by itself: the one that ends the step, if it can (`tidiesUp`), or one of its own.
  */
 
 import type { CudaBuffer } from "../buffer.ts";
+import type { KernelValues } from "../launch/launch.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
+
+/** What parameters of the tidying are called in a kernel that does it along with its own work. */
+const prefixed = (values: KernelValues): KernelValues =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [`tidy_${name}`, value]));
+
+/** The parameters of a kernel that could tidy up and has nothing to: routing/tidy.py. */
+export const NOTHING_TO_TIDY = prefixed({
+  counts: null,
+  out: null,
+  counts_host: null,
+  clear: null,
+  fault: null,
+  fault_host: null,
+  experts: 0,
+  clear_words: 0,
+  options: 0,
+});
 
 export interface Tidying {
   readonly experts: number;
@@ -29,23 +47,24 @@ export function tidyUp(tidying: Tidying, to: OperatorEncoder): void {
   const kernel = kernels.find({ operator: "tidy" });
   const bits = kernels.manifest.options["tidy"] ?? {};
   const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
+  const values = {
+    counts: counts.address,
+    out: out?.address ?? null,
+    counts_host: mirror?.address ?? null,
+    clear: clear.address,
+    fault: word.device,
+    fault_host: word.host,
+    experts,
+    clear_words: clearWords,
+    options:
+      bit("out", out !== undefined) |
+      bit("counts_host", mirror !== undefined) |
+      bit("fault_host", fault),
+  };
   to.kernelBeside(
     kernel,
-    {
-      counts: counts.address,
-      out: out?.address ?? null,
-      counts_host: mirror?.address ?? null,
-      clear: clear.address,
-      fault: word.device,
-      fault_host: word.host,
-      experts,
-      clear_words: clearWords,
-      options:
-        bit("out", out !== undefined) |
-        bit("counts_host", mirror !== undefined) |
-        bit("fault_host", fault),
-    },
+    values,
     coverGrid(kernel.entry, { words: Math.max(experts, clearWords) }),
-    mirror === undefined ? {} : { mirrors: [mirror.address] },
+    { tidying: prefixed(values), ...(mirror && { mirrors: [mirror.address] }) },
   );
 }

@@ -54,6 +54,13 @@ function descriptor(name: string, dimensions: number): string {
   return [`${name}:tensormap`, ...shapes, ...strides].join(" ");
 }
 
+/** Of a kernel that tidies up; with a prefix, where it has work of its own. */
+const tidying = (prefix: string) =>
+  "counts:*i32 out:*i32 counts_host:*i32 clear:*i32 fault:*i32 fault_host:*i32 experts:i32 clear_words:i32 options:i32".replace(
+    /(\S+)/g,
+    `${prefix}$1`,
+  );
+
 const ACTIVATION = "code:i32 linear:fp32 cubic:fp32 limit:fp32 shift:fp32";
 
 function project(
@@ -164,7 +171,7 @@ function decodes(element: Element): Variant[] {
   ): Variant => ({
     name: `decode_second_${short}_${SHORT[output]}_${rows}x${columns}`,
     args: parse(
-      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32`,
+      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 ids:*i32 weights:*fp32 shared:*${short} shared_scale:*fp32 residual:*${short} out:*${SHORT[output]} tokens:*i32 width:i32 n:i32/16 k:i32/16 x_pitch:i32/16 row_pitch:i32/16 top_k:i32 options:i32 ${tidying("tidy_")}`,
     ),
     grid: {
       rule: "cover",
@@ -201,10 +208,11 @@ function combines(element: Element): Variant[] {
       [true, false].map((aligned): Variant => {
         const extra =
           mode === "sum" ? `shared:*${short}/16 shared_scale:*fp32 residual:*${short}/16 ` : "";
+        const along = mode === "sum" ? ` ${tidying("tidy_")}` : "";
         return {
           name: `${mode === "sum" ? "combine" : mode}_${short}_${SHORT[output]}${aligned ? "" : "_any"}`,
           args: parse(
-            `rows:*${short}/16 inverse:*i32 weights:*fp32 ${extra}out:*${SHORT[output]}/16 tokens:*i32 width:i32${aligned ? "/16" : ""} row_pitch:i32/16 top_k:i32 options:i32`,
+            `rows:*${short}/16 inverse:*i32 weights:*fp32 ${extra}out:*${SHORT[output]}/16 tokens:*i32 width:i32${aligned ? "/16" : ""} row_pitch:i32/16 top_k:i32 options:i32${along}`,
           ),
           grid: {
             rule: "persistent",
@@ -298,9 +306,7 @@ function others(arch: string): Variant[] {
   });
   found.push({
     name: "tidy",
-    args: parse(
-      "counts:*i32 out:*i32 counts_host:*i32 clear:*i32 fault:*i32 fault_host:*i32 experts:i32 clear_words:i32 options:i32",
-    ),
+    args: parse(tidying("")),
     grid: cover({ of: "words", by: 100 }),
     selects: { operator: "tidy" },
   });
@@ -372,7 +378,7 @@ export function madeBundle(): {
   const logistic = { code: 4, cubic: 0, limit: null, shift: 0 };
   const coded = (code: number) => ({ code, linear: 0, cubic: 0, limit: null, shift: 0 });
   const manifest = {
-    abi_version: 2,
+    abi_version: 3,
     triton_version: "3.6.0",
     padding: 64,
     options: {

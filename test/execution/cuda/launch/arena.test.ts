@@ -121,6 +121,33 @@ describe("a launch", () => {
     assert.equal(heap.chunks.length, 1);
   });
 
+  it("takes other values for some parameters, as checked as the first ones", () => {
+    const { heap, arena } = setUp();
+    const it = kernel([
+      ["n", "i32", 16],
+      ["p", "*i32"],
+      ["x", "fp32"],
+    ]);
+    const launch = arena.prepare(it, { n: 16, p: null, x: 2 }, GRID);
+    const parameter = (index: number) =>
+      heap.at(heap.at(launch.params).getBigUint64(8 * index, true));
+    launch.setValues({ n: 48, p: 7n, unknown: 1 });
+    assert.deepEqual(
+      [
+        parameter(0).getInt32(0, true),
+        parameter(1).getBigUint64(0, true),
+        parameter(2).getFloat32(0, true),
+      ],
+      [48, 7n, 2],
+    );
+    assert.throws(
+      () => launch.setValues({ p: 8n, n: 17 }),
+      /parameter n is 17. The kernel is compiled for multiples of 16/,
+    );
+    assert.equal(parameter(1).getBigUint64(0, true), 7n, "all or none");
+    assert.equal(heap.chunks.length, 1);
+  });
+
   it("has the attributes for dependent launch and for a cache window", () => {
     const { heap, arena } = setUp();
     const window = { address: 0xabc000n, bytes: 5 * 2 ** 20, hitRatio: 0.75 };

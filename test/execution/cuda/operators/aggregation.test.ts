@@ -6,6 +6,13 @@ import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
 import { combineOf, decodeOf } from "./operators.ts";
 
+/** What a kernel is told that could tidy up, until it is to. */
+const NOTHING_TO_TIDY = {
+  ...{ tidy_counts: 0n, tidy_out: 0n, tidy_counts_host: 0n, tidy_clear: 0n },
+  ...{ tidy_fault: 0n, tidy_fault_host: 0n },
+  ...{ tidy_experts: 0, tidy_clear_words: 0, tidy_options: 0 },
+};
+
 const addressOf = (buffer: unknown) => (buffer as FakeBuffer).address;
 
 describe("combine", () => {
@@ -33,6 +40,9 @@ describe("combine", () => {
         ],
       );
       assert.deepEqual([work.persistent, work.budgeted], [true, false]);
+      assert.equal(work.tidiesUp, mode === "sum");
+      const tidying = Object.entries(values).filter(([field]) => field.startsWith("tidy_"));
+      assert.deepEqual(Object.fromEntries(tidying), mode === "sum" ? NOTHING_TO_TIDY : {});
       const pieces = mode === "sum" ? 10 * Math.ceil(width / 256) : 30 * Math.ceil(width / 1024);
       assert.equal(work.blocks(132), Math.min(pieces, 132 * 32));
       assert.equal(work.blocks(0.25), 8);
@@ -111,6 +121,7 @@ describe("decode", () => {
       profile_scratch: 0n,
     });
     assert.equal(two?.name, "decode_second_bf16_fp32_4x1024");
+    assert.deepEqual([one?.work.tidiesUp, two?.work.tidiesUp], [undefined, true]);
     assert.deepEqual(two?.grid, { x: 4, y: 32, z: 1 });
     assert.deepEqual(two?.values, {
       x: addressOf(operator.inner),
@@ -130,6 +141,7 @@ describe("decode", () => {
       row_pitch: 128,
       top_k: 3,
       options: 1 | 8 | 16,
+      ...NOTHING_TO_TIDY,
       global_scratch: 0n,
       profile_scratch: 0n,
     });

@@ -24,7 +24,13 @@ function tidyOf(
 ): { [name: string]: unknown; mirrors: readonly bigint[] | undefined } {
   const [tidy, ...others] = device.kernels(beside);
   assert.deepEqual([tidy?.name, others.length, beside.length], ["tidy", 0, 1]);
-  return { ...tidy?.values, grid: tidy?.grid.x, mirrors: tidy?.work.mirrors };
+  const { tidying = {}, mirrors } = tidy?.work ?? {};
+  // What another kernel would be told.
+  for (const [name, value] of Object.entries(tidying)) {
+    assert.equal(value ?? 0n, tidy?.values[name.replace(/^tidy_/, "")], name);
+  }
+  assert.equal(Object.keys(tidying).length, 9);
+  return { ...tidy?.values, grid: tidy?.grid.x, mirrors };
 }
 
 const SCRATCH = { global_scratch: 0n, profile_scratch: 0n };

@@ -1,6 +1,7 @@
 /** kernels/triton/experts/combine.py */
 
 import type { KernelCall } from "../call.ts";
+import { tidyUp } from "./tidy.ts";
 
 export const WEIGHTS = 1;
 const SHARED = 2;
@@ -29,6 +30,7 @@ export function addSharedAndResidual(
 }
 
 export function combine(call: KernelCall): void {
+  tidyUp(call);
   const [width, topK] = [call.number("width"), call.number("top_k")];
   pieces(call, call.pointer("tokens").int(0), (token, column, count) => {
     const sums = new Float32Array(count);

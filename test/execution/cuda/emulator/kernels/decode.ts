@@ -5,6 +5,7 @@ import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
 import { loadRows } from "./panels.ts";
 import { dot } from "./project.ts";
+import { tidyUp } from "./tidy.ts";
 
 const BIAS = 2;
 const INPUT_SCALE = 4;
@@ -37,6 +38,7 @@ export function decodeFirst(call: KernelCall): void {
 }
 
 export function decodeSecond(call: KernelCall): void {
+  tidyUp(call);
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const width = number("width");

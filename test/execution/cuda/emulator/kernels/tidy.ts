@@ -6,17 +6,25 @@ const OUT = 1;
 const COUNTS_HOST = 2;
 const FAULT_HOST = 4;
 
-/** Program i: words BLOCK * i and on. */
+/** A kernel of its own: program i has words BLOCK * i and on. */
 export function tidy(call: KernelCall): void {
-  const covered = call.grid.x * call.constant("BLOCK");
-  const experts = Math.min(covered, call.number("experts"));
-  const cleared = Math.min(covered, call.number("clear_words"));
-  const options = call.number("options");
-  const counts = [...call.pointer("counts").loadInts(0, experts)];
-  if (options & OUT) call.pointer("out").storeInts(0, counts);
-  if (options & COUNTS_HOST) call.pointer("counts_host").storeInts(0, counts);
-  call.pointer("clear").storeInts(0, new Array<number>(cleared).fill(0));
-  if (options & FAULT_HOST) {
-    call.pointer("fault_host").storeInts(0, [call.pointer("fault").int(0)]);
+  tidyUp(call, "");
+}
+
+/** What programs of a kernel do of it, in blocks of any size and as many turns as that takes. */
+export function tidyUp(call: KernelCall, prefix = "tidy_"): void {
+  const number = (name: string) => call.number(`${prefix}${name}`);
+  const pointer = (name: string) => call.pointer(`${prefix}${name}`);
+  const [experts, clearWords, options] = [
+    number("experts"),
+    number("clear_words"),
+    number("options"),
+  ];
+  if (experts > 0) {
+    const counts = [...pointer("counts").loadInts(0, experts)];
+    if (options & OUT) pointer("out").storeInts(0, counts);
+    if (options & COUNTS_HOST) pointer("counts_host").storeInts(0, counts);
   }
+  if (clearWords > 0) pointer("clear").storeInts(0, new Array<number>(clearWords).fill(0));
+  if (options & FAULT_HOST) pointer("fault_host").storeInts(0, [pointer("fault").int(0)]);
 }
