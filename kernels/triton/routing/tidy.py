@@ -1,11 +1,13 @@
 """What is left to do when routing is done, by programs of the kernel that ends the step, or in a launch of its own.
 
 The host wants each expert's count and the fault word: they are written to page-locked memory, where they are found
-without a copy being asked for. The next step wants the sets (or the counts that route.py added up by itself) empty. As
-copies and fills of the driver's these were four nodes of a graph, one after the other, and the copy engines they go through
-made a decode step 8 us longer on an H200. As a kernel beside the sum it still was the last one done; by the sum's own programs, or decode's second
-product's, before they wait for the kernel in front, most steps take 0.1 to 1.8 us less (H100), and those of 16 and 64 tokens
-of a small layer 0.3 us more: what a kernel has written to the host's memory it waits for. (An extra block for it was no faster.)
+without a copy being asked for. The next step wants the sets (or the counts that route.py added up by itself) empty.
+
+As copies and fills of the driver's these were four nodes of a graph, one after the other, and the copy engines they go
+through made a decode step 8 us longer on an H200. As a kernel beside the sum it still was the last one done. By programs of
+the sum, or of decode's second product, before they wait for the kernel in front, most steps take 0.1 to 1.8 us less (H100),
+and those of 16 and 64 tokens of a small layer 0.3 more: a kernel is not over before the host's memory has what it wrote
+there. (A block of its own for it was no faster.)
 """
 
 import triton

@@ -42,13 +42,11 @@ TILES_90 = {
     "first": {
         128: (128, 256, 64, 8, 4, True, True),
         64: (64, 256, 64, 8, 4, True, True),
-        32: (32, 64, 128, 4, 4, True, False),
         16: (16, 64, 256, 4, 3, True, False),
     },
     "second": {
         128: (128, 256, 64, 8, 3, True, True),
         64: (64, 128, 64, 4, 4, True, True),
-        32: (32, 64, 128, 4, 3, True, False),
         16: (16, 64, 128, 4, 3, True, False),
     },
     **SMALL_TILES,

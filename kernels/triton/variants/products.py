@@ -34,7 +34,7 @@ PROJECT_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 
 # Tiles of at most so many rows get a block for each piece of work where the kernel has the whole device: pieces take unequal
 # time, and the hardware deals them out better than a fixed walk; up to 5 % under skew.
-COVERING_ROWS = 32
+COVERING_ROWS = 16
 
 ACTIVATION_SETS = {"identity": activation.IDENTITY, "logistic": activation.LOGISTIC, "coded": activation.CODED}
 

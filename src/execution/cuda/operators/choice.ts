@@ -17,27 +17,25 @@ import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
 import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
 
-/** Most rows a matrix has on average for tiles of 16, 32 and 64 rows; beyond, the tallest. */
+/** Most rows a matrix has on average for tiles of 16 and of 64 rows; beyond, the tallest. */
 interface Shares {
   readonly rows16: number;
-  /** Absent: none has 32. */
-  readonly rows32?: number;
   readonly rows64: number;
 }
 /**
  * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. At 8 tiles of
  * 64 rows take up to 2 % more than those of 16 with uniform routing and up to 4 % less with Zipf 1.5 (on an H200, with
- * weights in rows, up to 11 %). Those of 32 take longer than either with uniform routing in most shapes.
+ * weights in rows, up to 11 %). Tiles of 32 took longer than either with uniform routing in most shapes: there are none.
  */
 const EXPERT_SHARES: Shares = { rows16: 4, rows64: 48 };
 /** Of experts in float32, whose products have no tensor cores unless asked for: what a tile is taller than its rows costs more. */
 const FLOAT32_SHARES: Shares = { rows16: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
- * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2). At 16
- * tiles of 32 rows take 23.5 us a step and those of 64 25.6, at 32 the other way round 25.7 and 23.9.
+ * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2): at 128
+ * 37.9 us a step instead of 42.7 on tiles of 128 rows, at 4 18.1 on those of 16 instead of 21.4 on 64.
  */
-const CACHED_SHARES: Shares = { rows16: 8, rows32: 16, rows64: 1024 };
+const CACHED_SHARES: Shares = { rows16: 8, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */
 export const DENSE_SHARES: Shares = { rows16: 8, rows64: 128 };
 
@@ -76,9 +74,8 @@ function precisionOf(element: RowType, { float32 }: Pick<OperatorContext, "float
 }
 
 /** The rows that tiles should have for so many rows a matrix. */
-function wantedRows(share: number, { rows16, rows32 = rows16, rows64 }: Shares): number {
+function wantedRows(share: number, { rows16, rows64 }: Shares): number {
   if (share <= rows16) return 16;
-  if (share <= rows32) return 32;
   return share <= rows64 ? 64 : 128;
 }
 

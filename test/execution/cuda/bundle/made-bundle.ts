@@ -115,7 +115,7 @@ function projectMany(element: Element, gated: boolean, rows: number, columns: nu
 function projects(arch: string): Variant[] {
   const found: Variant[] = [];
   const own = arch === "sm_90a";
-  const heights = arch === "ptx" ? [64] : own ? [128, 64, 32, 16] : [128, 64, 16];
+  const heights = arch === "ptx" ? [64] : [128, 64, 16];
   for (const element of ["bfloat16", "float16"] as const) {
     if (own) {
       found.push(projectMany(element, true, 128, 256), projectMany(element, false, 128, 256));

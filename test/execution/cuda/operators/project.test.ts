@@ -48,11 +48,11 @@ describe("the height of tiles", () => {
   it("is lower up to a larger share where the L2 holds all weights", async () => {
     const { context } = await FakeDevice.open();
     const heights = (weightBytes: number) =>
-      [4, 8, 9, 16, 17, 48, 49, 1024, 1025].map((share) =>
+      [4, 5, 8, 9, 48, 49, 1024, 1025].map((share) =>
         expertTileRows(context, "bfloat16", share, weightBytes),
       );
-    assert.deepEqual(heights(context.facts.l2Bytes), [16, 16, 32, 32, 64, 64, 64, 64, 128]);
-    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 64, 128, 128, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes), [16, 16, 16, 64, 64, 64, 64, 128]);
+    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 128, 128, 128]);
   });
 });
 
