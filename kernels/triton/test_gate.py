@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import launch
-from launch import Bundle
+from launch import Bundle, in_range
 from layout import padded
 
 DEVICE = "cuda"
@@ -26,14 +26,14 @@ TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.
 TOLERANCE = 3e-5
 
 
-def kernel_for(bundle, element, weights, most_tokens):
+def kernel_for(bundle, element, weights, outputs):
     """The kernel that the manifest's `selects` give."""
     for entry in bundle.entries.values():
         selects = entry["selects"]
         if selects["operator"] == "gate" and (selects["element"], selects["weights"]) == (element, weights):
-            if selects["tokens"].get("least", 1) <= most_tokens <= selects["tokens"].get("most", most_tokens):
+            if in_range(selects["outputs"], outputs):
                 return bundle[entry["name"]]
-    raise KeyError((element, weights, most_tokens))
+    raise KeyError((element, weights, outputs))
 
 
 class Checks:
@@ -49,7 +49,7 @@ class Checks:
 
 
 def run_case(checks, bundle, element, weights, n, width, tokens, most_tokens, bias, sigmoid):
-    kernel = kernel_for(bundle, element, weights, most_tokens)
+    kernel = kernel_for(bundle, element, weights, n * most_tokens)
     k = padded(width)
     x = torch.full((most_tokens, k), float("nan"), device=DEVICE, dtype=TYPES[element])
     x[:tokens] = 0
@@ -108,6 +108,7 @@ def run_all(bundle, seed, cases):
             (128, 2048, 1, 1), (256, 7168, 3, 4), (1, 2048, 1, 1), (1, 64, 4, 4), (1024, 100, 2, 4),
             (128, 2048, 5, 64), (1, 2048, 33, 500), (60, 1408, 512, 512), (1024, 192, 17, 40), (8, 4096, 16, 16),
             (128, 2048, 700, 4096), (1, 2048, 600, 600), (257, 320, 513, 1000), (8, 4096, 8192, 8192), (1024, 64, 64, 900),
+            (256, 1000, 900, 1024), (256, 512, 4000, 4096),
         ):  # fmt: skip
             run_case(checks, bundle, element, weights, n, width, tokens, most_tokens, random.random() < 0.5,
                      random.random() < 0.5)  # fmt: skip

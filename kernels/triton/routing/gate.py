@@ -4,12 +4,13 @@ Gates decide, so nothing is rounded on the way: products are exact, sums are in 
 without gaps, as route.py reads it. A gate is one matrix and every token goes through it, so there is no work list and
 no budget of multiprocessors: the grid covers the output. It is no expert product; grouped.py is for those.
 
-Gates are small, 1 to 1024 outputs, so time is how soon the bytes are here, and what helps depends on the tokens:
+Gates are small, 1 to 1024 columns, so time is how soon the bytes are here, and what helps depends on how many outputs the
+tokens have in all:
 
-- up to four, `gate_few`: a program for every output, the whole of k ahead of it. Hundreds of programs ask for their
+- up to some thousand, `gate_few`: a program for every output, the whole of k ahead of it. Hundreds of programs ask for their
   few kilobytes at the same time.
-- more, `gate`: tiles on the tensor cores, small ones (of which there are many, to use many multiprocessors) up to some
-  hundred tokens, larger ones (which read everything fewer times) beyond.
+- more, `gate`: tiles on the tensor cores, small ones (of which there are many, to use many multiprocessors, and which ask for a
+  quarter of a row at a time) at first, larger ones (which read everything fewer times) beyond.
 
 Weights are those of the rows, or float32 with rows of any type. bfloat16 rows with float32 weights stay on the tensor
 cores: a float32 is the sum of three bfloat16s, 8 bits of the 24 each, and each part's product with a bfloat16 is exact

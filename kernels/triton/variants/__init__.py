@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .products import DECODE_FIRST, DECODE_SECOND, decode_first, decode_second, project, project_many
 from .router import (
-    GATE_TILES,
+    GATE_AMOUNTS,
     GATES,
     ROUTED_EXPERTS,
     bucket_variant,
@@ -109,7 +109,7 @@ def variants(architecture):
     found.append(tidy_variant())
     for element, weights in GATES:
         found.append(gate_few_variant(element, weights))
-        for amount in GATE_TILES:
+        for amount in GATE_AMOUNTS[1:]:
             found.append(gate_variant(element, weights, amount))
     return [overlapping(variant, architecture) for variant in found]
 

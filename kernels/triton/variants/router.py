@@ -12,14 +12,41 @@ GATES = (
     ("bfloat16", "float32"),
     ("float16", "float32"),
 )
-# Most tokens of gate_few and of the small tiles. The tiles walk through a row in one go, which takes them 29 us for 2048
-# columns on an H200 however few tokens there are; gate_few needs 3 us for 4 tokens and grows with them.
-GATE_FEW, GATE_SOME = 64, 512
-# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages), by whether weights are float32.
-GATE_TILES = {
-    "some": {False: (16, 16, 128, 2, 5), True: (16, 16, 64, 2, 5)},
-    "many": {False: (64, 64, 64, 4, 4), True: (64, 64, 32, 4, 3)},
+# What a gate takes depends on how its products are made: of 16 bits each, of a bfloat16 and the three parts of a float32
+# (gate.py), or in ordinary float32 arithmetic.
+#
+# Most outputs, of all tokens, of gate_few, which has a program for each and takes longer with every one; and of the tiles, the
+# lowest first. Measured on an H100 from 5 to 8192 tokens: 8 outputs of 4096 columns, 32 of 2880, 128 of 2048, 256 of 7168.
+GATE_MOST = {
+    "halves": {"few": 2048, "some": 65536, "many": 524288},
+    "parts": {"few": 4096, "some": 65536, "many": 262144},
+    "floats": {"few": 8192, "some": 65536, "many": 262144},
 }
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). Low tiles are many programs, each of which asks for much of its rows at a time.
+GATE_TILES = {
+    "halves": {"some": (16, 16, 512, 2, 3), "many": (64, 32, 128, 4, 4), "most": (128, 64, 64, 8, 4)},
+    "parts": {"some": (16, 32, 256, 4, 3), "many": (64, 16, 128, 4, 3), "most": (64, 64, 64, 4, 3)},
+    "floats": {"some": (16, 16, 64, 2, 5), "many": (32, 32, 64, 4, 4), "most": (64, 64, 32, 4, 3)},
+}
+# From the fewest outputs to the most.
+GATE_AMOUNTS = ("few", "some", "many", "most")
+
+
+def _gate_products(element, weights):
+    if weights != "float32":
+        return "halves"
+    return "parts" if element == "bfloat16" else "floats"
+
+
+def _gate_selects(element, weights, amount):
+    most = GATE_MOST[_gate_products(element, weights)]
+    place = GATE_AMOUNTS.index(amount)
+    outputs = {}
+    if place > 0:
+        outputs["least"] = most[GATE_AMOUNTS[place - 1]] + 1
+    if amount in most:
+        outputs["most"] = most[amount]
+    return {"operator": "gate", "element": element, "weights": weights, "outputs": outputs}
 
 
 def _gate_arguments(element, weights):
@@ -47,14 +74,13 @@ def gate_few_variant(element, weights, *, block_k=2048, stages=3, warps=4):
         num_stages=3,
         grid={"rule": "cover", "words": "x = n; y = tokens the buffers have room for; z = 1",
               "x": {"of": "n", "by": 1}, "y": {"of": "most_tokens", "by": 1}},
-        selects={"operator": "gate", "element": element, "weights": weights, "tokens": {"most": GATE_FEW}},
+        selects=_gate_selects(element, weights, "few"),
         ptx=True,
     )  # fmt: skip
 
 
 def gate_variant(element, weights, amount):
-    block_m, block_n, block_k, warps, stages = GATE_TILES[amount][weights == "float32"]
-    tokens = {"least": GATE_FEW + 1, "most": GATE_SOME} if amount == "some" else {"least": GATE_SOME + 1}
+    block_m, block_n, block_k, warps, stages = GATE_TILES[_gate_products(element, weights)][amount]
     return Variant(
         name=f"gate_{ELEMENTS[element]}_{ELEMENTS[weights]}_{amount}",
         function=gate.gate,
@@ -65,7 +91,7 @@ def gate_variant(element, weights, amount):
         num_stages=stages,
         grid={"rule": "cover", "words": f"x = ceil(n / {block_n}); y = ceil(most_tokens / {block_m}); z = 1",
               "x": {"of": "n", "by": block_n}, "y": {"of": "most_tokens", "by": block_m}},
-        selects={"operator": "gate", "element": element, "weights": weights, "tokens": tokens},
+        selects=_gate_selects(element, weights, amount),
         ptx=True,
     )  # fmt: skip
 

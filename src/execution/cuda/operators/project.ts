@@ -243,7 +243,7 @@ function encodeGate(
     operator: "gate",
     element: spec.input,
     weights: element,
-    tokens: mostTokens,
+    outputs: mostTokens * spec.outputs,
   });
   const { bias = 0, sigmoid = 0 } = kernels.manifest.options["gate"] ?? {};
   to.kernel(

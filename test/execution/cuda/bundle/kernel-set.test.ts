@@ -96,11 +96,13 @@ describe("a set of kernels", () => {
   it("finds by ranges, and says what it does not find", async () => {
     const modules = new FakeModules();
     const set = await KernelSet.open(modules.driver, facts(), bundle.directory);
-    const gate = (tokens: number) =>
-      set.find({ operator: "gate", element: "bfloat16", weights: "float32", tokens }).entry.name;
+    const gate = (outputs: number) =>
+      set.find({ operator: "gate", element: "bfloat16", weights: "float32", outputs }).entry.name;
     assert.deepEqual(
-      [1, 4, 5, 512, 513, 20000].map(gate),
-      ["few", "few", "some", "some", "many", "many"].map((amount) => `gate_bf16_fp32_${amount}`),
+      [1, 2048, 2049, 65536, 65537, 524288, 524289, 2 ** 24].map(gate),
+      ["few", "few", "some", "some", "many", "many", "most", "most"].map(
+        (amount) => `gate_bf16_fp32_${amount}`,
+      ),
     );
     assert.throws(() => set.find({ operator: "gate", element: "int8" }), {
       name: "DeviceUnavailableError",

@@ -267,10 +267,11 @@ function others(arch: string): Variant[] {
       }
     }
     for (const weights of new Set<Element>([element, "float32"])) {
-      for (const [amount, tokens, by] of [
-        ["few", { most: 4 }, [1, 1]],
-        ["some", { least: 5, most: 512 }, [16, 16]],
-        ["many", { least: 513 }, [64, 64]],
+      for (const [amount, outputs, by] of [
+        ["few", { most: 2048 }, [1, 1]],
+        ["some", { least: 2049, most: 65536 }, [16, 16]],
+        ["many", { least: 65537, most: 524288 }, [32, 64]],
+        ["most", { least: 524289 }, [64, 128]],
       ] as const) {
         found.push({
           name: `gate_${short}_${SHORT[weights]}_${amount}`,
@@ -278,7 +279,7 @@ function others(arch: string): Variant[] {
             `x:*${short}/16 w:*${SHORT[weights]}/16 bias:*fp32 out:*fp32 tokens:*i32 n:i32 k:i32/16 x_pitch:i32/16 options:i32`,
           ),
           grid: cover({ of: "n", by: by[0] }, { of: "most_tokens", by: by[1] }),
-          selects: { operator: "gate", element, weights, tokens },
+          selects: { operator: "gate", element, weights, outputs },
         });
       }
     }

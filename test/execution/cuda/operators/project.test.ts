@@ -316,10 +316,11 @@ describe("a gate", () => {
 
   for (const [dtype, input, mostTokens, name, grid] of [
     ["bfloat16", "bfloat16", 4, "gate_bf16_bf16_few", { x: 40, y: 4, z: 1 }],
-    ["float32", "bfloat16", 5, "gate_bf16_fp32_some", { x: 3, y: 1, z: 1 }],
-    ["float16", "bfloat16", 512, "gate_bf16_fp32_some", { x: 3, y: 32, z: 1 }],
-    ["float16", "float16", 513, "gate_fp16_fp16_many", { x: 1, y: 9, z: 1 }],
-    ["float32", "float32", 20000, "gate_fp32_fp32_many", { x: 1, y: 313, z: 1 }],
+    ["float32", "bfloat16", 51, "gate_bf16_fp32_few", { x: 40, y: 51, z: 1 }],
+    ["float32", "bfloat16", 52, "gate_bf16_fp32_some", { x: 3, y: 4, z: 1 }],
+    ["float16", "bfloat16", 1638, "gate_bf16_fp32_some", { x: 3, y: 103, z: 1 }],
+    ["float16", "float16", 1639, "gate_fp16_fp16_many", { x: 2, y: 26, z: 1 }],
+    ["float32", "float32", 20000, "gate_fp32_fp32_most", { x: 1, y: 157, z: 1 }],
     ["bfloat16", "float32", 1, "gate_fp32_fp32_few", { x: 40, y: 1, z: 1 }],
   ] as const) {
     it(`of ${dtype} weights on up to ${mostTokens} ${input} rows takes ${name}`, async () => {
