@@ -16,8 +16,8 @@
  *   other experts come in between. The price: what the kernel before has just written, logits to
  *   rows, comes from device memory here and is found in L2 in a step, and what a kernel writes may
  *   still be in L2 when counters are read.
- * - Kernels run one at a time, so `bucket`, which begins while `route` runs, does not overlap with it, and
- *   tidying up, which runs beside the products, is left out.
+ * - Kernels run one at a time, so `bucket`, which begins while `route` runs, does not overlap with it. What the
+ *   last kernel writes along with its own work, counts to the host and empty sets, is among its bytes.
  * - Between passes the card rests, so it hardly meets its power limit. The clock that stands beside the
  *   figures is that of the passes, not that of steps without a pause, which may be lower.
  *
