@@ -17,6 +17,7 @@
 import type { CudaBudgets } from "./budgets.ts";
 import type { AccessWindow, Driver } from "./driver/driver.ts";
 import type { EventPool } from "./driver/events.ts";
+import type { KernelValues } from "./launch/launch.ts";
 import type { CudaStream, Point, Recording } from "./recorder.ts";
 import type { NativeStreams } from "./streams.ts";
 import type { KernelWork, Work } from "./work.ts";
@@ -42,7 +43,7 @@ export interface BudgetedKernel {
 
 /** Work that was put off. */
 interface Later {
-  readonly beside: readonly Work[];
+  readonly work: Work;
   /** Whose it is. */
   readonly stream: bigint;
   /** The event that it comes after. */
@@ -118,7 +119,7 @@ class Issuer {
   /** Where the recording begins. */
   readonly #begin: bigint;
   #side: bigint | undefined;
-  #later: Later[] = [];
+  readonly #later: Later[] = [];
   /** Streams on which kernels have tidied up along with their own work. */
   readonly #tidied = new Set<bigint>();
 
@@ -148,7 +149,7 @@ class Issuer {
         if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
         if (afterBeside) this.#afterBeside(stream);
         for (const item of work) this.#work(item, step.stream, stream);
-        if (beside.length > 0) this.#later.push({ beside, stream, after: this.#mark(stream) });
+        if (beside.length > 0) this.#putOff(beside, stream);
       } else if (step.kind === "wait") {
         this.#wait(stream, this.#points.get(step.point) as bigint);
       } else if (step.point.awaited) {
@@ -236,20 +237,22 @@ class Issuer {
     return [...ranges.values()].reduce((sum, bytes) => sum + bytes, 0);
   }
 
-  /** Hands tidying that the stream's operators have put off to a kernel of these that does it along with its own work. */
+  #putOff(beside: readonly Work[], stream: bigint): void {
+    const after = this.#mark(stream);
+    for (const work of beside) this.#later.push({ work, stream, after });
+  }
+
+  /** Hands tidying that was put off on the stream to a kernel of this work that does it along with its own. */
   #tidyAlong(work: readonly Work[], stream: bigint): void {
-    for (const item of work) {
-      if (item.kind !== "kernel" || !item.tidiesUp) continue;
-      const of = this.#later.find((later) => later.stream === stream && tidyingIn(later.beside));
-      const tidying = of && tidyingIn(of.beside);
-      if (tidying?.tidying === undefined) return;
-      item.launch.setValues(tidying.tidying);
+    const kernel = work.find((item) => item.kind === "kernel" && item.tidiesUp);
+    if (kernel?.kind !== "kernel") return;
+    for (const [at, later] of this.#later.entries()) {
+      const tidying = later.stream === stream ? tidyingOf(later.work) : undefined;
+      if (tidying === undefined) continue;
+      kernel.launch.setValues(tidying);
+      this.#later.splice(at, 1);
       this.#tidied.add(stream);
-      this.#later = this.#later.flatMap((later) => {
-        if (later !== of) return later;
-        const beside = later.beside.filter((other) => other !== tidying);
-        return beside.length === 0 ? [] : { ...later, beside };
-      });
+      return;
     }
   }
 
@@ -267,9 +270,11 @@ class Issuer {
     const { driver, streams, multiprocessors } = this.#site;
     this.#side ??= streams.lend(SIDE_PRIORITY, undefined);
     if (not !== undefined) this.#order(not, this.#side);
-    for (const { beside, after } of this.#later.splice(0)) {
-      driver.waitEvent(this.#side, after);
-      for (const work of beside) issueWork(driver, work, this.#side, multiprocessors);
+    let waited: bigint | undefined;
+    for (const { work, after } of this.#later.splice(0)) {
+      if (after !== waited) driver.waitEvent(this.#side, after);
+      waited = after;
+      issueWork(driver, work, this.#side, multiprocessors);
     }
   }
 
@@ -290,8 +295,6 @@ class Issuer {
   }
 }
 
-function tidyingIn(beside: readonly Work[]): KernelWork | undefined {
-  return beside.find(
-    (work): work is KernelWork => work.kind === "kernel" && work.tidying !== undefined,
-  );
+function tidyingOf(work: Work): KernelValues | undefined {
+  return work.kind === "kernel" ? work.tidying : undefined;
 }
