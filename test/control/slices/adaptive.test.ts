@@ -6,6 +6,7 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { median } from "../../../src/cli/statistics.ts";
 import type { BudgetedSliceId, Plan } from "../../../src/control/plan.ts";
 import { SliceManager } from "../../../src/control/slices/manager.ts";
 import type { PlanningDevice } from "../../../src/control/slices/planning-device.ts";
@@ -166,10 +167,8 @@ function costAfterShift(work: Work, steps: number, random: Random, counts = LOAD
 }
 
 /** Of several searches, by the same function of their number. */
-function medianCost(search: (number: number) => number): number {
-  const costs = Array.from({ length: SEARCHES }, (_, i) => search(i)).sort((a, b) => a - b);
-  return costs[(SEARCHES - 1) / 2] as number;
-}
+const medianCost = (search: (number: number) => number) =>
+  median(Array.from({ length: SEARCHES }, (_, i) => search(i)));
 
 describe("starting again", () => {
   test("after the load has moved to other slices", () => {
