@@ -8,13 +8,14 @@ are; what is not asked for, too. That the sums are right beside it is test_exper
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import torch
 
 from launch import Bundle, combine, decode_second, decode_second_names, tidy
+from test_experts import DEVICE, Checks
 
-DEVICE = "cuda"
 # Words in front of and behind what a kernel is told of.
 MARGIN = 64
 NAMES = ("counts", "out", "counts_host", "clear", "fault", "fault_host")
@@ -77,14 +78,7 @@ def run_all(bundle, seed):
     torch.manual_seed(seed)
     random.seed(seed)
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    failures, checks = [], 0
-
-    def that(what, holds):
-        nonlocal checks
-        checks += 1
-        if not holds:
-            failures.append(what)
-
+    checks = Checks()
     for tokens in (1, 2, 3, 4, 5, 33, 600, 5000):
         experts, top_k = random.randrange(8, 1025), random.randrange(1, 9)
         words = random.choice([experts, random.randrange(1, 5000), 200_000])
@@ -94,31 +88,30 @@ def run_all(bundle, seed):
             for asked in (WRITTEN, (), ("counts_host", "fault_host"), ("out", "clear"), ("clear",)):
                 told = Tidying(experts, words, asked)
                 label = f"{name}, {tokens} tokens, {experts} experts, {words} words, {', '.join(asked) or 'nothing'}"
-                that(f"{label}: sums", torch.equal(launch(told.given), plain))
-                that(label, told.holds())
+                checks.same(f"{label}: sums", launch(told.given), plain)
+                checks.that(label, told.holds())
         for asked in (WRITTEN, ("out", "clear"), ("counts_host",)):
             told = Tidying(experts, words, asked)
             tidy(bundle, bundle["tidy"], told.given)
-            that(f"tidy, {experts} experts, {words} words, {', '.join(asked)}", told.holds())
+            checks.that(f"tidy, {experts} experts, {words} words, {', '.join(asked)}", told.holds())
     # What is counted may be what is cleared, as the router's own counts are.
     told = Tidying(100, 100, ("out",))
     told.wanted["counts"][MARGIN : MARGIN + 100] = 0
     tidy(bundle, bundle["tidy"], {**told.given, "clear": told.inner["counts"]})
-    that("counts that are cleared", told.holds())
-    return failures, checks
+    checks.that("counts that are cleared", told.holds())
+    return checks
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", default=Path(__file__).resolve().parent / "bundle")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     options = parser.parse_args()
     print(f"seed {options.seed}")
-    failures, checks = run_all(Bundle(options.bundle), options.seed)
-    for failure in failures:
-        print("FAILED", failure)
-    print(f"{checks} checks, {len(failures)} failed")
-    raise SystemExit(1 if failures else 0)
+    checks = run_all(Bundle(options.bundle), options.seed)
+    print("\n".join(checks.failures))
+    print(f"{checks.count} checks, {len(checks.failures)} failed")
+    sys.exit(1 if checks.failures else 0)
 
 
 if __name__ == "__main__":
