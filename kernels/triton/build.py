@@ -38,7 +38,7 @@ from routing import bucket, gate, route, tidy  # noqa: E402
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE / "bundle"
 TRITON_VERSION = "3.6.0"
-ABI_VERSION = 3
+ABI_VERSION = 4
 # An old driver can finish PTX of the ISA version it knows; 8.0 came with CUDA 12.0.
 PTX_VERSION = 80
 
@@ -223,6 +223,7 @@ def build(architectures, jobs):
         },
         "scorings": route.SCORINGS,
         "list_words": bucket.LIST_WORDS,
+        "count_words": bucket.COUNT_WORDS.value,
         "activations": {
             kind: dict(zip(("code", "linear", "cubic", "limit", "shift"), numbers))
             for kind, numbers in activation.KINDS.items()

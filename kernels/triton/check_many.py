@@ -28,6 +28,8 @@ SHAPES = (
     (1536, 2048, [200] * 24),
 )
 NOBODYS_ROWS = 70
+# So few pieces have been begun that no launch comes to any that it waits for.
+NEVER = -(2**30)
 
 
 def check_many(checks, bundle, multiprocessors):
@@ -45,22 +47,26 @@ def _operands(dtype, gated, matrices, n, k, rows):
     return x, w, (rows, n // 2 if gated else n)
 
 
-def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, run, multiprocessors):
+def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, run, multiprocessors, dense=False):
     """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     outputs = []
-    for kernel, units, group, half_time in (
-        (f"{name}_rows{height}", multiprocessors, 8, False),
-        (f"{name}_many{height}", multiprocessors, 8, False),
-        (f"{name}_many{height}", multiprocessors, 8, True),
-        (f"{name}_many{height}", 1, 3, True),
-        (f"{name}_many{height}", random.randrange(2, multiprocessors), random.randrange(1, 20), random.choice((False, True))),
+    few, maybe = random.randrange(2, multiprocessors), not dense and random.choice((False, True))
+    for kernel, units, group, half_time, in_step in (
+        (f"{name}_rows{height}", multiprocessors, 8, False, False),
+        (f"{name}_many{height}", multiprocessors, 8, False, False),
+        (f"{name}_many{height}", multiprocessors, 8, True, False),
+        (f"{name}_many{height}", multiprocessors, 8, False, not dense),
+        (f"{name}_many{height}", 1, 3, True, not dense),
+        (f"{name}_many{height}", few, random.randrange(1, 20), random.choice((False, True)), maybe),
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
         activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
-        run(bundle[kernel], out, multiprocessors=units, group=group, half_time=half_time, activation=activation)
+        options = {"half_time": half_time, **({} if dense else {"in_step": in_step})}
+        run(bundle[kernel], out, multiprocessors=units, group=group, activation=activation, **options)
         outputs.append(out)
-        how = f"{' gather' if gather else ''} on {units} in groups of {group}{' half time' if half_time else ''}"
+        asked = f"{' gather' if gather else ''}{' half time' if half_time else ''}{' in step' if in_step else ''}"
+        how = f"{asked} on {units} in groups of {group}"
         checks.same(f"{kernel} {what}{how}", outputs[0], out)
 
 
@@ -71,18 +77,33 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
     x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, -(-slots // top_k))
     tiles = buckets.tiles[height]
     # Any number of tiles may be said to be of busy experts: the kernel under test is told so, and the other one of none.
-    unmixed = torch.tensor([len(tiles), 0], dtype=torch.int32, device=DEVICE)
-    number = torch.tensor([len(tiles), random.randrange(len(tiles) + 1)], dtype=torch.int32, device=DEVICE)
+    unmixed = launch.list_counts(len(tiles), 0, DEVICE)
+    number = launch.list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
 
-    def run(kernel, out, **options):
+    def run(kernel, out, in_step, begun=0, **options):
+        counted = (number if "_many" in kernel.entry["name"] else unmixed).clone()
+        counted[2:] = begun
         launch.project(
-            bundle, kernel, x, w, out, launch.with_room(tiles), number if "_many" in kernel.entry["name"] else unmixed,
-            most_tiles=len(tiles) + launch.SPARE_TILES, order=buckets.order, gather=gather, top_k=top_k, **options,
+            bundle, kernel, x, w, out, launch.with_room(tiles), counted, most_tiles=len(tiles) + launch.SPARE_TILES,
+            order=buckets.order, gather=gather, top_k=top_k, in_step=in_step, **options,
         )
+        pieces = counted[0].item() * -(-n // kernel.grid["columns_per_block"])
+        # The product that gathers has the first of the two words.
+        if in_step and begun == 0:
+            checks.that(f"{what}: begun {counted[2:].tolist()}", counted[2:].tolist() == ([pieces, 0] if gated else [0, pieces]))
+        elif not in_step:
+            checks.that(f"{what}: begun {counted[2:].tolist()}", counted[2:].tolist() == [begun, begun])
 
     shape = (slots + NOBODYS_ROWS, width)
     what = f"n {n} k {k} rows {counts}"
     _both(checks, bundle, short, dtype, gated, gather, height, what, shape, run, multiprocessors)
+    # Programs that wait for others that never begin, as where not all are on the GPU at once, give up.
+    name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}_many{height}"
+    alone, given_up = (torch.full(shape, float("nan"), device=DEVICE, dtype=dtype) for _ in range(2))
+    activation = "silu" if gated else "none"
+    run(bundle[name], alone, False, multiprocessors=multiprocessors, activation=activation)
+    run(bundle[name], given_up, True, begun=NEVER, multiprocessors=3, activation=activation)
+    checks.same(f"{name} {what}, given up", alone, given_up)
     # Nothing on the list, though there is room for much.
     number = unmixed = torch.zeros_like(number)
     _both(checks, bundle, short, dtype, gated, gather, height, f"{what}, empty list", shape, run, multiprocessors)
@@ -96,4 +117,4 @@ def _check_dense(checks, bundle, short, dtype, gated, height, n, k, rows, multip
     def run(kernel, out, **options):
         launch.project(bundle, kernel, x, w, out, None, count, most_tiles=most, dense=True, matrix=1, **options)
 
-    _both(checks, bundle, short, dtype, gated, False, height, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors)
+    _both(checks, bundle, short, dtype, gated, False, height, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors, True)

@@ -215,8 +215,9 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
-            alpha=1.702, limit=7.0):
-    """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`."""
+            in_step=False, alpha=1.702, limit=7.0):
+    """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`; tile_count is as
+    `list_counts` makes it, or, of a dense product, the rows."""
     options = bundle.manifest["options"]["project"]
     n, k = sizes(w)
     columns = -(-n // kernel.grid["columns_per_block"])
@@ -228,7 +229,8 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
         "input_scale": input_scale, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "dense_matrix": matrix, "group": group,
         "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
-                    | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time),
+                    | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time
+                    | options["in_step"] * in_step),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })
 
@@ -349,7 +351,7 @@ def fill_uniform(kernel, destination, seed, scale, valid_rows, valid_columns, mu
 MOST_TILES_TOGETHER = 16
 # As routing/bucket.py has them.
 BUSY, BUSY_BY = 3, 2
-MEAN_TILES = 2
+MEAN_TILES, MEAN_TILES_BY = 8, 5
 BUSY_SHARE = 8
 BUSY_HEIGHT = 128
 
@@ -369,10 +371,19 @@ def busy_first(tiles, height):
     used, total = len(pieces), len(tiles)
     busy = {expert for expert, count in pieces.items() if BUSY_BY * count * used > BUSY * total}
     of_busy = sum(pieces[expert] for expert in busy)
-    if height < BUSY_HEIGHT or total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
+    if height < BUSY_HEIGHT or MEAN_TILES_BY * total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
         return tiles, 0
     # Stable: experts by number, tiles of an expert as they were.
     return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
+
+
+# Likewise.
+COUNT_WORDS = 4
+
+
+def list_counts(tiles, busy, device):
+    """A list's counts as the bucket kernel leaves them: nothing has been begun."""
+    return torch.tensor([tiles, busy, *[0] * (COUNT_WORDS - 2)], dtype=torch.int32, device=device)
 
 
 # Tiles that a list of `with_room` has room for beyond its own.
@@ -410,4 +421,4 @@ class Buckets:
         for height, listed in lists.items():
             placed, busy = busy_first(listed, height)
             self.tiles[height] = torch.tensor(placed, dtype=torch.int32, device=ids.device)
-            self.tile_counts[height] = torch.tensor([len(placed), busy], dtype=torch.int32, device=ids.device)
+            self.tile_counts[height] = list_counts(len(placed), busy, ids.device)

@@ -175,7 +175,7 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
             # A group is of neighbours.
             tiles[:, 3] = launch.groups(1)[0]
             # Nor does it matter how many are said to be of busy experts.
-            number = torch.tensor([len(tiles), random.randrange(len(tiles) + 1)], dtype=torch.int32, device=DEVICE)
+            number = launch.list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
         launch.project(
             bundle, bundle[kernel], x, w, out, launch.with_room(tiles), number, most_tiles=len(tiles) + launch.SPARE_TILES,
             multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,

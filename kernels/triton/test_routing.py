@@ -64,7 +64,7 @@ class Routing:
         self.order = torch.empty(slots, dtype=torch.int32, device=DEVICE)
         self.inverse = torch.empty(slots, dtype=torch.int32, device=DEVICE)
         self.tiles = torch.empty(at, 4, dtype=torch.int32, device=DEVICE)
-        self.tile_counts = torch.empty(self.lanes * self.classes, 2, dtype=torch.int32, device=DEVICE)
+        self.tile_counts = torch.empty(self.lanes * self.classes, launch.COUNT_WORDS, dtype=torch.int32, device=DEVICE)
         self.fill_programs = min(multiprocessors, -(-most_tokens // WORD_TOKENS))
         self.poison()
 
@@ -287,7 +287,7 @@ def check_bucket(checks, label, routing, tokens, lists, capacity_factor):
     checks.that(f"{label}: written past the rows", bool(untouched))
     kept = (offsets[1:] - offsets[:-1]).tolist()
     wanted = reference_tiles(kept, offsets.tolist(), routing.lane_of.tolist(), lists)
-    numbers = torch.tensor([[len(tiles), busy] for tiles, busy in wanted], dtype=torch.int32)
+    numbers = torch.stack([launch.list_counts(len(tiles), busy, "cpu") for tiles, busy in wanted])
     checks.equal(f"{label}: tile counts", routing.tile_counts.cpu(), numbers)
     checks.mixed_lists += sum(busy > 0 for _, busy in wanted)
     tiles = routing.tiles.cpu()

@@ -10,7 +10,7 @@ import { z } from "zod";
 import { DeviceUnavailableError } from "../../../errors.ts";
 
 /** What the loader understands; a bundle with another number was built for another release. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 /** Widths of weights and rows are multiples of this many elements, so that the kernels need no masks. */
 export const PADDING = 64;
@@ -104,6 +104,8 @@ const manifest = z.object({
   scorings: z.record(z.string(), z.int()),
   /** Words of an entry in the bucket kernel's `lists`. */
   list_words: z.int().min(1),
+  /** Words of what it says of a list in `tile_counts`. */
+  count_words: z.int().min(1),
   /** Arguments of an activation: a number, null for infinity, or the name of the activation's own parameter. */
   activations: z.record(
     z.string(),

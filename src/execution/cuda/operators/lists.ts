@@ -28,15 +28,14 @@ export interface TileLists {
   readonly lists: bigint;
   /** Address of the first lane's counts; the other lanes' follow. */
   readonly counts: bigint;
+  /** Bytes of a lane's counts: its tiles, how many of them are of busy experts, and what products count there. */
+  readonly countBytes: number;
   /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
   readonly tiles: bigint;
 }
 
 /** Bytes of a tile: matrix, first row, rows, group. */
 export const TILE_BYTES = 16;
-
-/** Bytes of a list's counts: its tiles, and how many of them, in front, are of busy experts. */
-export const COUNT_BYTES = 8;
 
 /** Parts of the block begin at multiples of this, which is what the kernels' 16-byte accesses need and more. */
 const ALIGNMENT = 256;
@@ -76,8 +75,9 @@ function makeLists(
   // Every expert can end with a tile that is not full, and all of them can be on one lane.
   const most = Math.floor(slots / rows) + Math.min(experts, slots);
   const words = context.kernels.manifest.list_words;
+  const countBytes = 4 * context.kernels.manifest.count_words;
   const countsAt = aligned(lanes * words * 4);
-  const tilesAt = countsAt + aligned(lanes * COUNT_BYTES);
+  const tilesAt = countsAt + aligned(lanes * countBytes);
   const buffer = context.scratch(
     tilesAt + lanes * most * TILE_BYTES,
     `work lists of ${order.label}`,
@@ -92,6 +92,7 @@ function makeLists(
     most,
     lists: buffer.address,
     counts: buffer.address + BigInt(countsAt),
+    countBytes,
     tiles: buffer.address + BigInt(tilesAt),
   };
 }

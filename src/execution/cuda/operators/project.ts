@@ -13,7 +13,7 @@ import { activationValues } from "./activation.ts";
 import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
-import { COUNT_BYTES, findLists, TILE_BYTES } from "./lists.ts";
+import { findLists, TILE_BYTES } from "./lists.ts";
 
 /**
  * Row tiles of a dense product that go through the columns of the matrix together, so that its weights are found in
@@ -36,12 +36,18 @@ const LOW_ROWS = 64;
 const LATE_ROWS = 32;
 
 /**
- * Where tall tiles of few rows may take half the time (kernels/triton/experts/many.py): experts of at most this share
- * of the L2 with on average so few rows. It puts blocks out of step, and in step is how tiles of an expert find its
- * weights in the L2. On an H100, whose L2 has 50 MB: matrices of 6.3 MB with 256 rows 701 us to 685 a step and with 64
- * rows, one expert hot, 492 to 484; of 8.4 MB with 512 rows 760 to 785; of 29 MB with 256 rows 5600 to 5870.
+ * Matrices of more than this share of the L2 are large: what programs read of them at about the same time is all that the L2
+ * holds for the others. So on tall tiles they go in step, and where matrices are not large and have on average few rows, tiles of
+ * few rows may take half the time, which puts programs out of step (kernels/triton/experts/many.py).
+ *
+ * In step, on an H100, whose L2 has 50 MB, both products of 1024 tokens, uniform: matrices of 33 and 17 MB 720 us to 659, of 34
+ * and 17 MB 650 to 647, of 59 and 29 MB 3910 to 3811 (2048 tokens: 4808 to 4087), of 235 and 117 MB 1278 to 1276; of 4096 with Zipf
+ * 1.5, which are mixed: 1305 to 1314, 1326 to 1336, 7401 to 5448, 4196 to 4141, and of small ones, 6.3 and 3.1 MB, 688 to 696.
+ * Half the time: matrices of 6.3 MB with 256 rows 701 us to 685 a step and with 64 rows, one expert hot, 492 to 484; of 8.4 MB with
+ * 512 rows 760 to 785; of 29 MB with 256 rows 5600 to 5870.
  */
-const HALF_TIME = { cacheShare: 1 / 4, rows: 256 };
+const LARGE_SHARE = 1 / 4;
+const HALF_TIME_ROWS = 256;
 
 const ROWS_FROM = ["all", "bucket"] as const;
 
@@ -162,10 +168,8 @@ function encodeLane(
     rows: height,
   });
   const tall = height > LOW_ROWS;
-  const halfTime =
-    tall &&
-    slots / experts <= HALF_TIME.rows &&
-    projection.weightBytes / experts <= HALF_TIME.cacheShare * context.facts.l2Bytes;
+  const large = projection.weightBytes / experts > LARGE_SHARE * context.facts.l2Bytes;
+  const halfTime = tall && !large && slots / experts <= HALF_TIME_ROWS;
   const bits = context.kernels.manifest.options["project"] ?? {};
   const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
   to.kernel(
@@ -174,13 +178,14 @@ function encodeLane(
       ...commonValues(kernel, projection, buffers, to),
       ...activation,
       tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
-      tile_count: lists.counts + BigInt(lane * COUNT_BYTES),
+      tile_count: lists.counts + BigInt(lane * lists.countBytes),
       order: order.address,
       input_scale: scale,
       top_k: topK,
       dense_matrix: 0,
       options:
         bit("half_time", halfTime) |
+        bit("in_step", tall && large) |
         bit("gather", rows.gather) |
         bit("bias", spec.bias) |
         bit("input_scale", scale !== null),

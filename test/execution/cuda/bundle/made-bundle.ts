@@ -379,11 +379,11 @@ export function madeBundle(): {
   const logistic = { code: 4, cubic: 0, limit: null, shift: 0 };
   const coded = (code: number) => ({ code, linear: 0, cubic: 0, limit: null, shift: 0 });
   const manifest = {
-    abi_version: 3,
+    abi_version: 4,
     triton_version: "3.6.0",
     padding: 64,
     options: {
-      project: { gather: 1, bias: 2, input_scale: 4, dense: 8, half_time: 16 },
+      project: { gather: 1, bias: 2, input_scale: 4, dense: 8, half_time: 16, in_step: 32 },
       decode_first: { bias: 2, input_scale: 4 },
       decode_second: { weights: 1, shared: 2, shared_scale: 4, residual: 8, bias: 16 },
       combine: { weights: 1, shared: 2, shared_scale: 4, residual: 8 },
@@ -393,6 +393,7 @@ export function madeBundle(): {
     },
     scorings: { softmax: 0, sigmoid: 1, "topk-softmax": 2, "topk-sigmoid": 3, sparsemixer: 4 },
     list_words: 4,
+    count_words: 4,
     activations: {
       silu: { ...logistic, linear: 1 },
       "gelu-tanh": { ...logistic, linear: 1.5957691216057308, cubic: 0.07135481627260025 },

@@ -56,7 +56,7 @@ describe("the manifest", () => {
       refusal((manifest) => {
         manifest["abi_version"] = 7;
       }),
-      /has abi_version 7 and this release reads 3/,
+      /has abi_version 7 and this release reads 4/,
     );
   });
 

@@ -82,7 +82,7 @@ function listFor(rowsOf: readonly number[], height = HEIGHT): List {
   const programs = Math.ceil(tokens / Number(marks.constants["BLOCK"]));
   run(mark, { entry: marks, programs }, given, { ...sizes, padded_experts: padded });
   const tiles = ints(4 * (Math.floor(tokens / height) + experts)).fill(-1);
-  const [offsets, tileCounts] = [ints(experts + 1), ints(2)];
+  const [offsets, tileCounts] = [ints(experts + 1), ints(4).fill(-1)];
   run(
     bucket,
     { entry, programs: 1 + (entry.grid.shares_of_a_list ?? 1) },
@@ -94,7 +94,8 @@ function listFor(rowsOf: readonly number[], height = HEIGHT): List {
     },
     { ...sizes, capacity_factor: Number.POSITIVE_INFINITY, lanes: 1, classes: 1, fill_programs: 1 },
   );
-  const [count, busyTiles] = tileCounts as unknown as readonly [number, number];
+  const [count, busyTiles, ...begun] = tileCounts as unknown as Quadruple;
+  assert.deepEqual(begun, [0, 0]);
   assert.ok(tiles.subarray(4 * count).every((word) => word === -1));
   const found = Array.from({ length: count }, (_, i): Tile => {
     const [expert, first, rows, word] = tiles.subarray(4 * i) as unknown as Quadruple;
@@ -155,7 +156,7 @@ function checkOrder(rowsOf: readonly number[]): number[] {
   const mean = wanted.length / used;
   const busy = [...tiles.keys()].filter((e) => (tiles[e] as number) / mean > 1.5);
   const ofBusy = busy.reduce((all, e) => all + (tiles[e] as number), 0);
-  const front = mean > 2 && ofBusy >= wanted.length / 8 ? busy : [];
+  const front = 5 * wanted.length > 8 * used && ofBusy >= wanted.length / 8 ? busy : [];
   assert.equal(busyTiles, front.length === 0 ? 0 : ofBusy);
   const others = [...tiles.keys()].filter((e) => tiles[e] !== 0 && !front.includes(e));
   assert.deepEqual(expertsOf(found), [...front, ...others]);
@@ -177,10 +178,10 @@ describe("the order of tiles on a list", () => {
     assert.deepEqual(checkOrder(quarters(4, 40, 3, 2, 38, 1, 4, 4)), [1, 4]);
   });
 
-  it("is that of the experts if they have two tiles on average, or busy ones have hardly any", () => {
+  it("is that of the experts if they have few tiles on average, or busy ones have hardly any", () => {
     const ones = Array<number>(8).fill(HEIGHT);
-    assert.deepEqual(checkOrder([HEIGHT, 11 * HEIGHT, ...ones]), []);
-    assert.deepEqual(checkOrder([HEIGHT, 11 * HEIGHT + 1, ...ones]), [1]);
+    assert.deepEqual(checkOrder([HEIGHT, 7 * HEIGHT, ...ones]), []);
+    assert.deepEqual(checkOrder([HEIGHT, 7 * HEIGHT + 1, ...ones]), [1]);
     const even = Array<number>(60).fill(3 * HEIGHT);
     assert.deepEqual(checkOrder([5 * HEIGHT, ...even]), []);
     assert.deepEqual(checkOrder([27 * HEIGHT, ...even]), [0]);

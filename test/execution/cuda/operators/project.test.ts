@@ -223,7 +223,7 @@ describe("a lane's product", () => {
     assert.equal(name, "project_gated_logistic_bf16_rows128");
     const most = Math.floor(2000 / 128) + 8;
     assert.equal(values["tiles"], lists.address + 512n + BigInt(most * 16));
-    assert.equal(values["tile_count"], lists.address + 256n + 8n);
+    assert.equal(values["tile_count"], lists.address + 256n + 16n);
     assert.equal(values["order"], buffers.buckets.order.address);
     assert.equal(values["options"], 1 | 16);
     assert.deepEqual([values["top_k"], values["dense_matrix"], values["group"]], [2, 0, 8]);
@@ -231,24 +231,26 @@ describe("a lane's product", () => {
     assert.equal(work.budgeted, true);
   });
 
-  it("lets tall tiles of few rows take half the time where experts are small and have few rows", async () => {
-    const halfTime = async (mostTokens: number, spec: Partial<ProjectionSpec> = {}) => {
+  it("lets tall tiles of few rows take half the time with small matrices, and go in step with large ones", async () => {
+    const walk = async (mostTokens: number, spec: Partial<ProjectionSpec> = {}) => {
       const { device, operator } = await lane({ experts: 8, topK: 2, mostTokens }, spec);
-      return (Number(device.kernel(operator).values["options"]) & 16) !== 0;
+      const options = Number(device.kernel(operator).values["options"]);
+      return { halfTime: (options & 16) !== 0, inStep: (options & 32) !== 0 };
     };
-    // A share of 48, 49, 256 and 257 rows.
-    for (const [tokens, wanted] of [
-      [192, false],
-      [196, true],
-      [1024, true],
-      [1028, false],
-    ] as const) {
-      assert.equal(await halfTime(tokens), wanted, `${tokens} tokens`);
-    }
     const { facts } = (await FakeDevice.open()).context;
     const inputs = Math.floor(facts.l2Bytes / 4 / 2 / 1024 / 64) * 64;
-    assert.equal(await halfTime(1024, { inputs, outputs: 1024 }), true);
-    assert.equal(await halfTime(1024, { inputs: inputs + 64, outputs: 1024 }), false);
+    const small = { inputs, outputs: 1024 };
+    const large = { inputs: inputs + 64, outputs: 1024 };
+    // A share of 48, 49, 256 and 257 rows.
+    for (const [tokens, tall, few] of [
+      [192, false, true],
+      [196, true, true],
+      [1024, true, true],
+      [1028, true, false],
+    ] as const) {
+      assert.deepEqual(await walk(tokens, small), { halfTime: tall && few, inStep: false });
+      assert.deepEqual(await walk(tokens, large), { halfTime: false, inStep: tall });
+    }
   });
 
   it("starts early, but not a first product on tall tiles, and one that does not gather behind products only", async () => {

@@ -6,7 +6,7 @@ import { popcount } from "../numbers.ts";
 /** An expert with more than so many times the mean number of tiles is busy. */
 const BUSY = 3 / 2;
 /** Only if the mean is more than this, and busy ones have at least so much of all tiles. */
-const MEAN_TILES = 2;
+const MEAN_TILES = { more: 8, than: 5 };
 const BUSY_SHARE = 1 / 8;
 /** And only on lists of tiles this high. */
 const BUSY_HEIGHT = 128;
@@ -133,7 +133,7 @@ function list(call: KernelCall, { count, kept, offset }: Counted, program: numbe
   });
   const busy = height < BUSY_HEIGHT ? [] : busyExperts(pieces);
   if (program < lists) {
-    call.pointer("tile_counts").storeInts(2 * mine, [sum(pieces), tilesOf(busy, pieces)]);
+    call.pointer("tile_counts").storeInts(4 * mine, [sum(pieces), tilesOf(busy, pieces), 0, 0]);
   }
   const programs = call.grid.x - number("fill_programs");
   const step = Math.ceil((programs - mine) / lists);
@@ -158,7 +158,8 @@ function busyExperts(pieces: readonly number[]): number[] {
   const total = sum(pieces);
   const used = pieces.filter((each) => each > 0).length;
   const busy = [...pieces.keys()].filter((e) => (pieces[e] as number) * used > BUSY * total);
-  const few = total <= MEAN_TILES * used || tilesOf(busy, pieces) < BUSY_SHARE * total;
+  const few =
+    MEAN_TILES.than * total <= MEAN_TILES.more * used || tilesOf(busy, pieces) < BUSY_SHARE * total;
   return few ? [] : busy;
 }
 
