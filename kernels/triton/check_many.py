@@ -4,6 +4,7 @@ Part of test_experts.py, which holds both against float64. Whole outputs are com
 are seen to stay as they were.
 """
 
+import itertools
 import random
 
 import torch
@@ -13,8 +14,8 @@ from launch import Buckets
 from layout import paneled
 
 DEVICE = "cuda"
-# Of tiles, by whether the product is gated.
-HEIGHTS = {True: (128,), False: (128, 64)}
+# Rows of tiles.
+HEIGHTS = (128, 64)
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # (n, k, rows of each expert). n is rows of weights: 64 is less than a tile has, 320 and 448 no whole number of tiles.
 # 192 is the least k.
@@ -35,7 +36,7 @@ NEVER = -(2**30)
 def check_many(checks, bundle, multiprocessors):
     for short, dtype in TYPES.items():
         for n, k, counts in SHAPES:
-            for gated, height in ((gated, height) for gated, heights in HEIGHTS.items() for height in heights):
+            for gated, height in itertools.product((True, False), HEIGHTS):
                 for gather in (True, False) if gated else (False,):
                     _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, counts, multiprocessors)
                 _check_dense(checks, bundle, short, dtype, gated, height, n, k, sum(counts), multiprocessors)

@@ -198,11 +198,11 @@ def decode_second_name(bundle, short, out_short, *, most_tokens, n, k, multiproc
     return next(name for name in names if fill(name) >= max(map(fill, names)) - 0.1)
 
 
-def project_name(bundle, short, gated, height, k, gather):
+def project_name(bundle, short, gated, height, k, gather, in_step=False):
     """The 16-bit kernel without extras for a product with logistic gates, or none, as operators/choice.ts picks it."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     many = bundle.entries.get(f"{name}_many{height}", {}).get("selects")
-    serves = many and in_range(many["k"], k) and (many["gather"] or not gather)
+    serves = many and in_range(many["k"], k) and (many["gather"] or not gather) and (in_step or not many.get("in_step"))
     return f"{name}_{'many' if serves else 'rows'}{height}"
 
 

@@ -6,7 +6,7 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import replace
 
-from .products import DECODE_FIRST, DECODE_SECOND, decode_first, decode_second, project, project_many
+from .products import DECODE_FIRST, DECODE_SECOND, MANY_TILES, decode_first, decode_second, project, project_many
 from .router import (
     GATE_AMOUNTS,
     GATES,
@@ -72,8 +72,7 @@ def variants(architecture):
     for element in ("bfloat16", "float16"):
         if architecture == 90:
             # In front of the others: of kernels for the same, the device takes the first.
-            found += [project_many(element, gated, 128) for gated in (True, False)]
-            found.append(project_many(element, False, 64))
+            found += [project_many(element, gated, rows) for rows in MANY_TILES for gated in (True, False)]
         for extras in extras_or_not:
             for block_m, tile in tiles["first"].items():
                 found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == PTX_ROWS))

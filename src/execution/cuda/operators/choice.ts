@@ -62,6 +62,8 @@ export interface ProductNeeds {
   readonly extras: boolean;
   /** Whether rows of the input are found through the order of a bucket. */
   readonly gather: boolean;
+  /** Whether programs go in step (project.ts). */
+  readonly inStep: boolean;
   /** Elements of a row of the input. */
   readonly k: number;
   /** Rows of a tile at least. */
@@ -129,7 +131,7 @@ export function projectKernel(
   needs: ProductNeeds,
 ): Kernel {
   const { kernels } = context;
-  const { element, gated, activation, extras, gather, k, rows } = needs;
+  const { element, gated, activation, extras, gather, inStep, k, rows } = needs;
   const selects = {
     operator: "project",
     element,
@@ -143,6 +145,7 @@ export function projectKernel(
       .all({ ...selects, activations })
       .filter((kernel) => rowsOf(kernel) >= rows)
       .filter((kernel) => (can("extras", kernel) || !extras) && (can("gather", kernel) || !gather))
+      .filter((kernel) => inStep || !can("in_step", kernel))
       .sort((a, b) => rowsOf(a) - rowsOf(b) || Number(can("extras", a)) - Number(can("extras", b)));
     if (found[0] !== undefined) return found[0];
   }
@@ -152,11 +155,11 @@ export function projectKernel(
 /** The kernel for the dense product of up to `mostTokens` rows, and the rows of its tiles. */
 export function denseKernel(
   context: Pick<OperatorContext, "kernels" | "float32">,
-  needs: Omit<ProductNeeds, "rows" | "gather">,
+  needs: Omit<ProductNeeds, "rows" | "gather" | "inStep">,
   mostTokens: number,
 ): { readonly kernel: Kernel; readonly rows: number } {
   const rows = tileRows(context, needs.element, mostTokens, DENSE_SHARES);
-  const kernel = projectKernel(context, { ...needs, gather: false, rows });
+  const kernel = projectKernel(context, { ...needs, gather: false, inStep: false, rows });
   return { kernel, rows: rowsOf(kernel) };
 }
 
@@ -196,6 +199,7 @@ function rowsOf({ entry }: Kernel): number {
   return Number(entry.selects["rows_per_tile"]);
 }
 
-function can(ability: "extras" | "gather", { entry }: Kernel): boolean {
+/** For `in_step`: whether it is for nothing else. */
+function can(ability: "extras" | "gather" | "in_step", { entry }: Kernel): boolean {
   return entry.selects[ability] === true;
 }

@@ -37,16 +37,22 @@ const LATE_ROWS = 32;
 
 /**
  * Matrices of more than this share of the L2 are large: what programs read of them at about the same time is all that the L2
- * holds for the others. So on tall tiles they go in step, and where matrices are not large and have on average few rows, tiles of
- * few rows may take half the time, which puts programs out of step (kernels/triton/experts/many.py).
+ * holds for the others. So programs go in step, as they do where matrices have on average few rows and wait for memory, unless the L2
+ * holds all weights; and where matrices are not large and have not many rows, tall tiles of few rows may take half the time, which
+ * puts programs out of step (kernels/triton/experts/many.py).
  *
  * In step, on an H100, whose L2 has 50 MB, both products of 1024 tokens, uniform: matrices of 33 and 17 MB 720 us to 659, of 34
  * and 17 MB 650 to 647, of 59 and 29 MB 3910 to 3811 (2048 tokens: 4808 to 4087), of 235 and 117 MB 1278 to 1276; of 4096 with Zipf
  * 1.5, which are mixed: 1305 to 1314, 1326 to 1336, 7401 to 5448, 4196 to 4141, and of small ones, 6.3 and 3.1 MB, 688 to 696.
+ * Steps of small matrices with 64 rows: 6.3 MB 457 us to 452, Zipf 1 472 to 464, 1.5 475 to 470, 8.4 MB 305 to 302; with 128 rows
+ * between 4 % less and 1 % more. On tiles of 64 rows, 256 tokens, uniform and Zipf 1.5, first products by many.py along with it: 33
+ * MB 547 to 540 and 565 to 548, 34 MB 547 to 543 and 569 to 558, 59 MB 3699 to 3672 and 3450 to 3379, 8.4 MB 286 to 286 and 293 to
+ * 290; weights that the L2 holds 24.8 to 25.1 and 24.0 to 25.2.
  * Half the time: matrices of 6.3 MB with 256 rows 701 us to 685 a step and with 64 rows, one expert hot, 492 to 484; of 8.4 MB with
  * 512 rows 760 to 785; of 29 MB with 256 rows 5600 to 5870.
  */
 const LARGE_SHARE = 1 / 4;
+const IN_STEP_ROWS = 64;
 const HALF_TIME_ROWS = 256;
 
 const ROWS_FROM = ["all", "bucket"] as const;
@@ -158,18 +164,19 @@ function encodeLane(
       "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
     );
   }
+  const cached = (rows.buckets.weightBytes ?? Number.POSITIVE_INFINITY) <= context.facts.l2Bytes;
+  const large = projection.weightBytes / experts > LARGE_SHARE * context.facts.l2Bytes;
+  const walk = walkOf(height, slots / experts, large, cached);
   const kernel = projectKernel(context, {
     element,
     gated: spec.gated,
     activation: operator.activation,
     extras: spec.bias || scale !== null,
     gather: rows.gather,
+    inStep: walk.inStep,
     k: projection.k,
     rows: height,
   });
-  const tall = height > LOW_ROWS;
-  const large = projection.weightBytes / experts > LARGE_SHARE * context.facts.l2Bytes;
-  const halfTime = tall && !large && slots / experts <= HALF_TIME_ROWS;
   const bits = context.kernels.manifest.options["project"] ?? {};
   const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
   to.kernel(
@@ -184,8 +191,8 @@ function encodeLane(
       top_k: topK,
       dense_matrix: 0,
       options:
-        bit("half_time", halfTime) |
-        bit("in_step", tall && large) |
+        bit("half_time", walk.halfTime) |
+        bit("in_step", walk.inStep) |
         bit("gather", rows.gather) |
         bit("bias", spec.bias) |
         bit("input_scale", scale !== null),
@@ -195,11 +202,19 @@ function encodeLane(
       budgeted: true,
       weights: projection.weights,
       behindProducts: !rows.gather,
-      ...(rows.gather && tall && { early: false }),
+      ...(rows.gather && height > LOW_ROWS && { early: false }),
       ...(height <= LATE_ROWS && { early: true }),
     },
   );
   to.mirror(buffers.output);
+}
+
+/** How programs go through tiles of so many rows, by the rows that an expert has on average and what its matrix is. */
+function walkOf(height: number, share: number, large: boolean, cached: boolean) {
+  return {
+    inStep: height > LATE_ROWS && !cached && (large || share <= IN_STEP_ROWS),
+    halfTime: height > LOW_ROWS && !large && share <= HALF_TIME_ROWS,
+  };
 }
 
 function commonValues(

@@ -107,7 +107,7 @@ function projectMany(element: Element, gated: boolean, rows: number, columns: nu
     ...own,
     name: own.name.replace("rows", "many"),
     args: gated ? own.args : [...parse(descriptor("x", 2)), ...own.args.slice(1)],
-    selects: { ...own.selects, gather: gated, k },
+    selects: { ...own.selects, gather: gated, ...(gated && rows < 128 && { in_step: true }), k },
     maps: { ...(!gated && { x: [rows, 64] }), w: box },
   };
 }
@@ -118,8 +118,9 @@ function projects(arch: string): Variant[] {
   const heights = arch === "ptx" ? [64] : [128, 64, 16];
   for (const element of ["bfloat16", "float16"] as const) {
     if (own) {
-      found.push(projectMany(element, true, 128, 256), projectMany(element, false, 128, 256));
-      found.push(projectMany(element, false, 64, 128));
+      for (const gated of [true, false]) {
+        found.push(projectMany(element, gated, 128, 256), projectMany(element, gated, 64, 128));
+      }
     }
     for (const extras of own ? [false, true] : [true]) {
       for (const rows of heights) {

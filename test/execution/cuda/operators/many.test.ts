@@ -45,14 +45,19 @@ describe("a product of many rows", () => {
     });
   }
 
-  it("takes its kernel for tiles of 64 rows in order, and another one where rows are gathered", async () => {
+  it("takes its kernel for tiles of 64 rows, but gathers with another one what the L2 holds", async () => {
     const some = { ...MANY, mostTokens: 160 };
-    const second = await lane(some, { inputs: INPUTS }, { gather: false });
-    assert.equal(second.device.kernel(second.operator).name, "project_plain_identity_bf16_many64");
-    const box = second.device.maps[0]?.box;
-    assert.deepEqual(box, [64, 64]);
-    const first = await lane(some, { inputs: INPUTS, gated: true }, {}, SILU);
-    assert.equal(first.device.kernel(first.operator).name, "project_gated_logistic_bf16_rows64");
+    const cached = (await FakeDevice.open()).context.facts.l2Bytes;
+    for (const weightBytes of [cached, cached + 1]) {
+      const second = await lane(some, { inputs: INPUTS }, { gather: false }, NONE, weightBytes);
+      const { name } = second.device.kernel(second.operator);
+      assert.equal(name, "project_plain_identity_bf16_many64");
+      assert.deepEqual(second.device.maps[0]?.box, [64, 64]);
+      const first = await lane(some, { inputs: INPUTS, gated: true }, {}, SILU, weightBytes);
+      const which = weightBytes > cached ? "many64" : "rows64";
+      const gathers = first.device.kernel(first.operator).name;
+      assert.equal(gathers, `project_gated_logistic_bf16_${which}`);
+    }
   });
 
   it("takes the others where rows are short", async () => {

@@ -105,9 +105,11 @@ export async function lane(
   spec: Partial<ProjectionSpec> = {},
   changes: Partial<BucketRows> = {},
   activation: Activation = { kind: "none" },
+  weightBytes?: number,
 ) {
   const device = await FakeDevice.open();
-  const buffers = stepBuffers(device, sizes);
+  const made = stepBuffers(device, sizes);
+  const buffers = { ...made, buckets: { ...made.buckets, ...(weightBytes && { weightBytes }) } };
   const rowType = spec.input ?? "bfloat16";
   device.encode(routeOf(buffers, {}, sizes));
   device.encode(bucketOf(buffers, { rowType }, sizes));

@@ -231,9 +231,15 @@ describe("a lane's product", () => {
     assert.equal(work.budgeted, true);
   });
 
-  it("lets tall tiles of few rows take half the time with small matrices, and go in step with large ones", async () => {
-    const walk = async (mostTokens: number, spec: Partial<ProjectionSpec> = {}) => {
-      const { device, operator } = await lane({ experts: 8, topK: 2, mostTokens }, spec);
+  it("lets tall tiles of few rows take half the time with small matrices, and go in step with large ones and few rows", async () => {
+    const walk = async (
+      mostTokens: number,
+      spec: Partial<ProjectionSpec>,
+      weightBytes?: number,
+    ) => {
+      const sizes = { experts: 8, topK: 2, mostTokens };
+      const none = { kind: "none" } as const;
+      const { device, operator } = await lane(sizes, spec, {}, none, weightBytes);
       const options = Number(device.kernel(operator).values["options"]);
       return { halfTime: (options & 16) !== 0, inStep: (options & 32) !== 0 };
     };
@@ -241,15 +247,21 @@ describe("a lane's product", () => {
     const inputs = Math.floor(facts.l2Bytes / 4 / 2 / 1024 / 64) * 64;
     const small = { inputs, outputs: 1024 };
     const large = { inputs: inputs + 64, outputs: 1024 };
-    // A share of 48, 49, 256 and 257 rows.
-    for (const [tokens, tall, few] of [
-      [192, false, true],
-      [196, true, true],
-      [1024, true, true],
-      [1028, true, false],
+    // A share of 4, 5, 48, 49, 64, 65, 256 and 257 rows.
+    for (const [tokens, walked, few, half] of [
+      [16, false, false, false],
+      [20, true, true, false],
+      [192, true, true, false],
+      [196, true, true, true],
+      [256, true, true, true],
+      [260, true, false, true],
+      [1024, true, false, true],
+      [1028, true, false, false],
     ] as const) {
-      assert.deepEqual(await walk(tokens, small), { halfTime: tall && few, inStep: false });
-      assert.deepEqual(await walk(tokens, large), { halfTime: false, inStep: tall });
+      assert.deepEqual(await walk(tokens, small), { halfTime: half, inStep: few });
+      assert.deepEqual(await walk(tokens, large), { halfTime: false, inStep: walked });
+      const inCache = await walk(tokens, small, facts.l2Bytes);
+      assert.equal(inCache.inStep, false);
     }
   });
 
