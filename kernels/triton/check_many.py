@@ -29,6 +29,8 @@ SHAPES = (
     (1536, 2048, [200] * 24),
 )
 NOBODYS_ROWS = 70
+# Outputs have 8 bits or more, and few are rounded another way.
+BIASED_TOLERANCE = 2e-3
 # So few pieces have been begun that no launch comes to any that it waits for.
 NEVER = -(2**30)
 
@@ -39,6 +41,7 @@ def check_many(checks, bundle, multiprocessors):
             for gated, height in itertools.product((True, False), HEIGHTS):
                 for gather in (True, False) if gated else (False,):
                     _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, counts, multiprocessors)
+                _check_biases(checks, bundle, short, dtype, gated, height, n, k, counts, multiprocessors)
                 _check_dense(checks, bundle, short, dtype, gated, height, n, k, sum(counts), multiprocessors)
 
 
@@ -108,6 +111,33 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
     # Nothing on the list, though there is room for much.
     number = unmixed = torch.zeros_like(number)
     _both(checks, bundle, short, dtype, gated, gather, height, f"{what}, empty list", shape, run, multiprocessors)
+
+
+def _check_biases(checks, bundle, short, dtype, gated, height, n, k, counts, multiprocessors):
+    """With biases, which these kernels' sums begin with: all but rounding of what grouped.py gives, and the same bits however run."""
+    slots = sum(counts)
+    ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(DEVICE)
+    buckets = Buckets(ids[:, None], len(counts), lambda count: height)
+    x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, slots)
+    bias = torch.randn(len(counts), n, device=DEVICE)
+    tiles, number = buckets.tiles[height], buckets.tile_counts[height]
+    name = f"project_{'gated_logistic' if gated else 'plain_identity'}"
+    kernels = [f"{name}_extras_{short}_rows{height}", *[f"{name}_bias_{short}_many{height}"] * 3]
+    few = random.randrange(2, multiprocessors)
+    outputs = []
+    for kernel, units, other in zip(kernels, (multiprocessors, multiprocessors, few, 1), (False, False, True, True)):
+        out = torch.full((slots, width), float("nan"), device=DEVICE, dtype=dtype)
+        launch.project(
+            bundle, bundle[kernel], x, w, out, tiles, number.clone(), most_tiles=len(tiles), multiprocessors=units,
+            activation="silu" if gated else "none", order=buckets.order, gather=gated, bias=bias, half_time=other, in_step=other,
+        )
+        outputs.append(out)
+    wanted, found, *others = outputs
+    what = f"{kernels[1]} n {n} k {k} rows {counts}"
+    error = ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+    checks.error(what, "biases", error, BIASED_TOLERANCE)
+    for units, out in zip((few, 1), others):
+        checks.same(f"{what} on {units}", found, out)
 
 
 def _check_dense(checks, bundle, short, dtype, gated, height, n, k, rows, multiprocessors):

@@ -198,12 +198,13 @@ def decode_second_name(bundle, short, out_short, *, most_tokens, n, k, multiproc
     return next(name for name in names if fill(name) >= max(map(fill, names)) - 0.1)
 
 
-def project_name(bundle, short, gated, height, k, gather, in_step=False):
-    """The 16-bit kernel without extras for a product with logistic gates, or none, as operators/choice.ts picks it."""
-    name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
-    many = bundle.entries.get(f"{name}_many{height}", {}).get("selects")
+def project_name(bundle, short, gated, height, k, gather, in_step=False, bias=False):
+    """The 16-bit kernel for a product with logistic gates, or none, and no input scale, as operators/choice.ts picks it."""
+    name = f"project_{'gated_logistic' if gated else 'plain_identity'}"
+    many_name = f"{name}_{'bias_' if bias else ''}{short}_many{height}"
+    many = bundle.entries.get(many_name, {}).get("selects")
     serves = many and in_range(many["k"], k) and (many["gather"] or not gather) and (in_step or not many.get("in_step"))
-    return f"{name}_{'many' if serves else 'rows'}{height}"
+    return many_name if serves else f"{name}_{'extras_' if bias else ''}{short}_rows{height}"
 
 
 def activation_values(manifest, kind, alpha=1.702, limit=7.0):

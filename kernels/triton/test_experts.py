@@ -145,13 +145,11 @@ def names(bundle, case, block_m, precision="ieee"):
     logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
     if case.element == "float32":
         return f"project_{kind}_coded_extras_{short}_rows{block_m}", f"project_plain_coded_extras_{short}_rows{block_m}"
-    second = f"project_plain_identity_extras_{short}_rows{block_m}"
-    if not case.bias:
-        second = launch.project_name(bundle, short, False, block_m, padded(case.intermediate), False)
-    if logistic and (case.bias or case.scale is not None):
+    second = launch.project_name(bundle, short, False, block_m, padded(case.intermediate), False, bias=case.bias)
+    if logistic and case.scale is not None:
         return f"project_{kind}_logistic_extras_{short}_rows{block_m}", second
     if logistic:
-        return launch.project_name(bundle, short, True, block_m, padded(case.hidden), True), second
+        return launch.project_name(bundle, short, True, block_m, padded(case.hidden), True, True, case.bias), second
     # There are none for lower tiles: a kernel may be taller than the tiles of its list.
     return f"project_{kind}_coded_extras_{short}_rows{max(64, block_m)}", second
 

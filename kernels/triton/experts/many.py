@@ -1,12 +1,11 @@
-"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time. Tiles have 128 rows, or 64
-in second products.
+"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time. Tiles have 128 or 64 rows.
 
 Not Triton but Gluon, its lower half, where copies, barriers and layouts are written down. Triton's pipeline over
 all tiles of a program has no place in it for what a tile is: its entry on the list and its rows' slots, two loads that
 depend on each other, are waited for once a tile. Here the list is read two tiles ahead and the slots one, while
-the tensor cores have work. Extras (bias, input scale) and activations by a code are left to grouped.py.
+the tensor cores have work. Input scales and activations by a code are left to grouped.py.
 
-Parameters are grouped.project's, and mean the same; those that only extras read are passed and not looked at. `w` is
+Parameters are grouped.project's, and mean the same; `input_scale` is passed and not looked at, nor is `bias` without BIAS. `w` is
 always a tensor map. `x` is a pointer, whose rows are gathered if the options say so, or (X_DESCRIPTOR) a tensor map
 over rows that are read as they lie: it must not reach past the memory there is, and gives zeros beyond its own end.
 k is at least STAGES - 1 steps: the first steps of a tile are asked for during the last ones of the tile before.
@@ -42,7 +41,8 @@ Stores. Accumulators go to rows of 16-byte pieces through shared memory, what th
 columns at a time, which is all that a gated product has, and the half of a plain one.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, as in grouped.py and with the same instructions:
-bits are those of its tiles of as many rows.
+bits are those of its tiles of as many rows. But with a bias the sum begins with it: accumulators take all registers there are,
+and where it is added at the end it needs half as many again.
 """
 
 from triton.experimental import gluon
@@ -178,11 +178,11 @@ def _wait_for(begun, pieces):
 
 @gluon.jit
 def _product(
-    operands, this, following, far, walk, in_step, stage, phase,
+    acc, operands, this, following, far, walk, in_step, stage, phase,
     X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
-    STAGES: gl.constexpr, COPIES: gl.constexpr, SUMS: gl.constexpr, MULTIPLY: gl.constexpr,
+    STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
-    """A tile's sums, and what the next two tiles need; without MULTIPLY all but the products: as many barriers, and zeros.
+    """A tile's sums, added to `acc`, and what the next two tiles need; without MULTIPLY all but the products: as many barriers.
 
     `operands`: x and w, how rows of x are found, where operands are put and the barriers there, steps of a tile.
     `this`: what a tile's operands are asked for by. `following`: the same of the next tile, if there is one. `far`: the
@@ -193,7 +193,6 @@ def _product(
     next_slots, next_first, next_rows, next_weight_row, there = following
     begun, pieces, wait = in_step
     wait = wait & there
-    acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
     early = gl.maximum(steps - LEAD, STAGES - 1)
     for i in range(STAGES - 1, early):
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
@@ -215,6 +214,13 @@ def _product(
     if MULTIPLY:
         acc = warpgroup_mma_wait(0, deps=[acc])
     return acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column
+
+
+@gluon.jit
+def _bias(bias, matrix, column, n, there, BLOCK_N: gl.constexpr):
+    """A tile's biases, a column a lane."""
+    columns = column + gl.arange(0, BLOCK_N, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    return gl.load(bias + matrix * n + columns, mask=(columns < n) & there, other=0.0)
 
 
 @gluon.jit
@@ -255,6 +261,7 @@ def project_many(
     shift,
     GATED: gl.constexpr,
     ACTIVATION: gl.constexpr,
+    BIAS: gl.constexpr,
     X_DESCRIPTOR: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
@@ -321,6 +328,7 @@ def project_many(
     else:
         slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
         pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
+    next_bias = _bias(bias, matrix, column, n, there, BLOCK_N) if BIAS else 0
     for s in gl.static_range(STAGES - 1):
         _ask_rows(x, pointers, first, rows, s, there, a, bars, s, X_DESCRIPTOR, COPIES)
     stage = gl.to_tensor(0)
@@ -333,19 +341,24 @@ def project_many(
         this = (pointers, first, rows, first_panel_row(matrix, column, n, k))
         next_weight_row = first_panel_row(next_matrix, next_column, n, k)
         following = (next_slots, next_first, next_rows, next_weight_row, next_work < total)
+        acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
+        if BIAS:
+            # Of this tile, asked for a tile ago.
+            acc = acc + gl.convert_layout(next_bias, gl.SliceLayout(0, SUMS))[None, :]
+            next_bias = _bias(bias, next_matrix, next_column, n, next_work < total, BLOCK_N)
         place = _next_place(place, further, programs)
         far = (turn + 2) * programs + place
         in_step = (begun, gl.minimum((turn + 2) * programs, total) - (programs >> REST_SHIFT), wait)
         # A single warp group has rows of every tile.
         if WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
             acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                operands, this, following, far, walk, in_step, stage, phase,
-                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, True,
+                acc, operands, this, following, far, walk, in_step, stage, phase,
+                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, True,
             )  # fmt: skip
         else:
             acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                operands, this, following, far, walk, in_step, stage, phase,
-                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, SUMS, False,
+                acc, operands, this, following, far, walk, in_step, stage, phase,
+                X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, False,
             )  # fmt: skip
         if GATED:
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()

@@ -108,7 +108,7 @@ MANY_TILES = {128: (256, 64, 8, 4), 64: (128, 64, 4, 4)}
 GLUON_ELEMENTS = {"bfloat16": bfloat16, "float16": float16}
 
 
-def project_many(element, gated, block_m):
+def project_many(element, gated, block_m, bias=False):
     """The first product of a layer, which gathers its rows, if gated; else the second, whose rows lie in order."""
     block_n, block_k, warps, stages = MANY_TILES[block_m]
     short = ELEMENTS[element]
@@ -121,12 +121,13 @@ def project_many(element, gated, block_m):
     described = ("w",) if gated else ("x", "w")
     x = f"*{short}" if gated else descriptor(block_m)
     return Variant(
-        name=f"project_{'gated' if gated else 'plain'}_{activations}_{short}_many{block_m}",
+        name=f"project_{'gated' if gated else 'plain'}_{activations}_{'bias_' if bias else ''}{short}_many{block_m}",
         function=many.project_many,
         arguments={"x": x, "w": descriptor(block_n), **PROJECT_ARGUMENTS, "out": f"*{short}"},
         constants={
             "GATED": gated,
             "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "BIAS": bias,
             "X_DESCRIPTOR": "x" in described,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
@@ -145,6 +146,7 @@ def project_many(element, gated, block_m):
             "rows_per_tile": block_m,
             "precision": "ieee",
             "extras": False,
+            **({"bias": True} if bias else {}),
             "gather": "x" not in described,
             # Only for products that go in step: without, Triton's kernel is as fast or up to 4 % faster.
             **({"in_step": True} if gated and block_m < 128 else {}),

@@ -58,8 +58,8 @@ export interface ProductNeeds {
   readonly element: RowType;
   readonly gated: boolean;
   readonly activation: Activation;
-  /** Whether there is a bias or an input scale. */
-  readonly extras: boolean;
+  readonly bias: boolean;
+  readonly inputScale: boolean;
   /** Whether rows of the input are found through the order of a bucket. */
   readonly gather: boolean;
   /** Whether programs go in step (project.ts). */
@@ -124,14 +124,15 @@ export function expertTileRows(
 
 /**
  * The kernel for a product: of the fastest set of activations, the lowest that is tall enough. Of several
- * the one without extras, and then the first of the manifest: it is faster where it serves.
+ * the one without extras (a bias and an input scale, should there be any), and then the first of the manifest: it is faster where
+ * it serves.
  */
 export function projectKernel(
   context: Pick<OperatorContext, "kernels" | "float32">,
   needs: ProductNeeds,
 ): Kernel {
   const { kernels } = context;
-  const { element, gated, activation, extras, gather, inStep, k, rows } = needs;
+  const { element, gated, activation, bias, inputScale, gather, inStep, k, rows } = needs;
   const selects = {
     operator: "project",
     element,
@@ -144,7 +145,8 @@ export function projectKernel(
     const found = kernels
       .all({ ...selects, activations })
       .filter((kernel) => rowsOf(kernel) >= rows)
-      .filter((kernel) => (can("extras", kernel) || !extras) && (can("gather", kernel) || !gather))
+      .filter((kernel) => can("extras", kernel) || (!inputScale && bias === can("bias", kernel)))
+      .filter((kernel) => can("gather", kernel) || !gather)
       .filter((kernel) => inStep || !can("in_step", kernel))
       .sort((a, b) => rowsOf(a) - rowsOf(b) || Number(can("extras", a)) - Number(can("extras", b)));
     if (found[0] !== undefined) return found[0];
@@ -200,6 +202,6 @@ function rowsOf({ entry }: Kernel): number {
 }
 
 /** For `in_step`: whether it is for nothing else. */
-function can(ability: "extras" | "gather" | "in_step", { entry }: Kernel): boolean {
+function can(ability: "bias" | "extras" | "gather" | "in_step", { entry }: Kernel): boolean {
   return entry.selects[ability] === true;
 }

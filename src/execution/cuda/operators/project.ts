@@ -107,7 +107,8 @@ function encodeDense(
     element,
     gated: spec.gated,
     activation: operator.activation,
-    extras: spec.bias,
+    bias: spec.bias,
+    inputScale: false,
     k: projection.k,
   };
   const { kernel, rows: tile } = denseKernel(to.context, needs, mostTokens);
@@ -171,7 +172,8 @@ function encodeLane(
     element,
     gated: spec.gated,
     activation: operator.activation,
-    extras: spec.bias || scale !== null,
+    bias: spec.bias,
+    inputScale: scale !== null,
     gather: rows.gather,
     inStep: walk.inStep,
     k: projection.k,

@@ -98,16 +98,28 @@ function project(
   };
 }
 
-function projectMany(element: Element, gated: boolean, rows: number, columns: number): Variant {
+function projectMany(
+  element: Element,
+  gated: boolean,
+  rows: number,
+  columns: number,
+  bias: boolean,
+): Variant {
   const k = { least: 192 };
   const activations = gated ? "logistic" : "identity";
   const box = [columns, 64];
   const own = project(element, gated, activations, rows, columns, false, "ieee", box);
   return {
     ...own,
-    name: own.name.replace("rows", "many"),
+    name: own.name.replace("rows", "many").replace(/(?=_[a-z0-9]+_many)/, bias ? "_bias" : ""),
     args: gated ? own.args : [...parse(descriptor("x", 2)), ...own.args.slice(1)],
-    selects: { ...own.selects, gather: gated, ...(gated && rows < 128 && { in_step: true }), k },
+    selects: {
+      ...own.selects,
+      gather: gated,
+      ...(bias && { bias }),
+      ...(gated && rows < 128 && { in_step: true }),
+      k,
+    },
     maps: { ...(!gated && { x: [rows, 64] }), w: box },
   };
 }
@@ -119,7 +131,10 @@ function projects(arch: string): Variant[] {
   for (const element of ["bfloat16", "float16"] as const) {
     if (own) {
       for (const gated of [true, false]) {
-        found.push(projectMany(element, gated, 128, 256), projectMany(element, gated, 64, 128));
+        for (const bias of [false, true]) {
+          found.push(projectMany(element, gated, 128, 256, bias));
+          found.push(projectMany(element, gated, 64, 128, bias));
+        }
       }
     }
     for (const extras of own ? [false, true] : [true]) {

@@ -76,12 +76,24 @@ describe("a product of many rows", () => {
     assert.deepEqual([name, values["options"]], ["project_gated_logistic_bf16_many128", 16]);
   });
 
-  it("takes the others for extras, coded activations and fewer rows", async () => {
+  it("takes kernels of their own for biases", async () => {
+    const first = await lane(MANY, { inputs: INPUTS, gated: true, bias: true }, {}, SILU);
+    assert.equal(
+      first.device.kernel(first.operator).name,
+      "project_gated_logistic_bias_bf16_many128",
+    );
+    const second = await lane(MANY, { inputs: INPUTS, bias: true }, { gather: false });
+    const { name, values } = second.device.kernel(second.operator);
+    assert.equal(name, "project_plain_identity_bias_bf16_many128");
+    assert.equal(values["bias"], second.projection.bias(0));
+  });
+
+  it("takes the others for input scales, coded activations and fewer rows", async () => {
     const inOrder = { gather: false };
     const few = { ...MANY, mostTokens: 16 };
     for (const [expected, sizes, spec, rows, activation] of [
-      ["project_gated_logistic_extras_bf16_rows128", MANY, { gated: true, bias: true }, {}, SILU],
-      ["project_plain_identity_extras_bf16_rows128", MANY, { bias: true }, inOrder, NONE],
+      ["project_gated_logistic_extras_bf16_rows16", few, { gated: true, bias: true }, {}, SILU],
+      ["project_plain_identity_extras_bf16_rows16", few, { bias: true }, inOrder, NONE],
       ["project_gated_coded_extras_bf16_rows128", MANY, { gated: true }, {}, { kind: "gelu" }],
       ["project_plain_coded_extras_bf16_rows128", MANY, {}, inOrder, SILU],
       ["project_gated_logistic_bf16_rows16", few, { gated: true }, {}, SILU],
