@@ -3,7 +3,8 @@
     python bench_experts.py [--bundle DIR] [--out FILE.json]
 
 What is timed is one step after routing: buckets are made beforehand with PyTorch, so the routing kernels'
-time is to be added. "bytes" and "flops" are what the step cannot do without: every active expert's weights read once, and the
+time is to be added. Where programs go in step their count is cleared by a launch of its own, which in a step the bucket kernel
+does. "bytes" and "flops" are what the step cannot do without: every active expert's weights read once, and the
 arithmetic of the rows that there are, padding not counted.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 import torch
 
 import launch
-from launch import Buckets, Bundle
+from buckets import Buckets
+from launch import Bundle
 from layout import PANEL
 
 DEVICE = "cuda"
@@ -116,28 +118,33 @@ class Step:
         self.count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
         self.height, self.x = height, x
 
-    def kernel(self, gated, k):
-        return self.bundle[launch.project_name(self.bundle, "bf16", gated, self.height, k, gated)]
+    def kernel(self, gated, k, in_step):
+        return self.bundle[launch.project_name(self.bundle, "bf16", gated, self.height, k, gated, in_step)]
 
-    def half_time(self, w):
-        """As src/execution/cuda/operators/project.ts has it."""
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        few = self.tokens * self.weights.top_k / self.weights.experts <= 256
-        return self.height > 64 and few and w[0].numel() * w.element_size() <= cache / 4
+    def walk(self, w):
+        """As src/execution/cuda/operators/project.ts has it, for more weights than the L2 holds."""
+        large = w[0].numel() * w.element_size() > torch.cuda.get_device_properties(0).L2_cache_size / 4
+        share = self.tokens * self.weights.top_k / self.weights.experts
+        in_step = self.height > 32 and (large or share <= 64)
+        if in_step:
+            self.tile_count[2:].zero_()
+        return {"half_time": self.height > 64 and not large and share <= 256, "in_step": in_step}
 
     def first(self):
         w = self.weights
+        walk = self.walk(w.w1)
         launch.project(
-            self.bundle, self.kernel(True, w.hidden), self.x, w.w1, w.inner, self.tiles, self.tile_count,
+            self.bundle, self.kernel(True, w.hidden, walk["in_step"]), self.x, w.w1, w.inner, self.tiles, self.tile_count,
             most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, activation="silu",
-            order=self.buckets.order, gather=True, top_k=w.top_k, half_time=self.half_time(w.w1),
+            order=self.buckets.order, gather=True, top_k=w.top_k, **walk,
         )
 
     def second(self):
         w = self.weights
+        walk = self.walk(w.w2)
         launch.project(
-            self.bundle, self.kernel(False, w.intermediate), w.inner, w.w2, w.rows, self.tiles, self.tile_count,
-            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, half_time=self.half_time(w.w2),
+            self.bundle, self.kernel(False, w.intermediate, walk["in_step"]), w.inner, w.w2, w.rows, self.tiles, self.tile_count,
+            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, **walk,
         )
 
     def combine(self):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from launch import MOST_TILES_TOGETHER, Bundle
+from buckets import MOST_TILES_TOGETHER
+from launch import Bundle
 from test_routing import DEVICE, Routing
 
 STEPS = 20

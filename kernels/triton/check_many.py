@@ -10,7 +10,7 @@ import random
 import torch
 
 import launch
-from launch import Buckets
+from buckets import SPARE_TILES, Buckets, list_counts, with_room
 from layout import paneled
 
 DEVICE = "cuda"
@@ -81,14 +81,14 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
     x, w, (_, width) = _operands(dtype, gated, len(counts), n, k, -(-slots // top_k))
     tiles = buckets.tiles[height]
     # Any number of tiles may be said to be of busy experts: the kernel under test is told so, and the other one of none.
-    unmixed = launch.list_counts(len(tiles), 0, DEVICE)
-    number = launch.list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
+    unmixed = list_counts(len(tiles), 0, DEVICE)
+    number = list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
 
     def run(kernel, out, in_step, begun=0, **options):
         counted = (number if "_many" in kernel.entry["name"] else unmixed).clone()
         counted[2:] = begun
         launch.project(
-            bundle, kernel, x, w, out, launch.with_room(tiles), counted, most_tiles=len(tiles) + launch.SPARE_TILES,
+            bundle, kernel, x, w, out, with_room(tiles), counted, most_tiles=len(tiles) + SPARE_TILES,
             order=buckets.order, gather=gather, top_k=top_k, in_step=in_step, **options,
         )
         pieces = counted[0].item() * -(-n // kernel.grid["columns_per_block"])

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 import launch
+from buckets import SPARE_TILES, Buckets, groups, list_counts, with_room
 from check_many import check_many
-from launch import Buckets, Bundle
+from launch import Bundle
 from layout import PANEL, padded
 
 DEVICE = "cuda"
@@ -171,11 +172,11 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
         if shuffle:
             tiles = tiles[torch.randperm(len(tiles), device=DEVICE)].contiguous()
             # A group is of neighbours.
-            tiles[:, 3] = launch.groups(1)[0]
+            tiles[:, 3] = groups(1)[0]
             # Nor does it matter how many are said to be of busy experts.
-            number = launch.list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
+            number = list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
         launch.project(
-            bundle, bundle[kernel], x, w, out, launch.with_room(tiles), number, most_tiles=len(tiles) + launch.SPARE_TILES,
+            bundle, bundle[kernel], x, w, out, with_room(tiles), number, most_tiles=len(tiles) + SPARE_TILES,
             multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,
             gather=gather, top_k=case.top_k, bias=bias, input_scale=case.scale if gather else None,
             alpha=ALPHA, limit=LIMIT,

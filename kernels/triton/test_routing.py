@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import launch
+from buckets import COUNT_WORDS, busy_first, groups, list_counts
 from launch import Bundle
 
 DEVICE = "cuda"
@@ -64,7 +65,7 @@ class Routing:
         self.order = torch.empty(slots, dtype=torch.int32, device=DEVICE)
         self.inverse = torch.empty(slots, dtype=torch.int32, device=DEVICE)
         self.tiles = torch.empty(at, 4, dtype=torch.int32, device=DEVICE)
-        self.tile_counts = torch.empty(self.lanes * self.classes, launch.COUNT_WORDS, dtype=torch.int32, device=DEVICE)
+        self.tile_counts = torch.empty(self.lanes * self.classes, COUNT_WORDS, dtype=torch.int32, device=DEVICE)
         self.fill_programs = min(multiprocessors, -(-most_tokens // WORD_TOKENS))
         self.poison()
 
@@ -215,11 +216,11 @@ def reference_tiles(kept, offsets, lane_of, lists):
     for expert, (rows, first, lane) in enumerate(zip(kept, offsets, lane_of)):
         mine = sum(rows > most for _, most, _ in lists[lane][:-1])
         height, _, together = lists[lane][mine]
-        words = launch.groups(-(-rows // height), together)
+        words = groups(-(-rows // height), together)
         for i, start in enumerate(range(0, rows, height)):
             found[lane * classes + mine].append([expert, first + start, min(height, rows - start), words[i]])
     heights = [height for lane in lists for height, *_ in lane]
-    return [launch.busy_first(tiles, height) for tiles, height in zip(found, heights)]
+    return [busy_first(tiles, height) for tiles, height in zip(found, heights)]
 
 
 class Checks:
@@ -287,7 +288,7 @@ def check_bucket(checks, label, routing, tokens, lists, capacity_factor):
     checks.that(f"{label}: written past the rows", bool(untouched))
     kept = (offsets[1:] - offsets[:-1]).tolist()
     wanted = reference_tiles(kept, offsets.tolist(), routing.lane_of.tolist(), lists)
-    numbers = torch.stack([launch.list_counts(len(tiles), busy, "cpu") for tiles, busy in wanted])
+    numbers = torch.stack([list_counts(len(tiles), busy, "cpu") for tiles, busy in wanted])
     checks.equal(f"{label}: tile counts", routing.tile_counts.cpu(), numbers)
     checks.mixed_lists += sum(busy > 0 for _, busy in wanted)
     tiles = routing.tiles.cpu()
