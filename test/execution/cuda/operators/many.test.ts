@@ -88,7 +88,17 @@ describe("a product of many rows", () => {
     assert.equal(values["bias"], second.projection.bias(0));
   });
 
-  it("takes the others for input scales, coded activations and fewer rows", async () => {
+  it("takes the others for input scales, with biases and without", async () => {
+    for (const bias of [false, true]) {
+      const spec = { inputs: INPUTS, gated: true, bias };
+      const { device, operator, buffers } = await lane(MANY, spec, {}, SILU);
+      const rows = { ...operator.rows, inputScale: buffers.weights };
+      const { name } = device.kernel({ ...operator, rows });
+      assert.equal(name, "project_gated_logistic_extras_bf16_rows128");
+    }
+  });
+
+  it("takes the others for coded activations and fewer rows", async () => {
     const inOrder = { gather: false };
     const few = { ...MANY, mostTokens: 16 };
     for (const [expected, sizes, spec, rows, activation] of [
