@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 import launch
-from buckets import Buckets
+from buckets import BEGUN, Buckets
 from launch import Bundle
-from layout import PANEL
+from layout import PANEL, sizes
 
 DEVICE = "cuda"
 REST_SECONDS = 0.2
@@ -118,34 +118,33 @@ class Step:
         self.count = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
         self.height, self.x = height, x
 
-    def kernel(self, gated, k, in_step):
-        return self.bundle[launch.project_name(self.bundle, "bf16", gated, self.height, k, gated, in_step)]
-
     def walk(self, w):
         """As src/execution/cuda/operators/project.ts has it, for more weights than the L2 holds."""
         large = w[0].numel() * w.element_size() > torch.cuda.get_device_properties(0).L2_cache_size / 4
         share = self.tokens * self.weights.top_k / self.weights.experts
-        in_step = self.height > 32 and (large or share <= 64)
-        if in_step:
-            self.tile_count[2:].zero_()
-        return {"half_time": self.height > 64 and not large and share <= 256, "in_step": in_step}
+        return {
+            "half_time": self.height > 64 and not large and share <= 256,
+            "in_step": self.height > 32 and (large or share <= 64),
+        }
+
+    def project(self, x, w, out, gated, **options):
+        walk = self.walk(w)
+        if walk["in_step"]:
+            self.tile_count[BEGUN:].zero_()
+        _, k = sizes(w)
+        name = launch.project_name(self.bundle, "bf16", gated, self.height, k, gated, walk["in_step"])
+        launch.project(
+            self.bundle, self.bundle[name], x, w, out, self.tiles, self.tile_count, most_tiles=len(self.tiles),
+            multiprocessors=self.multiprocessors, **walk, **options,
+        )
 
     def first(self):
         w = self.weights
-        walk = self.walk(w.w1)
-        launch.project(
-            self.bundle, self.kernel(True, w.hidden, walk["in_step"]), self.x, w.w1, w.inner, self.tiles, self.tile_count,
-            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, activation="silu",
-            order=self.buckets.order, gather=True, top_k=w.top_k, **walk,
-        )
+        self.project(self.x, w.w1, w.inner, True, activation="silu", order=self.buckets.order, gather=True, top_k=w.top_k)
 
     def second(self):
         w = self.weights
-        walk = self.walk(w.w2)
-        launch.project(
-            self.bundle, self.kernel(False, w.intermediate, walk["in_step"]), w.inner, w.w2, w.rows, self.tiles, self.tile_count,
-            most_tiles=len(self.tiles), multiprocessors=self.multiprocessors, **walk,
-        )
+        self.project(w.inner, w.w2, w.rows, False)
 
     def combine(self):
         w = self.weights

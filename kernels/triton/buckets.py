@@ -14,6 +14,7 @@ BUSY, BUSY_BY = 3, 2
 MEAN_TILES, MEAN_TILES_BY = 8, 5
 BUSY_SHARE = 8
 BUSY_HEIGHT = 128
+COUNT_WORDS, BEGUN = 4, 2
 
 
 def groups(pieces, most=MOST_TILES_TOGETHER):
@@ -37,13 +38,9 @@ def busy_first(tiles, height):
     return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
 
 
-# Likewise.
-COUNT_WORDS = 4
-
-
 def list_counts(tiles, busy, device):
     """A list's counts as the bucket kernel leaves them: nothing has been begun."""
-    return torch.tensor([tiles, busy, *[0] * (COUNT_WORDS - 2)], dtype=torch.int32, device=device)
+    return torch.tensor([tiles, busy, *[0] * (COUNT_WORDS - BEGUN)], dtype=torch.int32, device=device)
 
 
 # Tiles that a list of `with_room` has room for beyond its own.

@@ -10,7 +10,7 @@ import random
 import torch
 
 import launch
-from buckets import SPARE_TILES, Buckets, list_counts, with_room
+from buckets import BEGUN, SPARE_TILES, Buckets, list_counts, with_room
 from layout import paneled
 
 DEVICE = "cuda"
@@ -66,8 +66,8 @@ def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, 
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
         activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
-        options = {"half_time": half_time, **({} if dense else {"in_step": in_step})}
-        run(bundle[kernel], out, multiprocessors=units, group=group, activation=activation, **options)
+        options = {"group": group, "half_time": half_time, "in_step": in_step, "activation": activation}
+        run(bundle[kernel], out, multiprocessors=units, **options)
         outputs.append(out)
         asked = f"{' gather' if gather else ''}{' half time' if half_time else ''}{' in step' if in_step else ''}"
         how = f"{asked} on {units} in groups of {group}"
@@ -86,17 +86,16 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
 
     def run(kernel, out, in_step, begun=0, **options):
         counted = (number if "_many" in kernel.entry["name"] else unmixed).clone()
-        counted[2:] = begun
+        counted[BEGUN:] = begun
         launch.project(
             bundle, kernel, x, w, out, with_room(tiles), counted, most_tiles=len(tiles) + SPARE_TILES,
             order=buckets.order, gather=gather, top_k=top_k, in_step=in_step, **options,
         )
-        pieces = counted[0].item() * -(-n // kernel.grid["columns_per_block"])
-        # The product that gathers has the first of the two words.
-        if in_step and begun == 0:
-            checks.that(f"{what}: begun {counted[2:].tolist()}", counted[2:].tolist() == ([pieces, 0] if gated else [0, pieces]))
-        elif not in_step:
-            checks.that(f"{what}: begun {counted[2:].tolist()}", counted[2:].tolist() == [begun, begun])
+        if begun == 0:
+            pieces = counted[0].item() * -(-n // kernel.grid["columns_per_block"]) if in_step else 0
+            # The product that gathers has the first of the two words.
+            found = counted[BEGUN:].tolist()
+            checks.that(f"{what}: begun {found}", found == ([pieces, 0] if gated else [0, pieces]))
 
     shape = (slots + NOBODYS_ROWS, width)
     what = f"n {n} k {k} rows {counts}"

@@ -110,16 +110,23 @@ export function tileRows(
   return Math.min(most, ...heights.filter((rows) => rows >= wanted));
 }
 
-/** Rows of a tile in lists for experts of so many bytes of weights in all; unknown ones are taken for many. */
+/** Whether the L2 holds experts of so many bytes of weights in all; unknown ones are taken for many. */
+export function inCache(
+  { facts }: Pick<OperatorContext, "facts">,
+  weightBytes = Number.POSITIVE_INFINITY,
+): boolean {
+  return weightBytes <= facts.l2Bytes;
+}
+
+/** Rows of a tile in lists for experts of so many bytes of weights in all. */
 export function expertTileRows(
   context: Pick<OperatorContext, "kernels" | "float32" | "facts">,
   element: RowType,
   share: number,
-  weightBytes = Number.POSITIVE_INFINITY,
+  weightBytes?: number,
 ): number {
-  const cached = weightBytes <= context.facts.l2Bytes;
   const ofType = element === "float32" ? FLOAT32_SHARES : EXPERT_SHARES;
-  return tileRows(context, element, share, cached ? CACHED_SHARES : ofType);
+  return tileRows(context, element, share, inCache(context, weightBytes) ? CACHED_SHARES : ofType);
 }
 
 /**

@@ -10,7 +10,7 @@ import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
 import { tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
+import { denseKernel, expertTileRows, inCache, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
 import { findLists, TILE_BYTES } from "./lists.ts";
@@ -165,7 +165,7 @@ function encodeLane(
       "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
     );
   }
-  const cached = (rows.buckets.weightBytes ?? Number.POSITIVE_INFINITY) <= context.facts.l2Bytes;
+  const cached = inCache(context, rows.buckets.weightBytes);
   const large = projection.weightBytes / experts > LARGE_SHARE * context.facts.l2Bytes;
   const walk = walkOf(height, slots / experts, large, cached);
   const kernel = projectKernel(context, {
