@@ -41,9 +41,9 @@ const TILE_ROWS = 128;
 /** Up to so many rows an expert tiles are half as high (src/execution/cuda/operators/choice.ts). */
 const LOW_SHARE = 48;
 /**
- * 69 MB of experts, more than the L2 holds. With 96 rows on average (700 tokens are recorded as 768) tiles of few rows take half
- * the time, with 64 programs go in step as well, with 32 they do so through tiles of 64 rows. Always with all blocks: on one for
- * each of three streams these would take minutes under racecheck.
+ * 69 MB of experts, more than the L2 holds. With 96 rows on average (700 tokens are recorded as 768) and with 64 programs claim
+ * their pieces, and tiles of few rows take half the time; with 32 they go in step, through tiles of 64 rows. Always with all blocks: on
+ * one for each of three streams these would take minutes under racecheck.
  */
 const BEYOND = {
   ...{ experts: 16, hidden: 1032, inner: 700 },

@@ -120,11 +120,15 @@ class Step:
 
     def walk(self, w):
         """As src/execution/cuda/operators/project.ts has it, for more weights than the L2 holds."""
-        large = w[0].numel() * w.element_size() > torch.cuda.get_device_properties(0).L2_cache_size / 4
+        size, l2 = w[0].numel() * w.element_size(), torch.cuda.get_device_properties(0).L2_cache_size
+        large = size > l2 / 4
         share = self.tokens * self.weights.top_k / self.weights.experts
+        tall = self.height > 64
+        claim = tall and share <= 128 and size <= l2
         return {
-            "half_time": self.height > 64 and not large and share <= 256,
-            "in_step": self.height > 32 and (large or share <= 64),
+            "claim": claim,
+            "half_time": claim or (tall and not large and share <= 256),
+            "in_step": not claim and self.height > 32 and (large or share <= 64),
         }
 
     def project(self, x, w, out, gated, **options):

@@ -31,8 +31,15 @@ SHAPES = (
 NOBODYS_ROWS = 70
 # Outputs have 8 bits or more, and few are rounded another way.
 BIASED_TOLERANCE = 2e-3
+# How a program comes by its next piece (experts/pieces.py).
+PIECES = ("dealt", "in step", "claimed")
 # So few pieces have been begun that no launch comes to any that it waits for.
 NEVER = -(2**30)
+
+
+def how(pieces):
+    """That as options of launch.project."""
+    return {"in_step": pieces == "in step", "claim": pieces == "claimed"}
 
 
 def check_many(checks, bundle, multiprocessors):
@@ -55,23 +62,22 @@ def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, 
     """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     outputs = []
-    few, maybe = random.randrange(2, multiprocessors), not dense and random.choice((False, True))
-    for kernel, units, group, half_time, in_step in (
-        (f"{name}_rows{height}", multiprocessors, 8, False, False),
-        (f"{name}_many{height}", multiprocessors, 8, False, False),
-        (f"{name}_many{height}", multiprocessors, 8, True, False),
-        (f"{name}_many{height}", multiprocessors, 8, False, not dense),
-        (f"{name}_many{height}", 1, 3, True, not dense),
+    few, maybe = random.randrange(2, multiprocessors), "dealt" if dense else random.choice(PIECES)
+    for kernel, units, group, half_time, pieces in (
+        (f"{name}_rows{height}", multiprocessors, 8, False, "dealt"),
+        (f"{name}_many{height}", multiprocessors, 8, False, "dealt"),
+        (f"{name}_many{height}", multiprocessors, 8, True, "dealt"),
+        *([(f"{name}_many{height}", multiprocessors, 8, False, pieces) for pieces in PIECES[1:] if not dense]),
+        *([(f"{name}_many{height}", 1, 3, True, pieces) for pieces in PIECES[1:] if not dense]),
         (f"{name}_many{height}", few, random.randrange(1, 20), random.choice((False, True)), maybe),
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
         activation = random.Random(what).choice(("silu", "gelu-tanh", "swiglu-clamped")) if gated else "none"
-        options = {"group": group, "half_time": half_time, "in_step": in_step, "activation": activation}
+        options = {"group": group, "half_time": half_time, "pieces": pieces, "activation": activation}
         run(bundle[kernel], out, multiprocessors=units, **options)
         outputs.append(out)
-        asked = f"{' gather' if gather else ''}{' half time' if half_time else ''}{' in step' if in_step else ''}"
-        how = f"{asked} on {units} in groups of {group}"
-        checks.same(f"{kernel} {what}{how}", outputs[0], out)
+        asked = f"{' gather' if gather else ''}{' half time' if half_time else ''} {pieces}"
+        checks.same(f"{kernel} {what}{asked} on {units} in groups of {group}", outputs[0], out)
 
 
 def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, counts, multiprocessors):
@@ -84,18 +90,19 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
     unmixed = list_counts(len(tiles), 0, DEVICE)
     number = list_counts(len(tiles), random.randrange(len(tiles) + 1), DEVICE)
 
-    def run(kernel, out, in_step, begun=0, **options):
+    def run(kernel, out, pieces, begun=0, **options):
         counted = (number if "_many" in kernel.entry["name"] else unmixed).clone()
         counted[BEGUN:] = begun
         launch.project(
             bundle, kernel, x, w, out, with_room(tiles), counted, most_tiles=len(tiles) + SPARE_TILES,
-            order=buckets.order, gather=gather, top_k=top_k, in_step=in_step, **options,
+            order=buckets.order, gather=gather, top_k=top_k, **how(pieces), **options,
         )
         if begun == 0:
-            pieces = counted[0].item() * -(-n // kernel.grid["columns_per_block"]) if in_step else 0
-            # The product that gathers has the first of the two words.
+            # In step pieces are counted from the second round on; claims are none again. The product that gathers has the first word.
+            blocks = options["multiprocessors"] * kernel.grid["blocks_per_multiprocessor"]
+            later = max(counted[0].item() * -(-n // kernel.grid["columns_per_block"]) - blocks, 0) if pieces == "in step" else 0
             found = counted[BEGUN:].tolist()
-            checks.that(f"{what}: begun {found}", found == ([pieces, 0] if gated else [0, pieces]))
+            checks.that(f"{what} {pieces}: begun {found}", found == ([later, 0] if gated else [0, later]))
 
     shape = (slots + NOBODYS_ROWS, width)
     what = f"n {n} k {k} rows {counts}"
@@ -104,8 +111,8 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}_many{height}"
     alone, given_up = (torch.full(shape, float("nan"), device=DEVICE, dtype=dtype) for _ in range(2))
     activation = "silu" if gated else "none"
-    run(bundle[name], alone, False, multiprocessors=multiprocessors, activation=activation)
-    run(bundle[name], given_up, True, begun=NEVER, multiprocessors=3, activation=activation)
+    run(bundle[name], alone, "dealt", multiprocessors=multiprocessors, activation=activation)
+    run(bundle[name], given_up, "in step", begun=NEVER, multiprocessors=3, activation=activation)
     checks.same(f"{name} {what}, given up", alone, given_up)
     # Nothing on the list, though there is room for much.
     number = unmixed = torch.zeros_like(number)
@@ -124,19 +131,21 @@ def _check_biases(checks, bundle, short, dtype, gated, height, n, k, counts, mul
     kernels = [f"{name}_extras_{short}_rows{height}", *[f"{name}_bias_{short}_many{height}"] * 3]
     few = random.randrange(2, multiprocessors)
     outputs = []
-    for kernel, units, other in zip(kernels, (multiprocessors, multiprocessors, few, 1), (False, False, True, True)):
+    walks = ("dealt", "dealt", random.choice(PIECES[1:]), random.choice(PIECES[1:]))
+    for kernel, units, pieces in zip(kernels, (multiprocessors, multiprocessors, few, 1), walks):
         out = torch.full((slots, width), float("nan"), device=DEVICE, dtype=dtype)
         launch.project(
             bundle, bundle[kernel], x, w, out, tiles, number.clone(), most_tiles=len(tiles), multiprocessors=units,
-            activation="silu" if gated else "none", order=buckets.order, gather=gated, bias=bias, half_time=other, in_step=other,
+            activation="silu" if gated else "none", order=buckets.order, gather=gated, bias=bias, half_time=pieces != "dealt",
+            **how(pieces),
         )
         outputs.append(out)
     wanted, found, *others = outputs
     what = f"{kernels[1]} n {n} k {k} rows {counts}"
     error = ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
     checks.error(what, "biases", error, BIASED_TOLERANCE)
-    for units, out in zip((few, 1), others):
-        checks.same(f"{what} on {units}", found, out)
+    for units, pieces, out in zip((few, 1), walks[2:], others):
+        checks.same(f"{what} {pieces} on {units}", found, out)
 
 
 def _check_dense(checks, bundle, short, dtype, gated, height, n, k, rows, multiprocessors):
@@ -144,7 +153,7 @@ def _check_dense(checks, bundle, short, dtype, gated, height, n, k, rows, multip
     count = torch.tensor([rows], dtype=torch.int32, device=DEVICE)
     most = -(-(rows + NOBODYS_ROWS) // height)
 
-    def run(kernel, out, **options):
+    def run(kernel, out, pieces, **options):
         launch.project(bundle, kernel, x, w, out, None, count, most_tiles=most, dense=True, matrix=1, **options)
 
     _both(checks, bundle, short, dtype, gated, False, height, f"n {n} k {k}, {rows} dense rows", shape, run, multiprocessors, True)

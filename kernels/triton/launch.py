@@ -215,7 +215,7 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
-            in_step=False, alpha=1.702, limit=7.0):
+            in_step=False, claim=False, alpha=1.702, limit=7.0):
     """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`; tile_count is as
     `list_counts` makes it, or, of a dense product, the rows."""
     options = bundle.manifest["options"]["project"]
@@ -230,7 +230,7 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
         "dense_matrix": matrix, "group": group,
         "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
                     | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time
-                    | options["in_step"] * in_step),
+                    | options["in_step"] * in_step | options["claim"] * claim),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })
 

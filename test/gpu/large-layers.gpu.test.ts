@@ -48,12 +48,13 @@ const SHAPES: readonly Shape[] = [
   { tokens: 257, experts: 100, topK: 8, hidden: 333, intermediate: 111, dtype: "float32" },
 ];
 
-/** Layers of the size of real ones, the last with sizes that no tile divides. */
+/** Layers of the size of real ones, the last two with sizes that no tile divides. */
 const REAL_SHAPES: readonly Shape[] = [
   { tokens: 65, experts: 128, topK: 8, hidden: 2048, intermediate: 768, dtype: "bfloat16" },
   { tokens: 1000, experts: 8, topK: 2, hidden: 4096, intermediate: 14_336, dtype: "bfloat16" },
   { tokens: 3, experts: 64, topK: 8, hidden: 2048, intermediate: 1024, dtype: "float16" },
   { tokens: 700, experts: 60, topK: 4, hidden: 2047, intermediate: 1409, dtype: "bfloat16" },
+  { tokens: 1300, experts: 60, topK: 4, hidden: 2047, intermediate: 1409, dtype: "float16" },
 ];
 /** Tokens of them computed in float64; an expert of theirs takes up to a second. */
 const REAL_SAMPLES = 1;

@@ -42,14 +42,15 @@ from routing.bucket import GROUP_SHIFT
 
 from .activation import activate, join_gate
 
-# Bits of `options`, part of the ABI. (HALF_TIME and IN_STEP: of many.py.)
-OPTIONS = {"gather": 1, "bias": 2, "input_scale": 4, "dense": 8, "half_time": 16, "in_step": 32}
+# Bits of `options`, part of the ABI. (HALF_TIME, IN_STEP and CLAIM: of many.py.)
+OPTIONS = {"gather": 1, "bias": 2, "input_scale": 4, "dense": 8, "half_time": 16, "in_step": 32, "claim": 64}
 GATHER = tl.constexpr(OPTIONS["gather"])
 BIAS = tl.constexpr(OPTIONS["bias"])
 INPUT_SCALE = tl.constexpr(OPTIONS["input_scale"])
 DENSE = tl.constexpr(OPTIONS["dense"])
 HALF_TIME = tl.constexpr(OPTIONS["half_time"])
 IN_STEP = tl.constexpr(OPTIONS["in_step"])
+CLAIM = tl.constexpr(OPTIONS["claim"])
 # Columns of a panel of weights: 128 bytes in 16 bits each, the widest box of a tensor map that the tensor cores read.
 PANEL = tl.constexpr(64)
 

@@ -2,8 +2,8 @@
 
 Not Triton but Gluon, its lower half, where copies, barriers and layouts are written down. Triton's pipeline over
 all tiles of a program has no place in it for what a tile is: its entry on the list and its rows' slots, two loads that
-depend on each other, are waited for once a tile. Here the list is read two tiles ahead and the slots one, while
-the tensor cores have work. Input scales and activations by a code are left to grouped.py.
+depend on each other, are waited for once a tile. Here they are asked for some steps apart while the tensor cores have work.
+Which piece that is, pieces.py tells. Input scales and activations by a code are left to grouped.py.
 
 Parameters are grouped.project's, and mean the same; `input_scale` is passed and not looked at, nor is `bias` without BIAS. `w` is
 always a tensor map. `x` is a pointer, whose rows are gathered if the options say so, or (X_DESCRIPTOR) a tensor map
@@ -14,20 +14,8 @@ Half the time. Of a tile of at most 64 rows the second warp group has none. If t
 tile's steps without multiplying, by code of its own, and the tensor cores have half the work. Both paths have as many
 barriers (in their steps, ptx_checks.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long
 as those of a warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256
-rows for every expert, give or take, half of the experts have such a tile. Pieces then take unequal time, and as programs
-walk in step (that is how tiles of an expert find its weights in the L2), they change places from round to round, so that
-none falls behind. Where weights are large it costs more than it gains: the runtime decides (operators/project.ts). They
-change places as well where busy experts are mixed in, whose pieces take other times than light ones': all that was measured
-of runs of 16 was measured so, and with runs of one piece it made no difference but for two cells (1.6 % to either side).
-
-In step. Tiles of an expert find its weights in the L2 if programs that go through the same columns do so at the same time, and
-with rows of 7168 elements that is within a tenth of what a piece takes: else each reads the weights from memory, for which
-the others wait, and fall behind in turn. If the options say so programs therefore meet: none asks for its next piece before
-nearly all have come to theirs. By counters, first product of 4096 tokens of DeepSeek-V3's shape, 128 experts, Zipf 1: 14.0 GB
-became 8.8, of 7.5 GB that the weights are, and 5095 us 3362 (H100). It is no barrier, and nothing but time depends
-on it: who has waited for long goes on, and lets nobody else wait in this launch. The runtime decides here, too. The bucket kernel
-leaves a count for the product that gathers and one for the product that does not, both empty; a third product of the same
-list finds its count full, and does not wait.
+rows for every expert, give or take, half of the experts have such a tile. Where weights are large and pieces are dealt it costs more
+than it gains: the runtime decides (operators/project.ts).
 
 Ahead. A second product (X_DESCRIPTOR) starts early behind a product only, so it finds its list complete, and asks for its
 first weights before it waits for that one's end (overlap.py): while the last tiles of the first product are at work, memory
@@ -60,19 +48,15 @@ from overlap import begin
 from routing.bucket import BEGUN
 
 from .activation import join_gate
-from .grouped import DENSE, GATHER, HALF_TIME, IN_STEP, PANEL, find_tile, first_panel_row
+from .grouped import CLAIM, DENSE, GATHER, HALF_TIME, IN_STEP, PANEL, find_tile, first_panel_row
+from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
 
-# In step: so many steps before it asks for the operands of its next piece a program says that it is about to. (2 and 8 take the
-# same time.)
-LEAD = gl.constexpr(4)
-# It asks once all but a sixteenth (2^-4) of the programs have said so. (An eighth: 3 % longer in some cells of DeepSeek-V3's shape;
-# all: 2 % longer in some of gpt-oss-20b's and large.)
-REST_SHIFT = gl.constexpr(4)
-# How often it looks how many have. 64 times are too few where pieces wait for memory, and programs gave up (DeepSeek-V3's shape,
-# 2048 tokens, first product 3274 us instead of 2657); more would be lost where not all programs are on the GPU at once.
-MOST_LOOKS = gl.constexpr(256)
-# Above any number of pieces.
-ENOUGH = gl.constexpr(2**30)
+# So many steps before it asks for the operands of its next piece a program claims it, asks what it is, and asks where its rows are
+# and says that it is about to begin: what one asks for is there by the time of the next. (2, 3 and 2 steps earlier or later: within
+# 1 %, but in step 1 to 3 % more on tiles of 64 rows the earlier programs say so.)
+CLAIMED = gl.constexpr(8)
+LOOKED_UP = gl.constexpr(6)
+FOUND = gl.constexpr(4)
 
 
 @gluon.jit
@@ -134,19 +118,13 @@ def _rows_from_own_on(rows):
 
 
 @gluon.jit
-def _next_place(place, further, programs):
-    """In round r program p has place (p + r * further) mod programs, further being 0 or 1."""
-    return gl.where(place + further == programs, 0, place + further)
-
-
-@gluon.jit
 def _step(
     acc, stage, phase, operands, asked, step, there,
     X_DESCRIPTOR: gl.constexpr, STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
     """Issues one step's product, and once nobody reads the stage of the step before any more asks for operands there:
     those of step `step` of the tile that is asked for."""
-    x, w, n, x_pitch, top_k, gather, a, b, bars, steps = operands
+    x, w, n, k, x_pitch, top_k, gather, order, a, b, bars, steps = operands
     pointers, first, rows, weight_row = asked
     if not X_DESCRIPTOR:
         async_copy.wait_group(STAGES - 2)
@@ -167,53 +145,53 @@ def _step(
 
 
 @gluon.jit
-def _wait_for(begun, pieces):
-    """Until so many pieces have been begun. If that takes too long nobody waits any more in this launch."""
-    looks = 0
-    while (looks < MOST_LOOKS) & (gl.load(begun, volatile=True) < pieces):
-        looks += 1
-    if looks == MOST_LOOKS:
-        gl.atomic_max(begun, ENOUGH, sem="relaxed")
-
-
-@gluon.jit
 def _product(
-    acc, operands, this, following, far, walk, in_step, stage, phase,
+    acc, operands, this, walk, dealt, pieces, stage, phase,
     X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
     STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
-    """A tile's sums, added to `acc`, and what the next two tiles need; without MULTIPLY all but the products: as many barriers.
+    """A tile's sums, added to `acc`, and what is next; without MULTIPLY all but the products: as many barriers.
 
     `operands`: x and w, how rows of x are found, where operands are put and the barriers there, steps of a tile.
-    `this`: what a tile's operands are asked for by. `following`: the same of the next tile, if there is one. `far`: the
-    piece after it.
+    `this`: what a tile's operands are asked for by. `dealt`: the program's next piece, unless it claims one. `pieces`: how it comes
+    by that, and when.
     """
-    x, w, n, x_pitch, top_k, gather, a, b, bars, steps = operands
+    x, w, n, k, x_pitch, top_k, gather, order, a, b, bars, steps = operands
+    total = walk[0]
+    begun, box, programs, claim, in_step, enough = pieces
     pointers = this[0]
-    next_slots, next_first, next_rows, next_weight_row, there = following
-    begun, pieces, wait = in_step
-    wait = wait & there
-    early = gl.maximum(steps - LEAD, STAGES - 1)
-    for i in range(STAGES - 1, early):
+    in_step = in_step & (dealt < total)
+    claimed_at = gl.maximum(steps - CLAIMED, STAGES - 1)
+    looked_up = gl.maximum(steps - LOOKED_UP, STAGES - 1)
+    found = gl.maximum(steps - FOUND, STAGES - 1)
+    for i in range(STAGES - 1, claimed_at):
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
-    if wait:
-        gl.atomic_add(begun, 1, sem="relaxed")
-    for i in range(early, steps):
+    number = ask_for_claim(begun, claim)
+    for i in range(claimed_at, looked_up):
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
-    # While the tensor cores are busy: where the next tile's rows are, and what the tile after it is.
+    claimed = claimed_piece(number, box, begun, claim, programs, total)
+    work = gl.where(claim, claimed, dealt)
+    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    for i in range(looked_up, found):
+        acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
     if not X_DESCRIPTOR:
-        pointers = _pointers(x, next_first, next_slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
-    far_matrix, far_first, far_rows, far_column = find_tile(far, walk, BLOCK_M, BLOCK_N, True)
-    next_tile = (pointers, next_first, next_rows, next_weight_row)
-    if wait:
-        _wait_for(begun, pieces)
+        slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
+    if in_step:
+        gl.atomic_add(begun, 1, sem="relaxed")
+    for i in range(found, steps):
+        acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
+    if not X_DESCRIPTOR:
+        pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
+    following = (pointers, first, rows, first_panel_row(matrix, column, n, k))
+    if in_step:
+        wait_for(begun, enough)
     for i in range(0, STAGES - 1):
         acc, stage, phase = _step(
-            acc, stage, phase, operands, next_tile, i, there, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
+            acc, stage, phase, operands, following, i, work < total, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
         )
     if MULTIPLY:
         acc = warpgroup_mma_wait(0, deps=[acc])
-    return acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column
+    return acc, stage, phase, work, pointers, matrix, first, rows, column
 
 
 @gluon.jit
@@ -281,6 +259,7 @@ def project_many(
     a = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_M, BLOCK_K], A)
     b = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_N, BLOCK_K], B)
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    box = gl.allocate_shared_memory(gl.int32, [32 * WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for s in gl.static_range(STAGES):
         mbarrier.init(bars.index(s), count=1)
     fence_async_shared()
@@ -299,26 +278,18 @@ def project_many(
     total = row_tiles * columns
     busy = gl.load(tile_count + 1, mask=dense == 0, other=0) * columns
     walk = (total, busy, columns, row_tiles, group, tiles, dense_matrix, dense_rows, dense)
-    operands = (x, w, n, x_pitch, top_k, gather, a, b, bars, k // BLOCK_K)
+    operands = (x, w, n, k, x_pitch, top_k, gather, order, a, b, bars, k // BLOCK_K)
 
     half_time = (options & HALF_TIME) != 0
-    # Where pieces take unequal time programs change places from round to round: the next one's instead of always its own.
+    claim = (options & CLAIM) != 0
+    in_step = (options & IN_STEP) != 0
+    begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
+    # Where dealt pieces take unequal time programs change places from round to round.
     further = gl.where(half_time | (busy > 0), 1, 0)
-    rounds = gl.cdiv(total, programs)
-    last = (gl.program_id(0) + (rounds - 1) * further) % programs
-    # Those for whom there is none left in the last round.
-    rounds = gl.where((rounds - 1) * programs + last < total, rounds, rounds - 1)
     place = gl.program_id(0)
     work = place
     matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
-    place = _next_place(place, further, programs)
-    next_work = programs + place
-    next_matrix, next_first, next_rows, next_column = find_tile(next_work, walk, BLOCK_M, BLOCK_N, True)
     there = work < total
-    begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
-    wait = (options & IN_STEP) != 0
-    if wait & there:
-        gl.atomic_add(begun, 1, sem="relaxed")
     for s in gl.static_range(STAGES - 1):
         _ask_weights(w, first_panel_row(matrix, column, n, k), n, s, there, a, b, bars, s, X_DESCRIPTOR)
     if X_DESCRIPTOR:
@@ -333,33 +304,29 @@ def project_many(
         _ask_rows(x, pointers, first, rows, s, there, a, bars, s, X_DESCRIPTOR, COPIES)
     stage = gl.to_tensor(0)
     phase = gl.to_tensor(0)
-    for turn in range(0, rounds):
-        if not X_DESCRIPTOR:
-            next_slots = _slots(next_first, next_rows, order, gather, BLOCK_M, COPIES)
-        else:
-            next_slots = 0
+    turn = 0
+    while work < total:
         this = (pointers, first, rows, first_panel_row(matrix, column, n, k))
-        next_weight_row = first_panel_row(next_matrix, next_column, n, k)
-        following = (next_slots, next_first, next_rows, next_weight_row, next_work < total)
         acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
         if BIAS:
-            # Of this tile, asked for a tile ago.
+            # Of this tile, asked for when the one before was done.
             acc = acc + gl.convert_layout(next_bias, gl.SliceLayout(0, SUMS))[None, :]
-            next_bias = _bias(bias, next_matrix, next_column, n, next_work < total, BLOCK_N)
-        place = _next_place(place, further, programs)
-        far = (turn + 2) * programs + place
-        in_step = (begun, gl.minimum((turn + 2) * programs, total) - (programs >> REST_SHIFT), wait)
+        turn += 1
+        place = next_place(place, further, programs)
+        pieces = (begun, box, programs, claim, in_step, begun_by_round(turn, programs, total))
         # A single warp group has rows of every tile.
         if WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
-            acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                acc, operands, this, following, far, walk, in_step, stage, phase,
+            acc, stage, phase, work, pointers, next_matrix, next_first, next_rows, next_column = _product(
+                acc, operands, this, walk, turn * programs + place, pieces, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, True,
             )  # fmt: skip
         else:
-            acc, stage, phase, pointers, far_matrix, far_first, far_rows, far_column = _product(
-                acc, operands, this, following, far, walk, in_step, stage, phase,
+            acc, stage, phase, work, pointers, next_matrix, next_first, next_rows, next_column = _product(
+                acc, operands, this, walk, turn * programs + place, pieces, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, False,
             )  # fmt: skip
+        if BIAS:
+            next_bias = _bias(bias, next_matrix, next_column, n, work < total, BLOCK_N)
         if GATED:
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
             result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
@@ -368,8 +335,6 @@ def project_many(
             left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
             _store(out, left, first, rows, column, width, out_pitch)
             _store(out, right, first, rows, column + BLOCK_N // 2, width, out_pitch)
-        next_work = far
         matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
-        next_matrix, next_first, next_rows, next_column = far_matrix, far_first, far_rows, far_column
     if not X_DESCRIPTOR:
         async_copy.wait_group(0)

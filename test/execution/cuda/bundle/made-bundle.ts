@@ -399,7 +399,15 @@ export function madeBundle(): {
     triton_version: "3.6.0",
     padding: 64,
     options: {
-      project: { gather: 1, bias: 2, input_scale: 4, dense: 8, half_time: 16, in_step: 32 },
+      project: {
+        gather: 1,
+        bias: 2,
+        input_scale: 4,
+        dense: 8,
+        half_time: 16,
+        in_step: 32,
+        claim: 64,
+      },
       decode_first: { bias: 2, input_scale: 4 },
       decode_second: { weights: 1, shared: 2, shared_scale: 4, residual: 8, bias: 16 },
       combine: { weights: 1, shared: 2, shared_scale: 4, residual: 8 },

@@ -231,37 +231,45 @@ describe("a lane's product", () => {
     assert.equal(work.budgeted, true);
   });
 
-  it("lets tall tiles of few rows take half the time with small matrices, and go in step with large ones and few rows", async () => {
-    const walk = async (
-      mostTokens: number,
-      spec: Partial<ProjectionSpec>,
-      weightBytes?: number,
-    ) => {
+  it("has pieces dealt, in step or claimed, and tall tiles of few rows take half the time, by rows and size of a matrix", async () => {
+    const walk = async (mostTokens: number, inputs: number, weightBytes?: number) => {
       const sizes = { experts: 8, topK: 2, mostTokens };
       const none = { kind: "none" } as const;
+      const spec = { inputs, outputs: 1024 };
       const { device, operator } = await lane(sizes, spec, {}, none, weightBytes);
       const options = Number(device.kernel(operator).values["options"]);
-      return { halfTime: (options & 16) !== 0, inStep: (options & 32) !== 0 };
+      const bits = { half: 16, "in step": 32, claimed: 64 };
+      return Object.entries(bits).flatMap(([name, bit]) => (options & bit ? [name] : []));
     };
     const { facts } = (await FakeDevice.open()).context;
-    const inputs = Math.floor(facts.l2Bytes / 4 / 2 / 1024 / 64) * 64;
-    const small = { inputs, outputs: 1024 };
-    const large = { inputs: inputs + 64, outputs: 1024 };
-    // A share of 4, 5, 48, 49, 64, 65, 256 and 257 rows.
-    for (const [tokens, walked, few, half] of [
-      [16, false, false, false],
-      [20, true, true, false],
-      [192, true, true, false],
-      [196, true, true, true],
-      [256, true, true, true],
-      [260, true, false, true],
-      [1024, true, false, true],
-      [1028, true, false, false],
+    /** Inputs of a matrix of at most this share of the L2. */
+    const inputs = (share: number) => Math.floor((facts.l2Bytes * share) / 2 / 1024 / 64) * 64;
+    const small = inputs(1 / 4);
+    const large = small + 64;
+    const fits = inputs(1);
+    const exceeds = fits + 64;
+    const claimed = ["half", "claimed"];
+    const inStep = ["in step"];
+    // A share of 4, 5, 48, 49, 64, 65, 128, 129, 256 and 257 rows: with small matrices, large ones and those beyond the L2.
+    for (const [tokens, ofSmall, ofLarge, beyond] of [
+      [16, [], [], []],
+      [20, inStep, inStep, inStep],
+      [192, inStep, inStep, inStep],
+      [196, claimed, claimed, inStep],
+      [256, claimed, claimed, inStep],
+      [260, claimed, claimed, inStep],
+      [512, claimed, claimed, inStep],
+      [516, ["half"], inStep, inStep],
+      [1024, ["half"], inStep, inStep],
+      [1028, [], inStep, inStep],
     ] as const) {
-      assert.deepEqual(await walk(tokens, small), { halfTime: half, inStep: few });
-      assert.deepEqual(await walk(tokens, large), { halfTime: false, inStep: walked });
+      assert.deepEqual(await walk(tokens, small), ofSmall, `${tokens} tokens`);
+      assert.deepEqual(await walk(tokens, large), ofLarge, `${tokens} tokens`);
+      assert.deepEqual(await walk(tokens, fits), ofLarge, `${tokens} tokens`);
+      assert.deepEqual(await walk(tokens, exceeds), beyond, `${tokens} tokens`);
+      // Weights that the L2 holds get tiles of 64 rows.
       const inCache = await walk(tokens, small, facts.l2Bytes);
-      assert.equal(inCache.inStep, false);
+      assert.deepEqual(inCache, []);
     }
   });
 
