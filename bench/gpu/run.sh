@@ -35,7 +35,7 @@ PATH=$(dirname "$(command -v "$node")"):$PATH
 export PATH NEXUS_REQUIRE_GPU=1
 nexus=dist/src/cli/main.js
 
-# sanitize TOOL [ELEMENT TYPE]
+# sanitize TOOL [ELEMENT TYPE[:FORM,...]]
 sanitize() {
   local sanitizer
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
@@ -58,7 +58,12 @@ part() {
   counters) node bench/counters/measure.mjs --json "$out/counters.json" ;;
   memcheck) sanitize memcheck ;;
   # In one process it needs more memory than many hosts have.
-  racecheck) sanitize racecheck bfloat16 && sanitize racecheck float16 && sanitize racecheck float32 ;;
+  racecheck)
+    for type in bfloat16 float16; do
+      sanitize racecheck $type:plain,mlp,concat,capacity && sanitize racecheck $type:many,beyond,biased,fewer || return
+    done
+    sanitize racecheck float32
+    ;;
   *) echo "there is no part $1"; return 2 ;;
   esac
 }

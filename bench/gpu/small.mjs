@@ -4,12 +4,12 @@
  * replayed, on one stream and on several, with budgets that change in between. Outputs
  * are compared with the CPU device. Takes seconds by itself, minutes under a sanitizer.
  *
- *   node bench/gpu/small.mjs [ELEMENT TYPE...]     (default: all)
+ *   node bench/gpu/small.mjs [ELEMENT TYPE[:FORM,...]...]     (default: all)
  *
- * One type at a time is what racecheck has memory for: on the host it keeps tens of gigabytes for each.
+ * Half of a 16-bit type's forms at a time are what racecheck has memory for: on the host it keeps tens of gigabytes.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
- * other forms need, so they have forms of their own; that they were is checked at the end.
+ * other forms need, so they have forms of their own; that they were is checked at the end, of types with all forms.
  */
 
 import assert from "node:assert/strict";
@@ -177,12 +177,17 @@ async function changeBudgets(layer, { experts, skew }) {
 
 const { device: gpu, loaded } = await openRemembering();
 const cpu = await openDevice({ kind: "cpu" });
-const types = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(FORMS);
-for (const dtype of types) {
+const whole = [];
+for (const asked of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(FORMS)) {
+  const [dtype, some] = asked.split(":");
   assert.ok(dtype in FORMS, `${dtype} is not one of ${Object.keys(FORMS).join(", ")}`);
-  for (const form of FORMS[dtype]) await runForm(dtype, form);
+  if (some === undefined) whole.push(dtype);
+  for (const form of some?.split(",") ?? FORMS[dtype]) {
+    assert.ok(FORMS[dtype].includes(form), `${form} is not one of ${FORMS[dtype].join(", ")}`);
+    await runForm(dtype, form);
+  }
 }
-const wanted = kernelsOf(gpu, MANY_ENTRY, types);
+const wanted = kernelsOf(gpu, MANY_ENTRY, whole);
 const missing = wanted.filter((name) => !loaded().includes(name));
 assert.deepEqual(missing, [], "kernels for many rows that nothing was launched with");
 await gpu.close();

@@ -252,21 +252,20 @@ def aggregation_options(options, weights, shared, shared_scale, residual, bias=N
     return sum(options.get(name, 0) for name, tensor in given.items() if tensor is not None)
 
 
-def tidying_values(bundle, prefix="", *, counts=None, out=None, counts_host=None, clear=None, fault=None, fault_host=None):
+def tidying_values(bundle, prefix="", *, counts=None, out=None, counts_host=None, fault=None, fault_host=None, clear=False):
     """The parameters of tidy, with a prefix those of a kernel that does it along with its own work; by default nothing to do."""
     options = bundle.manifest["options"]["tidy"]
     asked = {"out": out, "counts_host": counts_host, "fault_host": fault_host}
     values = {
-        "counts": counts, "clear": clear, "fault": fault, **asked,
-        "experts": 0 if counts is None else counts.numel(), "clear_words": 0 if clear is None else clear.numel(),
-        "options": sum(options[name] for name, tensor in asked.items() if tensor is not None),
+        "counts": counts, "fault": fault, **asked, "experts": 0 if counts is None else counts.numel(),
+        "options": sum(options[name] for name, tensor in asked.items() if tensor is not None) | options["clear"] * clear,
     }
     return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def tidy(bundle, kernel, tidying):
     values = tidying_values(bundle, **tidying)
-    kernel.launch(covering(kernel.grid, words=max(values["experts"], values["clear_words"])), values)
+    kernel.launch(covering(kernel.grid, experts=values["experts"]), values)
 
 
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,

@@ -31,7 +31,7 @@ def padded_experts(experts):
 
 
 class Routing:
-    """Buffers for `most_tokens` tokens, poisoned (the sets: empty), and the two launches over them."""
+    """Buffers for `most_tokens` tokens, poisoned, and the two launches over them."""
 
     def __init__(self, bundle, experts, top_k, most_tokens, lists, lane_of=None, multiprocessors=132,
                  dtype=torch.float32):  # fmt: skip
@@ -72,7 +72,7 @@ class Routing:
     POISON = -1234567
 
     def poison(self):
-        self.sets.zero_()
+        self.sets.copy_(torch.randint(-(2**31), 2**31, self.sets.shape))
         for tensor in (self.ids, self.counts, self.offsets, self.order, self.inverse, self.tiles,
                        self.tile_counts):  # fmt: skip
             tensor.fill_(self.POISON)
@@ -104,7 +104,8 @@ class Routing:
             "padded_experts": self.padded_experts, "top_k": self.top_k,
         })  # fmt: skip
 
-    def bucket(self, capacity_factor=math.inf):
+    def bucket(self, capacity_factor=math.inf, told=(None, None)):
+        """told: where on the host counts and fault go."""
         kernel = self.bucket_kernel
         grid = self.fill_programs + kernel.grid["shares_of_a_list"] * self.lanes * self.classes
         kernel.launch((grid, 1, 1), {
@@ -113,6 +114,7 @@ class Routing:
             "tiles": self.tiles, "tile_counts": self.tile_counts, "capacity_factor": capacity_factor,
             "experts": self.experts, "top_k": self.top_k, "most_tokens": self.most_tokens, "lanes": self.lanes,
             "classes": self.classes, "fill_programs": self.fill_programs,
+            **launch.tidying_values(self.bundle, "tidy_", counts_host=told[0], fault=self.fault, fault_host=told[1]),
         })  # fmt: skip
 
 
@@ -276,11 +278,16 @@ def check_route(checks, label, routing, logits, tokens, rule, bad_rows, counts=F
 def check_bucket(checks, label, routing, tokens, lists, capacity_factor):
     for tensor in (routing.counts, routing.offsets, routing.order, routing.inverse, routing.tiles, routing.tile_counts):
         tensor.fill_(routing.POISON)
-    routing.bucket(capacity_factor)
+    told = [torch.full((size,), routing.POISON, dtype=torch.int32).pin_memory() for size in (routing.experts, 1)]
+    asked = random.random() < 0.5
+    routing.bucket(capacity_factor, told if asked else (None, None))
     torch.cuda.synchronize()
     counts, offsets, order, inverse = reference_bucket(routing.ids[:tokens], routing.experts, capacity_factor)
     slots, rows = tokens * routing.top_k, len(order)
     checks.equal(f"{label}: counts", routing.counts.cpu().long(), counts)
+    for what, word, on_device in zip(("counts", "fault"), told, (routing.counts, routing.fault)):
+        wanted = on_device.cpu() if asked else torch.full_like(word, routing.POISON)
+        checks.equal(f"{label}: {what} {'' if asked else 'not '}asked for on the host", word, wanted)
     checks.equal(f"{label}: offsets", routing.offsets.cpu().long(), offsets)
     checks.equal(f"{label}: order", routing.order[:rows].cpu().long(), order)
     checks.equal(f"{label}: inverse", routing.inverse[:slots].cpu().long(), inverse)
@@ -384,9 +391,14 @@ def run_case(checks, bundle, experts, top_k, tokens, rule, kind, spoil=True):
     label = f"{SHORT[dtype]} E{experts} k{top_k} T{tokens}/{room} {kind} {words} lanes {lanes}x{classes} capacity {capacity}"
     check_route(checks, label, routing, logits, tokens, rule, bad, counts=random.random() < 0.5)
     check_bucket(checks, label, routing, tokens, lists, capacity)
-    left = routing.sets.clone()
+    # Route's programs go through all the tokens that there is room for, and leave other bits alone.
+    rows = routing.route_kernels[0].grid["x"]["by"]
+    programs = torch.arange(-(-room // rows) * rows, device=DEVICE)
+    theirs = torch.zeros(len(routing.sets), dtype=torch.int64, device=DEVICE)
+    theirs.index_add_(0, programs // WORD_TOKENS, 1 << (programs % WORD_TOKENS))
+    left = routing.sets.long() & theirs[:, None]
     check_mark(checks, label, routing, tokens)
-    checks.equal(f"{label}: sets of route and mark", left, routing.sets)
+    checks.equal(f"{label}: sets of route and mark", left, routing.sets.long() & theirs[:, None])
     draw_ids(routing, tokens)
     check_mark(checks, f"{label}, ids from the host", routing, tokens)
     check_bucket(checks, f"{label}, ids from the host", routing, tokens, lists, capacity)

@@ -52,11 +52,9 @@ def combine(
     tidy_counts,  # what is left to do of routing: routing/tidy.py; all 0: nothing
     tidy_out,
     tidy_counts_host,
-    tidy_clear,
     tidy_fault,
     tidy_fault_host,
     tidy_experts,
-    tidy_clear_words,
     tidy_options,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -66,8 +64,8 @@ def combine(
     # From the last program on, which has least to do.
     programs = tl.num_programs(0)
     tidy_up(
-        programs - 1 - tl.program_id(0), programs, tidy_counts, tidy_out, tidy_counts_host, tidy_clear, tidy_fault,
-        tidy_fault_host, tidy_experts, tidy_clear_words, tidy_options, TIDY_BLOCK,
+        programs - 1 - tl.program_id(0), programs, tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host,
+        tidy_experts, tidy_options, TIDY_BLOCK,
     )  # fmt: skip
     stretches = tl.cdiv(width, BLOCK)
     for work in range(tl.program_id(0), tl.load(tokens) * stretches, tl.num_programs(0)):

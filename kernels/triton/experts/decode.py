@@ -136,11 +136,9 @@ def decode_second(
     tidy_counts,  # what is left to do of routing: routing/tidy.py; all 0: nothing
     tidy_out,
     tidy_counts_host,
-    tidy_clear,
     tidy_fault,
     tidy_fault_host,
     tidy_experts,
-    tidy_clear_words,
     tidy_options,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -152,8 +150,8 @@ def decode_second(
     programs = tl.num_programs(0) * tl.num_programs(1)
     number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tidy_up(
-        programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_clear, tidy_fault, tidy_fault_host,
-        tidy_experts, tidy_clear_words, tidy_options, TIDY_BLOCK,
+        programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host,
+        tidy_experts, tidy_options, TIDY_BLOCK,
     )  # fmt: skip
     token = tl.program_id(0)
     if token >= tl.load(tokens):

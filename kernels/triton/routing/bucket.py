@@ -18,6 +18,9 @@ A token's experts are distinct, as a router's are. With so little to do time is 
 counts is asked for before them, and `lane_of`, `lists` and `tokens`, which no kernel writes, before the kernel in front is
 done (overlap.py; an early start saved 0.8 of 6.6 us for 512 tokens on an H200). More warps were slower there, by 1.6 us with
 eight: what is gained in loads is lost in reductions across warps.
+
+Where nothing comes after it this kernel brings counts and fault to the host, too (tidy.py is for where something does: a kernel is
+not over before the host's memory has what it wrote there).
 """
 
 import triton
@@ -25,6 +28,8 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from overlap import begin
+
+from .tidy import COUNTS_HOST, FAULT_HOST
 
 # Words of a work list's entry in `lists`, part of the ABI: rows of a tile; most rows of an expert of this class (not read
 # in a lane's last class); the list's first tile in `tiles`; most tiles of a group.
@@ -153,6 +158,14 @@ def bucket(
     lanes,
     classes,
     fill_programs,
+    # As for tidy.py, but that counts are this kernel's own and nothing is to be cleared.
+    tidy_counts,
+    tidy_out,
+    tidy_counts_host,
+    tidy_fault,
+    tidy_fault_host,
+    tidy_experts,
+    tidy_options,
     EXPERTS: tl.constexpr,
     SLOTS: tl.constexpr,
     WORDS_A_STEP: tl.constexpr,
@@ -209,6 +222,9 @@ def bucket(
         program -= fill_programs
         if program == 0:
             tl.store(counts + column, count, mask=inside)
+            tl.store(tidy_counts_host + column, count, mask=inside & ((tidy_options & COUNTS_HOST) != 0))
+            if (tidy_options & FAULT_HOST) != 0:
+                tl.store(tidy_fault_host, tl.load(tidy_fault))
             tl.store(offsets + column, offset, mask=inside)
             tl.store(offsets + experts, tl.sum(kept, axis=0))
         _list_tiles(

@@ -2,9 +2,9 @@
 
 A warp holds a row: nothing of size tokens x experts is written but one bit for each pair, the set of tokens that chose
 an expert, 32 tokens to a word, put there by integer atomics, whose order does not show. From that set bucket.py has an
-expert's count, and the rank of a token among those that chose it, by counting bits and without sorting. The sets are
-empty when this kernel starts: the caller clears them once bucket.py is done with them, beside the expert products.
-(Gathering a program's bits in shared memory instead, which needs no clearing, took 1.3 us more for 512 tokens on an H200.)
+expert's count, and the rank of a token among those that chose it, by counting bits and without sorting. A program has a
+byte of every word, takes out what the launch before left there while it waits for its logits, and so needs no sets that are empty.
+(Gathering a program's bits in shared memory instead took 1.3 us more for 512 tokens on an H200.)
 
 Selection works on integers. A float32 and the integer of the same bits, its low 31 bits flipped if negative, are in the
 same order, and Hopper and Ampere reduce an integer over a warp in one instruction: a pick is the largest key, then the
@@ -125,7 +125,7 @@ def route(
     tokens,  # int32 [1]
     ids,  # out: int32 [most_tokens, top_k], best first; -1 in rows without finite weights
     weights,  # out: float32 [most_tokens, top_k]; 0 in such rows
-    sets,  # in and out: int32 [ceil(most_tokens / 32), EXPERTS], if SETS: empty; bit t of a word is token 32 * i + t
+    sets,  # out: int32 [ceil(most_tokens / 32), EXPERTS], if SETS: bit t of a word is token 32 * i + t; others stay as they are
     counts,  # in and out: int32 [experts], if COUNTS: tokens of each expert, added to what is there
     fault,  # int32 [1]: lowered to the first row without finite weights
     experts,
@@ -155,6 +155,11 @@ def route(
         logits + row.to(tl.int64) * experts + column, mask=(row < most_tokens) & inside, other=float("-inf")
     ).to(tl.float32)
     live = row < live_tokens
+    if (options & SETS) != 0:
+        first = tl.program_id(0) * ROWS
+        words = sets + first // WORD_TOKENS * EXPERTS + tl.arange(0, EXPERTS)
+        others = ~(((1 << ROWS) - 1) << (first % WORD_TOKENS))
+        tl.atomic_and(words, tl.zeros((EXPERTS,), tl.int32) + others, sem="relaxed")
 
     logit_key = _key(x)
     top_key = _most(logit_key)
@@ -224,6 +229,8 @@ def route(
     tl.atomic_min(fault + in_program * 0, row, mask=live & ~sound, sem="relaxed")
     chosen = stored & sound
     if (options & SETS) != 0:
+        # A bit is set by another thread than the one that took out what was there.
+        tl.debug_barrier()
         word = sets + (row // WORD_TOKENS) * EXPERTS + chosen_id
         tl.atomic_or(word, tl.zeros_like(chosen_id) + (1 << (row % WORD_TOKENS)), mask=chosen, sem="relaxed")
     if (options & COUNTS) != 0:

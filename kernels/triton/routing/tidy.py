@@ -1,7 +1,7 @@
 """What is left to do when routing is done, by programs of the kernel that ends the step, or in a launch of its own.
 
 The host wants each expert's count and the fault word: they are written to page-locked memory, where they are found
-without a copy being asked for. The next step wants the sets (or the counts that route.py added up by itself) empty.
+without a copy being asked for. Counts that route.py added up by itself the next step wants empty.
 
 As copies and fills of the driver's these were four nodes of a graph, one after the other, and the copy engines they go
 through made a decode step 8 us longer on an H200. As a kernel beside the sum it still was the last one done. By programs of
@@ -13,11 +13,12 @@ there. (A block of its own for it was no faster.)
 import triton
 import triton.language as tl
 
-# Bits of `options`, part of the ABI: what there is a place for.
-OPTIONS = {"out": 1, "counts_host": 2, "fault_host": 4}
+# Bits of `options`, part of the ABI: what there is a place for, and whether counts are to be 0 afterwards.
+OPTIONS = {"out": 1, "counts_host": 2, "fault_host": 4, "clear": 8}
 OUT = tl.constexpr(OPTIONS["out"])
 COUNTS_HOST = tl.constexpr(OPTIONS["counts_host"])
 FAULT_HOST = tl.constexpr(OPTIONS["fault_host"])
+CLEAR = tl.constexpr(OPTIONS["clear"])
 
 # Words that a program of another kernel goes through at once: as many as a warp loads in one instruction.
 BLOCK = tl.constexpr(128)
@@ -26,11 +27,9 @@ ARGUMENTS = {
     "counts": "*i32",
     "out": "*i32",
     "counts_host": "*i32",
-    "clear": "*i32",
     "fault": "*i32",
     "fault_host": "*i32",
     "experts": "i32",
-    "clear_words": "i32",
     "options": "i32",
 }
 # Part of the ABI.
@@ -40,15 +39,14 @@ ARGUMENTS_OF_OTHERS = {f"{PREFIX}{name}": kind for name, kind in ARGUMENTS.items
 
 @triton.jit
 def tidy_up(
-    program, programs, counts, out, counts_host, clear, fault, fault_host, experts, clear_words, options,
-    BLOCK: tl.constexpr,
+    program, programs, counts, out, counts_host, fault, fault_host, experts, options, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program i of so many: words BLOCK * i and on, then those after `programs` blocks, and so on; arguments as for `tidy`.
 
-    Counts and fault must be done, nothing read what is cleared any more; a kernel that starts early does this before it waits only
+    Counts and fault must be done, and nothing read counts that are cleared any more; a kernel that starts early does this before it waits only
     if that holds from two kernels in front of it on (overlap.py).
     """
-    for first in range(program * BLOCK, tl.maximum(experts, clear_words), programs * BLOCK):
+    for first in range(program * BLOCK, experts, programs * BLOCK):
         word = first + tl.arange(0, BLOCK)
         counted = word < experts
         # Past the L1, which may hold what an earlier step of the same launch counted.
@@ -56,26 +54,23 @@ def tidy_up(
         tl.store(out + word, count, mask=counted & ((options & OUT) != 0))
         tl.store(counts_host + word, count, mask=counted & ((options & COUNTS_HOST) != 0))
         # The thread that read a count is the one that clears it.
-        tl.store(clear + word, tl.zeros_like(word), mask=word < clear_words)
+        tl.store(counts + word, tl.zeros_like(word), mask=counted & ((options & CLEAR) != 0))
     if (program == 0) & ((options & FAULT_HOST) != 0):
         tl.store(fault_host, tl.load(fault, cache_modifier=".cg"))
 
 
 @triton.jit
 def tidy(
-    counts,  # int32 [experts]
+    counts,  # int32 [experts]; out: 0, if CLEAR
     out,  # int32 [experts], in device memory, if OUT
     counts_host,  # int32 [experts], in host memory, if COUNTS_HOST
-    clear,  # int32 [clear_words]: may be `counts`
     fault,  # int32 [1]
     fault_host,  # int32 [1], in host memory, if FAULT_HOST
     experts,
-    clear_words,
     options,
     BLOCK: tl.constexpr,
 ):
     """Where no other kernel does it."""
     tidy_up(
-        tl.program_id(0), tl.num_programs(0), counts, out, counts_host, clear, fault, fault_host, experts, clear_words, options,
-        BLOCK,
+        tl.program_id(0), tl.num_programs(0), counts, out, counts_host, fault, fault_host, experts, options, BLOCK
     )  # fmt: skip

@@ -128,8 +128,8 @@ def tidy_variant(block=1024):
         divisible=(),
         num_warps=4,
         num_stages=1,
-        grid={"rule": "cover", "words": f"x = ceil(words / {block}), words = max(experts, clear_words); y = z = 1",
-              "x": {"of": "words", "by": block}},
+        grid={"rule": "cover", "words": f"x = ceil(experts / {block}); y = z = 1",
+              "x": {"of": "experts", "by": block}},
         selects={"operator": "tidy"},
         ptx=True,
     )  # fmt: skip
@@ -205,6 +205,7 @@ def bucket_variant(experts):
             "lanes": "i32",
             "classes": "i32",
             "fill_programs": "i32",
+            **tidy.ARGUMENTS_OF_OTHERS,
         },
         constants={
             "EXPERTS": experts,

@@ -8,8 +8,8 @@
  * joined at the end.
  *
  * Work that nothing in the step waits for is put off: tidying up until a kernel on the same
- * stream that does it along with its own work, everything else until the recording's last
- * operator, beside which it goes to a side stream. Not sooner: a persistent kernel fills every
+ * stream that does it along with its own work (if none comes an operator does its own, where it can), everything
+ * else until the recording's last operator, beside which it goes to a side stream. Not sooner: a persistent kernel fills every
  * multiprocessor, and a block of anything else that sits there when it starts holds up one of
  * its own, and with that all of it.
  */
@@ -18,9 +18,9 @@ import type { CudaBudgets } from "./budgets.ts";
 import type { AccessWindow, Driver } from "./driver/driver.ts";
 import type { EventPool } from "./driver/events.ts";
 import type { KernelValues } from "./launch/launch.ts";
-import type { CudaStream, Point, Recording } from "./recorder.ts";
+import type { CudaStream, Point, Recording, Step } from "./recorder.ts";
 import type { NativeStreams } from "./streams.ts";
-import type { KernelWork, Work } from "./work.ts";
+import type { EncodedOperator, KernelWork, Work } from "./work.ts";
 
 export interface IssueSite {
   readonly driver: Driver;
@@ -141,15 +141,16 @@ class Issuer {
     driver.recordEvent(this.#begin, streams.launch);
     const { steps } = this.#recording;
     const last = steps.findLast((step) => step.kind === "operator");
-    for (const step of steps) {
+    for (const [at, step] of steps.entries()) {
       const stream = this.#nativeOf(step.stream);
       if (step.kind === "operator") {
-        const { work, beside, afterBeside } = step.operator;
+        const { work, afterBeside } = step.operator;
         if (!afterBeside) this.#tidyAlong(work, stream);
         if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
         if (afterBeside) this.#afterBeside(stream);
+        const left = this.#tidyOwn(step.operator, tidiedLater(steps, at), stream);
         for (const item of work) this.#work(item, step.stream, stream);
-        if (beside.length > 0) this.#putOff(beside, stream);
+        if (left.length > 0) this.#putOff(left, stream);
       } else if (step.kind === "wait") {
         this.#wait(stream, this.#points.get(step.point) as bigint);
       } else if (step.point.awaited) {
@@ -256,6 +257,17 @@ class Issuer {
     }
   }
 
+  /** Has an operator's own kernel do its tidying, if it can and none does later. @returns what is left to do beside it */
+  #tidyOwn({ work, beside }: EncodedOperator, later: boolean, stream: bigint): readonly Work[] {
+    const kernel = work.find((item) => item.kind === "kernel" && item.tidiesOwn);
+    const tidy = beside.find((item) => tidyingOf(item) !== undefined);
+    const tidying = tidy && tidyingOf(tidy);
+    if (later || kernel?.kind !== "kernel" || tidying === undefined) return beside;
+    kernel.launch.setValues(tidying);
+    this.#tidied.add(stream);
+    return beside.filter((item) => item !== tidy);
+  }
+
   /** Lets this stream wait for all that was put off and is issued. */
   #afterBeside(stream: bigint): void {
     if (this.#side !== undefined) this.#order(this.#side, stream);
@@ -293,6 +305,18 @@ class Issuer {
     this.#site.driver.recordEvent(event, stream);
     return event;
   }
+}
+
+/** Whether a kernel that comes after this step on its stream tidies up along with its own work, before anything waits for that. */
+function tidiedLater(steps: readonly Step[], at: number): boolean {
+  for (let i = at + 1; i < steps.length; i++) {
+    const step = steps[i] as Step;
+    if (step.kind !== "operator") continue;
+    if (step.operator.afterBeside) return false;
+    const tidies = step.operator.work.some((item) => item.kind === "kernel" && item.tidiesUp);
+    if (tidies && step.stream === steps[at]?.stream) return true;
+  }
+  return false;
 }
 
 function tidyingOf(work: Work): KernelValues | undefined {

@@ -35,6 +35,11 @@ export interface KernelWork {
   readonly tidying?: KernelValues;
   /** Whether it tidies up along with its own work, as soon as it starts; for what is two kernels in front of it or more. */
   readonly tidiesUp?: boolean;
+  /**
+   * Whether it can do its own operator's tidying, by the same parameters; what comes after it would wait for that. No
+   * kernel can do both.
+   */
+  readonly tidiesOwn?: boolean;
 }
 
 /** Bytes of device memory that lie together. */

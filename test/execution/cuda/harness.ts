@@ -44,6 +44,8 @@ export interface Average {
   readonly tidying?: boolean;
   /** Whether its kernel does tidying along with its own work. */
   readonly tidiesUp?: boolean;
+  /** Whether it can do that of its own. */
+  readonly tidiesOwn?: boolean;
   readonly afterBeside?: boolean;
   /** A row that routing finds without finite weights. */
   readonly faultyRow?: number;
@@ -151,7 +153,7 @@ function encode(
       ...{ persistent: budgeted, y: 3, pieces: 15 },
     },
     {
-      ...{ budgeted, tidiesUp: more.tidiesUp ?? false },
+      ...{ budgeted, tidiesUp: more.tidiesUp ?? false, tidiesOwn: more.tidiesOwn ?? false },
       weights: { address: from.address, bytes: WEIGHT_BYTES },
     },
   );
@@ -197,9 +199,11 @@ function average(driver: FakeDriver, launch: FakeLaunch): void {
     const { buffer, byteOffset } = driver.bytesAt(address, OPERAND_BYTES);
     return new Float32Array(buffer, byteOffset, WIDTH);
   });
-  if (from !== undefined) to?.set(from);
+  const own = from !== undefined && from.byteOffset === output?.byteOffset;
+  if (from !== undefined && !own) to?.set(from);
   if (a === undefined || b === undefined) return;
   for (let i = 0; i < WIDTH; i++) {
     (output as Float32Array)[i] = (a[i] as number) / 2 + (b[i] as number) / 2 + 1;
   }
+  if (own) to?.set(from);
 }

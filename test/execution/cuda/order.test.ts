@@ -19,6 +19,8 @@ interface Plan {
         /** Whether what is beside is tidying, and whether this work does some that was put off. */
         readonly tidying: boolean;
         readonly tidiesUp: boolean;
+        /** Whether it could do its own; no kernel can do both. */
+        readonly tidiesOwn: boolean;
         /** Result of which a copy was made beside, to be read instead of it. */
         readonly copyOf?: number;
       }
@@ -39,7 +41,10 @@ function randomPlan(seed: string): Plan {
   const copied: number[] = [];
   // All streams begin after the first operator of stream 0, as a capture demands.
   steps.push(
-    { do: "work", stream: 0, a: -1, b: -1, beside: false, tidying: false, tidiesUp: false },
+    {
+      ...{ do: "work", stream: 0, a: -1, b: -1, beside: false, tidying: false },
+      ...{ tidiesUp: false, tidiesOwn: false },
+    },
     { do: "record", stream: 0, event: 0 },
   );
   expected.push(1);
@@ -63,10 +68,11 @@ function randomPlan(seed: string): Plan {
       const [a, b] = [pick(random, [...mine]), pick(random, [...mine])];
       const beside = chance(random, 0.3);
       const [tidying, tidiesUp] = [chance(random, 0.5), chance(random, 0.4)];
+      const tidiesOwn = !tidiesUp && chance(random, 0.6);
       // What was copied beside may be read by whoever waits for all that is beside.
       const copyOf = copied.length > 0 && chance(random, 0.3) ? pick(random, copied) : undefined;
       steps.push({
-        ...{ do: "work", stream, a: copyOf ?? a, b, beside, tidying, tidiesUp },
+        ...{ do: "work", stream, a: copyOf ?? a, b, beside, tidying, tidiesUp, tidiesOwn },
         ...(copyOf !== undefined && { copyOf }),
       });
       if (beside) copied.push(expected.length);
@@ -98,13 +104,14 @@ describe("streams and events", () => {
           for (const step of plan.steps) {
             const stream = streams[step.stream] as Stream;
             if (step.do === "work") {
-              const { a, b, beside, copyOf, tidying, tidiesUp } = step;
+              const { a, b, beside, copyOf, tidying, tidiesUp, tidiesOwn } = step;
               enqueue(stream, {
                 a: copyOf === undefined ? (results[a] ?? zero) : (copies[copyOf] as DeviceBuffer),
                 b: results[b] ?? zero,
                 output: results[next] as DeviceBuffer,
                 ...(beside && { beside: copies[next] as DeviceBuffer, tidying }),
                 tidiesUp,
+                tidiesOwn,
                 afterBeside: copyOf !== undefined,
               });
               next += 1;
@@ -119,15 +126,17 @@ describe("streams and events", () => {
           const nothing = new Float32Array(4).fill(Number.NaN);
           for (const buffer of [...results, ...copies]) device.write(buffer, nothing);
         };
+        const works = plan.steps.filter((step) => step.do === "work");
+        const copied = [...works.keys()].filter((i) => works[i]?.beside);
         const verify = async (how: string) => {
-          for (const [i, buffer] of results.entries()) {
+          const check = async (i: number, buffer: DeviceBuffer | undefined, what: string) => {
             const want = plan.expected[i] as number;
-            const got = await readValue(device, buffer);
-            assert.ok(
-              Math.abs(got - want) < 1e-5,
-              `round ${round}, ${how}: result ${i} is ${got}, not ${want}`,
-            );
-          }
+            const got = await readValue(device, buffer as DeviceBuffer);
+            const told = `round ${round}, ${how}: ${what} ${i} is ${got}, not ${want}`;
+            assert.ok(Math.abs(got - want) < 1e-5, told);
+          };
+          for (const i of results.keys()) await check(i, results[i], "result");
+          for (const i of copied) await check(i, copies[i], "copy of result");
         };
         spoil();
         all();

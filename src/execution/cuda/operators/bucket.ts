@@ -2,8 +2,7 @@
  * `bucket`: offsets, order, inverse, the counts that `route` left open, and the work
  * lists of all lanes, in one kernel.
  *
- * Beside what follows, counts and the fault word go to the host and the sets of
- * choices are cleared for the next launch.
+ * Beside what follows, or by the kernel itself where nothing does, counts and the fault word go to the host.
  */
 
 import type { BucketOperator } from "../../operators.ts";
@@ -21,7 +20,7 @@ import {
   setsOf,
   WORD_TOKENS,
 } from "./sets.ts";
-import { tidyUp } from "./tidy.ts";
+import { NOTHING_TO_TIDY, tidyUp } from "./tidy.ts";
 
 /** Counts that the kernel writes and nobody asked for. */
 const unreadCounts = new Scratch<{ readonly buffer: CudaBuffer }>();
@@ -74,14 +73,17 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
       lanes,
       classes: 1,
       fill_programs: fillPrograms,
+      ...NOTHING_TO_TIDY,
     },
     fixedGrid(fillPrograms + listPrograms * lanes),
     // Small, and all latency.
-    { early: true },
+    { early: true, tidiesOwn: true },
   );
   to.mirror(offsets, order, inverse);
-  const { counts, buffer, words } = choices;
-  tidyUp({ experts, counts, fault: operator.routed, clear: buffer, clearWords: words }, to);
+  // Nobody asked for the counts of ids that the host wrote, and they cannot be at fault.
+  if (operator.routed) {
+    tidyUp({ experts, counts: choices.counts, fault: true, clear: false }, to);
+  }
 }
 
 type CountedSets = ChoiceSets & { readonly counts: CudaBuffer };
@@ -115,7 +117,7 @@ function markedSets(
   const { context } = to;
   const found = setsOf(ids, padded, mostTokens, context);
   const kernel = context.kernels.find({ operator: "mark" });
-  to.afterBeside = true;
+  to.clear(found.buffer, found.words);
   to.kernel(
     kernel,
     {

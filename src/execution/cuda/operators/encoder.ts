@@ -33,6 +33,11 @@ export class OperatorEncoder extends OperatorArguments implements OwnedOperator 
     this.work.push(this.#written(kernel, values, grid, options));
   }
 
+  /** Sets so many 32-bit words of scratch memory to 0. */
+  clear({ address }: CudaBuffer, words: number): void {
+    this.work.push({ kind: "fill", address, value: 0, words });
+  }
+
   kernelBeside(kernel: Kernel, values: KernelValues, grid: Grid, options?: WorkOptions): void {
     this.beside.push(this.#written(kernel, values, grid, options));
   }

@@ -15,6 +15,7 @@ export interface WorkOptions {
   readonly mirrors?: readonly bigint[];
   readonly tidying?: KernelValues;
   readonly tidiesUp?: boolean;
+  readonly tidiesOwn?: boolean;
   /** Whether it may start beside the end of the kernel in front; absent: where that gains something. */
   readonly early?: boolean;
   /**

@@ -84,7 +84,7 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
   );
   to.mirror(ids, weights);
   if (own === undefined) return;
-  tidyUp({ experts, counts: own, out: counts, fault: true, clear: own, clearWords: experts }, to);
+  tidyUp({ experts, counts: own, out: counts, fault: true, clear: true }, to);
 }
 
 function zeroCounts(ids: CudaBuffer, experts: number, { context }: OperatorEncoder): CudaBuffer {

@@ -1,7 +1,7 @@
 /**
  * Who chose whom: for every 32 tokens and expert a word, with a bit for each of the
- * tokens that chose the expert. `route` sets the bits (or `mark`, for ids that the
- * host wrote), `bucket` counts them and then has them cleared for the next launch.
+ * tokens that chose the expert. `route` writes the bits (or `mark`, for ids that the
+ * host wrote, into sets that are cleared in front of it), `bucket` counts them.
  *
  * The sets belong to the ids buffer, since that is what both operators name. The
  * counts buffer is `route`'s argument but is written by `bucket`, so the sets also
@@ -29,7 +29,7 @@ export interface ChoiceSets {
 
 const sets = new Scratch<ChoiceSets>();
 
-/** The sets of an ids buffer for rows of `padded` experts, empty when they are made. */
+/** The sets of an ids buffer for rows of `padded` experts. */
 export function setsOf(
   ids: CudaBuffer,
   padded: number,

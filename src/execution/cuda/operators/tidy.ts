@@ -1,7 +1,7 @@
 /**
- * What is left to do when routing is done, beside the products: counts and fault to the
- * host, and what routing filled empty again for the next launch. Done by a kernel that writes to
- * page-locked memory by itself: the one that ends the step, if it can (`tidiesUp`), or one of its own.
+ * What is left to do when routing is done, beside the products: counts and fault to the host, and counts that
+ * routing added up by itself empty again for the next launch. Done by a kernel that writes to page-locked memory by
+ * itself: the one that ends the step, if it can (`tidiesUp`, `tidiesOwn`), or one of its own.
  */
 
 import type { CudaBuffer } from "../buffer.ts";
@@ -18,11 +18,9 @@ export const NOTHING_TO_TIDY = prefixed({
   counts: null,
   out: null,
   counts_host: null,
-  clear: null,
   fault: null,
   fault_host: null,
   experts: 0,
-  clear_words: 0,
   options: 0,
 });
 
@@ -34,14 +32,13 @@ export interface Tidying {
   readonly out?: CudaBuffer;
   /** Whether there can be a fault. */
   readonly fault: boolean;
-  /** Scratch memory to clear, in words. */
-  readonly clear: CudaBuffer;
-  readonly clearWords: number;
+  /** Whether the counts are to be cleared. */
+  readonly clear: boolean;
 }
 
 /** Writes the tidying up down, beside what follows. */
 export function tidyUp(tidying: Tidying, to: OperatorEncoder): void {
-  const { experts, counts, out, fault, clear, clearWords } = tidying;
+  const { experts, counts, out, fault, clear } = tidying;
   const { kernels, fault: word } = to.context;
   const { mirror } = out ?? counts;
   const kernel = kernels.find({ operator: "tidy" });
@@ -51,20 +48,17 @@ export function tidyUp(tidying: Tidying, to: OperatorEncoder): void {
     counts: counts.address,
     out: out?.address ?? null,
     counts_host: mirror?.address ?? null,
-    clear: clear.address,
     fault: word.device,
     fault_host: word.host,
     experts,
-    clear_words: clearWords,
     options:
       bit("out", out !== undefined) |
       bit("counts_host", mirror !== undefined) |
-      bit("fault_host", fault),
+      bit("fault_host", fault) |
+      bit("clear", clear),
   };
-  to.kernelBeside(
-    kernel,
-    values,
-    coverGrid(kernel.entry, { words: Math.max(experts, clearWords) }),
-    { tidying: prefixed(values), ...(mirror && { mirrors: [mirror.address] }) },
-  );
+  to.kernelBeside(kernel, values, coverGrid(kernel.entry, { experts }), {
+    tidying: prefixed(values),
+    ...(mirror && { mirrors: [mirror.address] }),
+  });
 }

@@ -56,7 +56,7 @@ function descriptor(name: string, dimensions: number): string {
 
 /** Of a kernel that tidies up; with a prefix, where it has work of its own. */
 const tidying = (prefix: string) =>
-  "counts:*i32 out:*i32 counts_host:*i32 clear:*i32 fault:*i32 fault_host:*i32 experts:i32 clear_words:i32 options:i32".replace(
+  "counts:*i32 out:*i32 counts_host:*i32 fault:*i32 fault_host:*i32 experts:i32 options:i32".replace(
     /(\S+)/g,
     `${prefix}$1`,
   );
@@ -304,7 +304,7 @@ function others(arch: string): Variant[] {
     found.push({
       name: `bucket_experts${experts}`,
       args: parse(
-        "ids:*i32 sets:*i32/16 tokens:*i32 lane_of:*i32 lists:*i32 counts:*i32 offsets:*i32 order:*i32 inverse:*i32 tiles:*i32/16 tile_counts:*i32 capacity_factor:fp64 experts:i32 top_k:i32 most_tokens:i32 lanes:i32 classes:i32 fill_programs:i32",
+        `ids:*i32 sets:*i32/16 tokens:*i32 lane_of:*i32 lists:*i32 counts:*i32 offsets:*i32 order:*i32 inverse:*i32 tiles:*i32/16 tile_counts:*i32 capacity_factor:fp64 experts:i32 top_k:i32 most_tokens:i32 lanes:i32 classes:i32 fill_programs:i32 ${tidying("tidy_")}`,
       ),
       grid: {
         rule: "bucket",
@@ -324,7 +324,7 @@ function others(arch: string): Variant[] {
   found.push({
     name: "tidy",
     args: parse(tidying("")),
-    grid: cover({ of: "words", by: 100 }),
+    grid: cover({ of: "experts", by: 100 }),
     selects: { operator: "tidy" },
   });
   return found;
@@ -413,7 +413,7 @@ export function madeBundle(): {
       combine: { weights: 1, shared: 2, shared_scale: 4, residual: 8 },
       route: { bias: 1, renormalize: 2, top2_sum: 4, sets: 8, counts: 16 },
       gate: { bias: 1, sigmoid: 2 },
-      tidy: { out: 1, counts_host: 2, fault_host: 4 },
+      tidy: { out: 1, counts_host: 2, fault_host: 4, clear: 8 },
     },
     scorings: { softmax: 0, sigmoid: 1, "topk-softmax": 2, "topk-sigmoid": 3, sparsemixer: 4 },
     list_words: 4,

@@ -4,14 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { combineOf, decodeOf } from "./operators.ts";
-
-/** What a kernel is told that could tidy up, until it is to. */
-const NOTHING_TO_TIDY = {
-  ...{ tidy_counts: 0n, tidy_out: 0n, tidy_counts_host: 0n, tidy_clear: 0n },
-  ...{ tidy_fault: 0n, tidy_fault_host: 0n },
-  ...{ tidy_experts: 0, tidy_clear_words: 0, tidy_options: 0 },
-};
+import { combineOf, decodeOf, NOTHING_TO_TIDY } from "./operators.ts";
 
 const addressOf = (buffer: unknown) => (buffer as FakeBuffer).address;
 

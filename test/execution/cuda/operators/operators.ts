@@ -183,3 +183,10 @@ export function decodeOf(
     ...changes,
   };
 }
+
+/** What a kernel is told that could tidy up, until it is to. */
+export const NOTHING_TO_TIDY = {
+  ...{ tidy_counts: 0n, tidy_out: 0n, tidy_counts_host: 0n },
+  ...{ tidy_fault: 0n, tidy_fault_host: 0n },
+  ...{ tidy_experts: 0, tidy_options: 0 },
+};

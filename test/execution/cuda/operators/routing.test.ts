@@ -6,7 +6,7 @@ import { NO_FAULT } from "../../../../src/execution/cuda/operators/route.ts";
 import type { EncodedOperator } from "../../../../src/execution/cuda/work.ts";
 import type { RoutingRule } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { bucketOf, routeOf, SIZES, stepBuffers } from "./operators.ts";
+import { bucketOf, NOTHING_TO_TIDY, routeOf, SIZES, stepBuffers } from "./operators.ts";
 
 function mirrorOf(buffer: FakeBuffer) {
   return {
@@ -29,7 +29,7 @@ function tidyOf(
   for (const [name, value] of Object.entries(tidying)) {
     assert.equal(value ?? 0n, tidy?.values[name.replace(/^tidy_/, "")], name);
   }
-  assert.equal(Object.keys(tidying).length, 9);
+  assert.equal(Object.keys(tidying).length, 7);
   return { ...tidy?.values, grid: tidy?.grid.x, mirrors };
 }
 
@@ -86,8 +86,8 @@ describe("route", () => {
     const host = buffers.counts.mirror?.address as bigint;
     assert.deepEqual(tidyOf(device, encoded), {
       ...{ counts: own.address, out: buffers.counts.address, counts_host: host },
-      ...{ clear: own.address, fault: 0xfa00n, fault_host: 0xfb00n },
-      ...{ experts: 40, clear_words: 40, options: 1 | 2 | 4, grid: 1, mirrors: [host] },
+      ...{ fault: 0xfa00n, fault_host: 0xfb00n },
+      ...{ experts: 40, options: 1 | 2 | 4 | 8, grid: 1, mirrors: [host] },
       ...SCRATCH,
     });
     device.encode(routeOf(buffers, { bucketed: false }));
@@ -141,7 +141,7 @@ describe("route", () => {
 });
 
 describe("bucket", () => {
-  it("reads what route left, fills lists, and clears up beside", async () => {
+  it("reads what route left, fills lists, and has counts brought to the host beside, or does it", async () => {
     const device = await FakeDevice.open();
     const buffers = stepBuffers(device);
     device.encode(routeOf(buffers));
@@ -170,6 +170,7 @@ describe("bucket", () => {
       lanes: 2,
       classes: 1,
       fill_programs: 4,
+      ...NOTHING_TO_TIDY,
       global_scratch: 0n,
       profile_scratch: 0n,
     });
@@ -178,10 +179,11 @@ describe("bucket", () => {
     const host = buffers.counts.mirror?.address as bigint;
     assert.deepEqual(tidyOf(device, encoded), {
       ...{ counts: buffers.counts.address, out: 0n, counts_host: host },
-      ...{ clear: sets.address, fault: 0xfa00n, fault_host: 0xfb00n },
-      ...{ experts: 40, clear_words: 256, options: 2 | 4, grid: 3, mirrors: [host] },
+      ...{ fault: 0xfa00n, fault_host: 0xfb00n },
+      ...{ experts: 40, options: 2 | 4, grid: 1, mirrors: [host] },
       ...SCRATCH,
     });
+    assert.equal(kernel?.work.tidiesOwn, true);
     assert.equal(encoded.afterBeside, false);
     // 7.5 rows an expert: tiles of 64; 4 full ones and one more for every expert.
     const most = 4 + 40;
@@ -202,11 +204,12 @@ describe("bucket", () => {
     assert.equal(grid.x, 14);
   });
 
-  it("marks ids that the host wrote, and leaves counts and fault alone", async () => {
+  it("marks ids that the host wrote in empty sets, and leaves counts and fault alone", async () => {
     const device = await FakeDevice.open();
     const buffers = stepBuffers(device);
     const encoded = device.encode(bucketOf(buffers, { routed: false }));
-    const [mark, bucket] = device.kernels(encoded.work);
+    const [cleared, ...kernels] = encoded.work;
+    const [mark, bucket] = device.kernels(kernels);
     const [sets, , unread] = ["choices", "work lists", "unread"].map((label) =>
       device.scratches.find((buffer) => buffer.label.startsWith(label)),
     ) as [FakeBuffer, FakeBuffer, FakeBuffer];
@@ -224,12 +227,8 @@ describe("bucket", () => {
     assert.deepEqual(mark?.grid, { x: 2, y: 1, z: 1 });
     assert.equal(bucket?.values["counts"], unread.address);
     assert.equal(bucket?.values["sets"], sets.address);
-    assert.equal(encoded.afterBeside, true, "the last launch's sets must be cleared");
-    const tidy = tidyOf(device, encoded);
-    assert.deepEqual(
-      [tidy["options"], tidy["clear"], tidy["clear_words"], tidy.mirrors],
-      [0, sets.address, 256, undefined],
-    );
+    assert.deepEqual(cleared, { kind: "fill", address: sets.address, value: 0, words: 256 });
+    assert.deepEqual(encoded.beside, []);
   });
 
   it("keeps scratch memory by its sizes, and closes it with its buffer", async () => {

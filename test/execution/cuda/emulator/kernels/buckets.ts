@@ -2,6 +2,7 @@
 
 import type { KernelCall } from "../call.ts";
 import { popcount } from "../numbers.ts";
+import { tidyUp } from "./tidy.ts";
 
 /** An expert with more than so many times the mean number of tiles is busy. */
 const BUSY = 3 / 2;
@@ -50,6 +51,7 @@ export function bucket(call: KernelCall): void {
     if (program < fillPrograms) fill(call, counted, program);
     else list(call, counted, program - fillPrograms);
   }
+  tidyUp(call);
 }
 
 function count(call: KernelCall): Counted {

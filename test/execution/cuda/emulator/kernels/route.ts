@@ -28,7 +28,16 @@ export function route(call: KernelCall): void {
   const [experts, topK, options] = [number("experts"), number("top_k"), number("options")];
   const padded = call.constant("EXPERTS");
   const live = call.pointer("tokens").int(0);
-  const rows = Math.min(call.grid.x * call.constant("ROWS"), number("most_tokens"));
+  const covered = call.grid.x * call.constant("ROWS");
+  if (options & SETS) {
+    // What an earlier launch left of the tokens that programs go through.
+    for (let at = 0; at < Math.ceil(covered / WORD_TOKENS) * padded; at++) {
+      const word = call.pointer("sets").atomic(at);
+      const rest = covered - Math.floor(at / padded) * WORD_TOKENS;
+      word[0] = rest >= WORD_TOKENS ? 0 : (word[0] as number) & -(1 << rest);
+    }
+  }
+  const rows = Math.min(covered, number("most_tokens"));
   for (let row = 0; row < rows; row++) {
     const x = new Float32Array(padded).fill(Number.NEGATIVE_INFINITY);
     x.set(call.pointer("logits").load(row * experts, experts));
