@@ -194,5 +194,5 @@ await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
 console.log(
-  `kernels for many rows, all launched: ${wanted.join(", ") || "none for these types on this GPU"}`,
+  `kernels for many rows, all launched: ${wanted.join(", ") || "not looked for, or none for these types on this GPU"}`,
 );

@@ -125,7 +125,8 @@ export function trafficBlocks(traffics) {
       ],
       traffics.flatMap(({ rows }) =>
         rows.flatMap(({ experts, topK, tokens, choose, withTidy, ...whole }) =>
-          Object.entries({ choose, whole, "with tidying": withTidy }).map(
+          // Measurements until 26 November 2026 have tidying apart, in a kernel of its own.
+          Object.entries({ choose, whole, ...(withTidy && { "with tidying": withTidy }) }).map(
             ([part, { fused, unfused, dramRatio, l2Ratio }]) => [
               ...[experts, topK, tokens].map(String),
               part,

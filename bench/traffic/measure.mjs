@@ -10,9 +10,8 @@
  * counters are read. Bytes of device memory therefore flatter whoever has fewer kernels, and bytes
  * that L2 serves, which hardly depend on what the cache held, stand beside them.
  *
- * Three comparisons: `choose` (route against softmax, top-k, renormalise; route also notes who chose
- * whom), the whole (route and bucket against the chain), and the whole with tidying up, in which
- * Nexus empties its scratch memory beside the experts.
+ * Two comparisons: `choose` (route against softmax, top-k, renormalise; route also notes who chose
+ * whom), and the whole (route and bucket, which brings counts to the host, against the chain).
  */
 
 import { writeFileSync } from "node:fs";
@@ -30,7 +29,7 @@ const SIZES = [
 ].flatMap(([experts, topK]) => [512, 4096, 16384].map((tokens) => ({ experts, topK, tokens })));
 
 /** Each is launched once a size. */
-const KERNELS = ["route", "bucket", "tidy"];
+const KERNELS = ["route", "bucket"];
 /** What chain.py ends each of its two groups with. */
 const isMark = (kernel) => kernel.includes("spin_kernel");
 const GROUPS = 2;
@@ -84,8 +83,8 @@ function compare(fused, unfused) {
 function show(rows) {
   const header = ["experts/top k", "tokens", "part", "fused DRAM", "unfused", "ratio"];
   const lines = [];
-  for (const { experts, topK, tokens, choose, withTidy, ...whole } of rows) {
-    for (const [part, it] of Object.entries({ choose, whole, "with tidy": withTidy })) {
+  for (const { experts, topK, tokens, choose, ...whole } of rows) {
+    for (const [part, it] of Object.entries({ choose, whole })) {
       const [ours, theirs] = [it.fused, it.unfused];
       lines.push([
         ...[`${experts}/${topK}`, String(tokens), part],
@@ -105,14 +104,13 @@ const sizes = SIZES.map(({ experts, topK, tokens }) => `${experts}:${topK}:${tok
 const nexus = profileNexus(ncu, sizes);
 const chain = profileChain(ncu, sizes);
 const rows = SIZES.map((size, i) => {
-  const [route, bucket, tidy] = nexus.rows[i];
+  const [route, bucket] = nexus.rows[i];
   const [choosing, arranging] = chain.rows[i];
   const unfused = [...choosing, ...arranging];
   return {
     ...size,
     ...compare([route, bucket], unfused),
     choose: compare([route], choosing),
-    withTidy: compare([route, bucket, tidy], unfused),
   };
 });
 show(rows);

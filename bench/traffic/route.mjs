@@ -4,8 +4,8 @@
  *
  *   node bench/traffic/route.mjs EXPERTS:TOP_K:TOKENS...
  *
- * Launched eagerly, so that every kernel is seen: `route`, `bucket` with the work lists of one
- * lane, and `tidy`, which empties what the two have filled. Prints the device as JSON.
+ * Launched eagerly, so that every kernel is seen: `route`, and `bucket` with the work lists of one
+ * lane. Prints the device as JSON.
  */
 
 import {
