@@ -7,6 +7,7 @@
  */
 
 import type { CudaBuffer } from "../buffer.ts";
+import type { CudaProjection } from "../projection.ts";
 import type { OperatorContext } from "./context.ts";
 import { Scratch } from "./scratch.ts";
 
@@ -32,6 +33,8 @@ export interface TileLists {
   readonly countBytes: number;
   /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
   readonly tiles: bigint;
+  /** By lane and whether it gathers: the product that counts pieces beside the lane's counts. */
+  readonly counting: Map<string, CudaProjection>;
 }
 
 /** Bytes of a tile: matrix, first row, rows, group. */
@@ -60,6 +63,21 @@ export function findLists(order: CudaBuffer, sizes: ListSizes): TileLists | unde
 /** The lists of an order buffer for these sizes, made now if need be. */
 export function listsOf(order: CudaBuffer, sizes: ListSizes, context: OperatorContext): TileLists {
   return lists.of(order, keyOf(sizes), () => makeLists(order, sizes, context));
+}
+
+/**
+ * Whether a product may count its pieces beside a lane's counts, where there is one word for products that gather and one for
+ * those that do not: two that run at the same time would take each other's pieces. So the first one does, as long as it lives.
+ */
+export function mayCount(
+  { counting }: TileLists,
+  lane: number,
+  gather: boolean,
+  projection: CudaProjection,
+): boolean {
+  const word = `${lane} ${gather}`;
+  if (counting.get(word)?.closed ?? true) counting.set(word, projection);
+  return counting.get(word) === projection;
 }
 
 function keyOf({ experts, lanes, mostTokens, topK, rows }: ListSizes): number[] {
@@ -94,6 +112,7 @@ function makeLists(
     counts: buffer.address + BigInt(countsAt),
     countBytes,
     tiles: buffer.address + BigInt(tilesAt),
+    counting: new Map(),
   };
 }
 

@@ -13,7 +13,7 @@ import { activationValues } from "./activation.ts";
 import { denseKernel, expertTileRows, inCache, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
-import { findLists, TILE_BYTES } from "./lists.ts";
+import { findLists, mayCount, TILE_BYTES } from "./lists.ts";
 
 /**
  * Row tiles of a dense product that go through the columns of the matrix together, so that its weights are found in
@@ -174,7 +174,8 @@ function encodeLane(
   }
   const cached = inCache(context, rows.buckets.weightBytes);
   const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
-  const walk = walkOf(height, slots / experts, ofL2, cached);
+  const counts = mayCount(lists, lane, rows.gather, projection);
+  const walk = walkOf(height, slots / experts, ofL2, cached, counts);
   const kernel = projectKernel(context, {
     element,
     gated: spec.gated,
@@ -220,16 +221,17 @@ function encodeLane(
 }
 
 /**
- * How programs go through tiles of so many rows, by the rows that an expert has on average, its matrix's share of the L2 and
- * whether that holds all weights.
+ * How programs go through tiles of so many rows, by the rows that an expert has on average, its matrix's share of the L2,
+ * whether that holds all weights and whether programs may count pieces.
  */
-function walkOf(height: number, share: number, ofL2: number, cached: boolean) {
+function walkOf(height: number, share: number, ofL2: number, cached: boolean, counts: boolean) {
   const tall = height > LOW_ROWS;
   const large = ofL2 > LARGE_SHARE;
-  const claim = tall && share <= CLAIM_ROWS && ofL2 <= 1;
+  const claim = counts && tall && share <= CLAIM_ROWS && ofL2 <= 1;
+  const few = large || share <= IN_STEP_ROWS;
   return {
     claim,
-    inStep: !claim && height > LATE_ROWS && !cached && (large || share <= IN_STEP_ROWS),
+    inStep: counts && !claim && height > LATE_ROWS && !cached && few,
     halfTime: claim || (tall && !large && share <= HALF_TIME_ROWS),
   };
 }
