@@ -33,7 +33,7 @@ export interface TileLists {
   readonly countBytes: number;
   /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
   readonly tiles: bigint;
-  /** By lane and whether it gathers: the product that counts pieces beside the lane's counts. */
+  /** By lane and word: the product that counts pieces there, beside the lane's counts. */
   readonly counting: Map<string, CudaProjection>;
 }
 
@@ -66,8 +66,9 @@ export function listsOf(order: CudaBuffer, sizes: ListSizes, context: OperatorCo
 }
 
 /**
- * Whether a product may count its pieces beside a lane's counts, where there is one word for products that gather and one for
- * those that do not: two that run at the same time would take each other's pieces. So the first one does, as long as it lives.
+ * Whether a product may count its pieces beside a lane's counts. Kernels for gated products count in one word there and those for
+ * plain products, whose rows lie in order, in the other (kernels/triton/experts/many.py): two that run at the same time would take
+ * each other's pieces. So the first one to use a word does, as long as it lives.
  */
 export function mayCount(
   { counting }: TileLists,
@@ -75,7 +76,8 @@ export function mayCount(
   gather: boolean,
   projection: CudaProjection,
 ): boolean {
-  const word = `${lane} ${gather}`;
+  // Plain products that gather have no such kernel, and leave the second word to one that does not.
+  const word = `${lane} ${gather || projection.spec.gated ? "first" : "second"}`;
   if (counting.get(word)?.closed ?? true) counting.set(word, projection);
   return counting.get(word) === projection;
 }

@@ -228,10 +228,10 @@ function walkOf(height: number, share: number, ofL2: number, cached: boolean, co
   const tall = height > LOW_ROWS;
   const large = ofL2 > LARGE_SHARE;
   const claim = counts && tall && share <= CLAIM_ROWS && ofL2 <= 1;
-  const few = large || share <= IN_STEP_ROWS;
+  const inStep = height > LATE_ROWS && !cached && (large || share <= IN_STEP_ROWS);
   return {
     claim,
-    inStep: counts && !claim && height > LATE_ROWS && !cached && few,
+    inStep: counts && !claim && inStep,
     halfTime: claim || (tall && !large && share <= HALF_TIME_ROWS),
   };
 }

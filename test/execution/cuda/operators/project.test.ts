@@ -273,7 +273,7 @@ describe("a lane's product", () => {
     }
   });
 
-  it("has pieces counted for one product that gathers and one that does not, as long as it lives", async () => {
+  it("has pieces counted for one product in each of a lane's words, as long as it lives", async () => {
     const { device, operator } = await lane({ experts: 8, topK: 2, mostTokens: 400 });
     // 100 rows an expert: claimed.
     const bits = (changes: Partial<typeof operator>) =>
@@ -290,9 +290,14 @@ describe("a lane's product", () => {
     };
     assert.equal(bits({ ...second, projection: other }), 64, "a word of its own");
     assert.equal(bits(second), 0);
+    const gated = device.projection({ ...spec, gated: true });
+    const output = device.buffer(2 * operator.output.byteLength);
+    const ungathered = { ...second, projection: gated, output };
+    assert.equal(bits(ungathered), 0, "a gated product has the first word, however its rows lie");
     first[Symbol.dispose]();
     assert.equal(bits({ projection: other }), 64);
-    other[Symbol.dispose]();
+    assert.equal(bits(ungathered), 0);
+    for (const projection of [other, gated]) projection[Symbol.dispose]();
   });
 
   it("starts early, but not a first product on tall tiles, and one that does not gather behind products only", async () => {
