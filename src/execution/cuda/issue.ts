@@ -148,7 +148,7 @@ class Issuer {
         if (!afterBeside) this.#tidyAlong(work, stream);
         if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
         if (afterBeside) this.#afterBeside(stream);
-        const left = this.#tidyOwn(step.operator, tidiedLater(steps, at), stream);
+        const left = this.#tidyOwn(step.operator, at, stream);
         for (const item of work) this.#work(item, step.stream, stream);
         if (left.length > 0) this.#putOff(left, stream);
       } else if (step.kind === "wait") {
@@ -245,8 +245,8 @@ class Issuer {
 
   /** Hands tidying that was put off on the stream to a kernel of this work that does it along with its own. */
   #tidyAlong(work: readonly Work[], stream: bigint): void {
-    const kernel = work.find((item) => item.kind === "kernel" && item.tidiesUp);
-    if (kernel?.kind !== "kernel") return;
+    const kernel = kernelThat("tidiesUp", work);
+    if (kernel === undefined) return;
     for (const [at, later] of this.#later.entries()) {
       const tidying = later.stream === stream ? tidyingOf(later.work) : undefined;
       if (tidying === undefined) continue;
@@ -258,11 +258,12 @@ class Issuer {
   }
 
   /** Has an operator's own kernel do its tidying, if it can and none does later. @returns what is left to do beside it */
-  #tidyOwn({ work, beside }: EncodedOperator, later: boolean, stream: bigint): readonly Work[] {
-    const kernel = work.find((item) => item.kind === "kernel" && item.tidiesOwn);
+  #tidyOwn({ work, beside }: EncodedOperator, at: number, stream: bigint): readonly Work[] {
+    const kernel = kernelThat("tidiesOwn", work);
     const tidy = beside.find((item) => tidyingOf(item) !== undefined);
     const tidying = tidy && tidyingOf(tidy);
-    if (later || kernel?.kind !== "kernel" || tidying === undefined) return beside;
+    if (kernel === undefined || tidying === undefined) return beside;
+    if (tidiedLater(this.#recording.steps, at)) return beside;
     kernel.launch.setValues(tidying);
     this.#tidied.add(stream);
     return beside.filter((item) => item !== tidy);
@@ -313,10 +314,17 @@ function tidiedLater(steps: readonly Step[], at: number): boolean {
     const step = steps[i] as Step;
     if (step.kind !== "operator") continue;
     if (step.operator.afterBeside) return false;
-    const tidies = step.operator.work.some((item) => item.kind === "kernel" && item.tidiesUp);
-    if (tidies && step.stream === steps[at]?.stream) return true;
+    if (step.stream !== steps[at]?.stream) continue;
+    if (kernelThat("tidiesUp", step.operator.work) !== undefined) return true;
   }
   return false;
+}
+
+function kernelThat(
+  ability: "tidiesUp" | "tidiesOwn",
+  work: readonly Work[],
+): KernelWork | undefined {
+  return work.find((item): item is KernelWork => item.kind === "kernel" && item[ability] === true);
 }
 
 function tidyingOf(work: Work): KernelValues | undefined {
