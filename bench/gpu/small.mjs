@@ -4,12 +4,12 @@
  * replayed, on one stream and on several, with budgets that change in between. Outputs
  * are compared with the CPU device. Takes seconds by itself, minutes under a sanitizer.
  *
- *   node bench/gpu/small.mjs [ELEMENT TYPE[:FORM,...]...]     (default: all)
+ *   node bench/gpu/small.mjs [ELEMENT TYPE[/HALF]...]     (default: all; halves are 1 and 2)
  *
  * Half of a 16-bit type's forms at a time are what racecheck has memory for: on the host it keeps tens of gigabytes.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
- * other forms need, so they have forms of their own; that they were is checked at the end, of types with all forms.
+ * other forms need, so they have forms of their own; that they were is checked at the end.
  */
 
 import assert from "node:assert/strict";
@@ -177,22 +177,26 @@ async function changeBudgets(layer, { experts, skew }) {
 
 const { device: gpu, loaded } = await openRemembering();
 const cpu = await openDevice({ kind: "cpu" });
-const whole = [];
+/** Types with forms of those kernels' own. */
+const types = new Set();
 for (const asked of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(FORMS)) {
-  const [dtype, some] = asked.split(":");
+  const [dtype, half] = asked.split("/");
   assert.ok(dtype in FORMS, `${dtype} is not one of ${Object.keys(FORMS).join(", ")}`);
-  if (some === undefined) whole.push(dtype);
-  for (const form of some?.split(",") ?? FORMS[dtype]) {
-    assert.ok(FORMS[dtype].includes(form), `${form} is not one of ${FORMS[dtype].join(", ")}`);
+  assert.ok([undefined, "1", "2"].includes(half), `${half} is no half: 1 or 2`);
+  const all = FORMS[dtype];
+  const middle = Math.ceil(all.length / 2);
+  const forms = half === undefined ? all : half === "1" ? all.slice(0, middle) : all.slice(middle);
+  for (const form of forms) {
+    if (form in SIZES) types.add(dtype);
     await runForm(dtype, form);
   }
 }
-const wanted = kernelsOf(gpu, MANY_ENTRY, whole);
+const wanted = kernelsOf(gpu, MANY_ENTRY, [...types]);
 const missing = wanted.filter((name) => !loaded().includes(name));
 assert.deepEqual(missing, [], "kernels for many rows that nothing was launched with");
 await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
 console.log(
-  `kernels for many rows, all launched: ${wanted.join(", ") || "not looked for, or none for these types on this GPU"}`,
+  `kernels for many rows, all launched: ${wanted.join(", ") || "none for these forms on this GPU"}`,
 );
