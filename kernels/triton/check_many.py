@@ -62,13 +62,14 @@ def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, 
     """`run`s both kernels into poisoned outputs: the one under test on all multiprocessors, on one, and on a few."""
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}_{short}"
     outputs = []
-    few, maybe = random.randrange(2, multiprocessors), "dealt" if dense else random.choice(PIECES)
+    counted = () if dense else PIECES[1:]
+    few, maybe = random.randrange(2, multiprocessors), random.choice(("dealt", *counted))
     for kernel, units, group, half_time, pieces in (
         (f"{name}_rows{height}", multiprocessors, 8, False, "dealt"),
         (f"{name}_many{height}", multiprocessors, 8, False, "dealt"),
         (f"{name}_many{height}", multiprocessors, 8, True, "dealt"),
-        *([(f"{name}_many{height}", multiprocessors, 8, False, pieces) for pieces in PIECES[1:] if not dense]),
-        *([(f"{name}_many{height}", 1, 3, True, pieces) for pieces in PIECES[1:] if not dense]),
+        *((f"{name}_many{height}", multiprocessors, 8, False, pieces) for pieces in counted),
+        *((f"{name}_many{height}", 1, 3, True, pieces) for pieces in counted),
         (f"{name}_many{height}", few, random.randrange(1, 20), random.choice((False, True)), maybe),
     ):
         out = torch.full(out_shape, float("nan"), device=DEVICE, dtype=dtype)
@@ -98,7 +99,7 @@ def _check_lists(checks, bundle, short, dtype, gated, gather, height, n, k, coun
             order=buckets.order, gather=gather, top_k=top_k, **how(pieces), **options,
         )
         if begun == 0:
-            # In step pieces are counted from the second round on; claims are none again. The product that gathers has the first word.
+            # In step pieces are counted from the second round on; claims are none again. Gated products have the first word.
             blocks = options["multiprocessors"] * kernel.grid["blocks_per_multiprocessor"]
             later = max(counted[0].item() * -(-n // kernel.grid["columns_per_block"]) - blocks, 0) if pieces == "in step" else 0
             found = counted[BEGUN:].tolist()

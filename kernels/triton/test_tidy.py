@@ -2,7 +2,8 @@
 
     python test_tidy.py [--bundle DIR] [--seed N]
 
-Counts of up to 1024 experts, in tensors with words around them that must stay as they are; what is not asked for, too. That the sums are right beside it is test_experts.py's to check; here they must be the same bits.
+Counts of up to 1024 experts, in tensors with words around them that must stay as they are; what is not asked for, too. That the
+sums are right beside it is test_experts.py's to check; here they must be the same bits.
 """
 
 import argparse

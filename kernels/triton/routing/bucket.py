@@ -40,7 +40,7 @@ LIST_WORDS = 4
 TILE_WORDS = 4
 GROUP_SHIFT = tl.constexpr(16)
 # Words of a list's counts: tiles, and the first so many of them are of busy experts; from BEGUN on, pieces that have been begun of
-# the product that gathers and of the one that does not, none as yet: they count them themselves (many.py).
+# two products, none as yet: they count them themselves (experts/pieces.py).
 COUNT_WORDS = tl.constexpr(4)
 BEGUN = tl.constexpr(2)
 MOST_SLOTS = 32 * 32

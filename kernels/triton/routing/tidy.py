@@ -43,8 +43,8 @@ def tidy_up(
 ):  # fmt: skip
     """Program i of so many: words BLOCK * i and on, then those after `programs` blocks, and so on; arguments as for `tidy`.
 
-    Counts and fault must be done, and nothing read counts that are cleared any more; a kernel that starts early does this before it waits only
-    if that holds from two kernels in front of it on (overlap.py).
+    Counts and fault must be done, and nothing read counts that are cleared any more; a kernel that starts early does this before
+    it waits only if that holds from two kernels in front of it on (overlap.py).
     """
     for first in range(program * BLOCK, experts, programs * BLOCK):
         word = first + tl.arange(0, BLOCK)

@@ -72,7 +72,12 @@ def variants(architecture):
     for element in ("bfloat16", "float16"):
         if architecture == 90:
             # In front of the others: of kernels for the same, the device takes the first.
-            found += [project_many(element, gated, rows, bias) for rows in MANY_TILES for gated in (True, False) for bias in (False, True)]
+            found += [
+                project_many(element, gated, rows, bias)
+                for rows in MANY_TILES
+                for gated in (True, False)
+                for bias in (False, True)
+            ]
         for extras in extras_or_not:
             for block_m, tile in tiles["first"].items():
                 found.append(project(element, True, "logistic", tile, extras=extras, ptx=block_m == PTX_ROWS))
