@@ -36,6 +36,7 @@ function sources() {
   return [
     ...python,
     "triton/build.py",
+    "triton/l2.py",
     "triton/overlap.py",
     "triton/ptx_checks.py",
     "pack.mjs",

@@ -30,6 +30,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
+import l2  # noqa: E402
 import variants  # noqa: E402
 from experts import activation, combine, decode, grouped  # noqa: E402
 from ptx_checks import check_barriers, check_waits  # noqa: E402
@@ -135,6 +136,15 @@ def check_parameters(entry, ptx):
     wanted = [8 if a["type"].startswith("*") else TYPE_BYTES[a["type"]] for a in entry["args"]]
     if found != wanted:
         raise ValueError(f"{entry['name']}: the PTX's parameters have {found} bytes, the manifest's {wanted}")
+
+
+def say_policies(_backend, stages, _options, _language, _capability):
+    """A hook of Triton's: to its stage that makes PTX it adds what l2.py has to say there."""
+    to_ptx = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: l2.say_so(to_ptx(source, metadata))
+
+
+triton.knobs.runtime.add_stages_inspection_hook = say_policies
 
 
 def compile_variant(variant, architecture):

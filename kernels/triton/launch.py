@@ -215,7 +215,7 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
 
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
-            in_step=False, claim=False, alpha=1.702, limit=7.0):
+            in_step=False, claim=False, read_once=False, keep=False, alpha=1.702, limit=7.0):
     """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`; tile_count is as
     `list_counts` makes it, or, of a dense product, the rows."""
     options = bundle.manifest["options"]["project"]
@@ -230,7 +230,8 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
         "dense_matrix": matrix, "group": group,
         "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
                     | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time
-                    | options["in_step"] * in_step | options["claim"] * claim),
+                    | options["in_step"] * in_step | options["claim"] * claim | options["read_once"] * read_once
+                    | options["keep"] * keep),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })
 
@@ -298,18 +299,20 @@ def gate(bundle, kernel, x, w, out, tokens, *, most_tokens, bias=None, sigmoid=F
 
 
 def combine(bundle, kernel, rows, inverse, out, tokens, *, most_tokens, top_k, multiprocessors, weights=None,
-            shared=None, shared_scale=None, residual=None, tidying=None):
-    """Sum or concat, by the kernel; the sum tidies up along with it."""
+            shared=None, shared_scale=None, residual=None, tidying=None, spent=(), inner=None):
+    """Sum or concat, by the kernel; the sum tidies up along with it, and drops what is `spent`: "rows", "inner"."""
+    options = bundle.manifest["options"]["combine"]
     concat = kernel.entry["selects"]["mode"] == "concat"
     width = out.shape[1] // top_k if concat else out.shape[1]
     stretches = -(-width // kernel.grid["columns_per_block"])
     most = most_tokens * (top_k if concat else 1) * stretches
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most)
     kernel.launch((grid, 1, 1), {
-        "rows": rows, "inverse": inverse, "weights": weights, "shared": shared, "shared_scale": shared_scale,
+        "rows": rows, "inner": inner, "inverse": inverse, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": width, "row_pitch": rows.shape[1],
-        "top_k": top_k,
-        "options": aggregation_options(bundle.manifest["options"]["combine"], weights, shared, shared_scale, residual),
+        "inner_pitch": 0 if inner is None else inner.shape[1], "top_k": top_k,
+        "options": (aggregation_options(options, weights, shared, shared_scale, residual)
+                    | sum(options[f"{name}_spent"] for name in spent)),
         **tidying_values(bundle, "tidy_", **(tidying or {})),
     })
 

@@ -16,6 +16,7 @@ import torch
 import launch
 from buckets import SPARE_TILES, Buckets, groups, list_counts, with_room
 from check_many import check_many
+from check_spent import check_spent
 from launch import Bundle
 from layout import PANEL, padded
 
@@ -179,7 +180,7 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
             bundle, bundle[kernel], x, w, out, with_room(tiles), number, most_tiles=len(tiles) + SPARE_TILES,
             multiprocessors=multiprocessors, activation=case.activation if gather else "none", order=buckets.order,
             gather=gather, top_k=case.top_k, bias=bias, input_scale=case.scale if gather else None,
-            alpha=ALPHA, limit=LIMIT,
+            read_once=random.random() < 0.5, alpha=ALPHA, limit=LIMIT,
         )
     out_type = out_type or case.element
     out_dtype, out_short = TYPES[out_type]
@@ -363,6 +364,7 @@ def run_all(bundle, seed):
                         gated, bias=True)
             check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
     check_many(checks, bundle, multiprocessors)
+    check_spent(checks, bundle, multiprocessors)
     check_dense(checks, bundle, multiprocessors)
     check_dropped(checks, bundle, multiprocessors)
     check_fewer_tokens(checks, bundle, multiprocessors)

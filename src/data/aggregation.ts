@@ -7,6 +7,7 @@
 import type { Stream } from "../execution/device.ts";
 import type { DecodeOperator } from "../execution/operators.ts";
 import type { DType } from "../tensor.ts";
+import type { Experts } from "./experts.ts";
 import type { AggregationSpec } from "./spec.ts";
 import type { StepBuffers } from "./step-buffers.ts";
 
@@ -18,23 +19,35 @@ export interface OutputScope {
   readonly outputType: DType;
 }
 
-/** Enqueues the aggregation of one step: `buffers.rows` (and `buffers.shared`) to `buffers.output`. */
+/**
+ * Enqueues the aggregation of one step: `buffers.rows` (and `buffers.shared`) to `buffers.output`. What the rows and `buffers.inner`
+ * hold is lost.
+ */
 export function recordAggregation(
   stream: Stream,
   spec: AggregationSpec,
-  sizes: { readonly hiddenSize: number; readonly topK: number },
+  { experts, topK }: { readonly experts: Pick<Experts, "spec" | "count">; readonly topK: number },
   buffers: StepBuffers,
   scope: OutputScope,
 ): void {
+  const { hiddenSize, intermediateSize } = experts.spec;
+  const [inner] = buffers.inner;
+  const { inverse, weightBytes } = buffers.buckets;
   stream.enqueue({
     kind: "combine",
     mode: spec.mode,
-    topK: sizes.topK,
-    width: sizes.hiddenSize,
+    topK,
+    width: hiddenSize,
     rowType: buffers.rowType,
     rows: buffers.rows,
-    inverse: buffers.buckets.inverse,
+    inverse,
     ...summands(spec, buffers, scope),
+    spent: {
+      ...(inner && { inner }),
+      innerWidth: intermediateSize,
+      experts: experts.count,
+      ...(weightBytes !== undefined && { weightBytes }),
+    },
   });
 }
 

@@ -210,6 +210,17 @@ export interface CombineOperator {
   readonly outputType: DType;
   /** Out: [B, H] or [B, k * H] without gaps. */
   readonly output: DeviceBuffer;
+  /**
+   * If set, nobody reads `rows` after this, nor `inner`, S rows of width `innerWidth` that they were made of: what these hold may
+   * be lost, so that a device need not write it to memory.
+   */
+  readonly spent?: {
+    readonly inner?: DeviceBuffer;
+    readonly innerWidth: number;
+    readonly experts: number;
+    /** As of `BucketBuffers`. */
+    readonly weightBytes?: number;
+  };
 }
 
 /**

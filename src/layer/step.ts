@@ -112,8 +112,7 @@ export function recordStep(
   }
   recordLanes(streams, parts, buffers, routing);
   if (parts.shared !== undefined) main.wait(streams.sharedDone);
-  const sizes = { hiddenSize: parts.experts.spec.hiddenSize, topK: parts.topK };
-  recordAggregation(main, parts.aggregation, sizes, buffers, scope);
+  recordAggregation(main, parts.aggregation, parts, buffers, scope);
 }
 
 /** Routing, buckets, and the experts lane by lane. */

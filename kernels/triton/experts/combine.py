@@ -12,15 +12,20 @@ caller's type.
 import triton
 import triton.language as tl
 
+from l2 import LINE, drop
 from overlap import begin, wait
 from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 # Bits of `options`, part of the ABI.
-OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8}
+OPTIONS = {"weights": 1, "shared": 2, "shared_scale": 4, "residual": 8, "rows_spent": 16, "inner_spent": 32}
 WEIGHTS = tl.constexpr(OPTIONS["weights"])
 SHARED = tl.constexpr(OPTIONS["shared"])
 SHARED_SCALE = tl.constexpr(OPTIONS["shared_scale"])
 RESIDUAL = tl.constexpr(OPTIONS["residual"])
+ROWS_SPENT = tl.constexpr(OPTIONS["rows_spent"])
+INNER_SPENT = tl.constexpr(OPTIONS["inner_spent"])
+# Lines that are dropped at a time, one a thread.
+LINES = tl.constexpr(32)
 
 
 @triton.jit
@@ -36,8 +41,22 @@ def add_shared_and_residual(total, token, columns, inside, shared, shared_scale,
 
 
 @triton.jit
+def drop_rows(rows, pitch, stretch, lines, inverse, token, top_k, after):
+    """Of the rows of a token's choices drops one stretch of so many lines each (l2.py)."""
+    elements: tl.constexpr = LINE * 8 // rows.dtype.element_ty.primitive_bitwidth
+    for first in range(0, top_k * lines, LINES):
+        number = first + tl.arange(0, LINES)
+        choice = number // lines
+        line = stretch * lines + number - choice * lines
+        row = tl.load(inverse + token * top_k + choice, mask=choice < top_k, other=-1)
+        address = rows + row.to(tl.int64) * pitch + line * elements
+        drop(address.to(tl.int64, bitcast=True), ((row >= 0) & (line * elements < pitch)).to(tl.int32), after)
+
+
+@triton.jit
 def combine(
     rows,  # [slots, row_pitch], sorted by expert
+    inner,  # [slots, inner_pitch], likewise: what rows were made of; if INNER_SPENT
     inverse,  # int32 [slots]: row of each slot, negative where the slot was dropped
     weights,  # float32 [slots], if WEIGHTS
     shared,  # [tokens, row_pitch], if SHARED
@@ -47,6 +66,7 @@ def combine(
     tokens,  # int32 [1]
     width,
     row_pitch,
+    inner_pitch,
     top_k,
     options,
     tidy_counts,  # what is left to do of routing: routing/tidy.py; all 0: nothing
@@ -92,6 +112,16 @@ def combine(
             total, token, columns, inside, shared, shared_scale, residual, row_pitch, options
         )
         tl.store(out + token.to(tl.int64) * width + columns, total.to(out.dtype.element_ty), mask=inside)
+        if (options & (ROWS_SPENT | INNER_SPENT)) != 0:
+            added = tl.sum(total, axis=0)
+            elements: tl.constexpr = LINE * 8 // rows.dtype.element_ty.primitive_bitwidth
+            stretch = work % stretches
+            # Of the rows only what this program has read. The others nobody reads any more.
+            if (options & ROWS_SPENT) != 0:
+                drop_rows(rows, row_pitch, stretch, BLOCK // elements, inverse, token, top_k, added)
+            if (options & INNER_SPENT) != 0:
+                inner_lines = tl.cdiv(inner_pitch // elements, stretches)
+                drop_rows(inner, inner_pitch, stretch, inner_lines, inverse, token, top_k, added)
     # A program without work waits, too.
     wait(DEPENDENT)
 

@@ -37,13 +37,17 @@ in, its neighbours there, or the grid. So bits depend on the tile class and on n
 import triton
 import triton.language as tl
 
+from l2 import read_once
 from overlap import begin, release, wait
 from routing.bucket import GROUP_SHIFT
 
 from .activation import activate, join_gate
 
-# Bits of `options`, part of the ABI. (HALF_TIME, IN_STEP and CLAIM: of many.py.)
-OPTIONS = {"gather": 1, "bias": 2, "input_scale": 4, "dense": 8, "half_time": 16, "in_step": 32, "claim": 64}
+# Bits of `options`, part of the ABI. (HALF_TIME, IN_STEP, CLAIM and KEEP: of many.py.)
+OPTIONS = {
+    **{"gather": 1, "bias": 2, "input_scale": 4, "dense": 8, "half_time": 16, "in_step": 32, "claim": 64},
+    **{"read_once": 128, "keep": 256},
+}
 GATHER = tl.constexpr(OPTIONS["gather"])
 BIAS = tl.constexpr(OPTIONS["bias"])
 INPUT_SCALE = tl.constexpr(OPTIONS["input_scale"])
@@ -51,6 +55,8 @@ DENSE = tl.constexpr(OPTIONS["dense"])
 HALF_TIME = tl.constexpr(OPTIONS["half_time"])
 IN_STEP = tl.constexpr(OPTIONS["in_step"])
 CLAIM = tl.constexpr(OPTIONS["claim"])
+READ_ONCE = tl.constexpr(OPTIONS["read_once"])
+KEEP = tl.constexpr(OPTIONS["keep"])
 # Columns of a panel of weights: 128 bytes in 16 bits each, the widest box of a tensor map that the tensor cores read.
 PANEL = tl.constexpr(64)
 
@@ -79,13 +85,14 @@ def mixed(work, total, busy):
 def find_tile(
     work, walk, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIXED: tl.constexpr, FIRST: tl.constexpr = False
 ):
-    """(matrix, first row, rows, first column) of a piece of work; no rows if there is no such piece.
+    """(matrix, first row, rows, first column, whether it is alone) of a piece of work; no rows if there is no such piece.
 
     `walk` is what the whole launch goes through: pieces in all and of busy experts, columns of tiles, row tiles, and
     the list or, of a dense product, what there is instead.
 
     Pieces are numbered column after column through one group of row tiles after the other. A group has as many pieces as
-    tiles times columns, so some tile of a piece's group is found by division.
+    tiles times columns, so some tile of a piece's group is found by division. Alone is a tile that is a group by itself: no other
+    reads its weights.
 
     FIRST: a program's first piece, for which every list has room. Its tile is asked for without waiting for how many there
     are (unless MIXED), and it is guessed to be the one that is found by division, which is right where groups are of one tile.
@@ -116,7 +123,7 @@ def find_tile(
     matrix = tl.load(tiles + 4 * tile, mask=listed, other=matrix)
     first = tl.load(tiles + 4 * tile + 1, mask=listed, other=first)
     rows = tl.load(tiles + 4 * tile + 2, mask=listed, other=rows)
-    return matrix, first, tl.where(there, rows, 0), column
+    return matrix, first, tl.where(there, rows, 0), column, together == 1 << GROUP_SHIFT
 
 
 @triton.jit
@@ -181,6 +188,9 @@ def project(
     columns = tl.cdiv(n, BLOCK_N)
     dense = options & DENSE
     gather = options & GATHER
+    if DESCRIPTOR and not FLATTEN:
+        # All of an expert's low tiles are under way at once (l2.py).
+        read_once(options & READ_ONCE)
     if FLATTEN:
         begin(DEPENDENT)
     elif gather != 0:
@@ -197,7 +207,7 @@ def project(
     steps = tl.cdiv(k, BLOCK_K)
 
     work = tl.program_id(0)
-    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED, True)
+    matrix, first, rows, column, _ = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED, True)
     source = _sources(first, rows, order, top_k, gather, BLOCK_M)
     if not FLATTEN:
         wait(DEPENDENT)
@@ -207,11 +217,11 @@ def project(
             # loads of a microsecond that would otherwise stand between any two tiles. If there is none, nothing waits for it.
             next_matrix, next_first, next_rows, next_column = matrix, first, rows * 0, column
             if work + programs < total:
-                next_matrix, next_first, next_rows, next_column = find_tile(
+                next_matrix, next_first, next_rows, next_column, _ = find_tile(
                     work + programs, walk, BLOCK_M, BLOCK_N, MIXED
                 )
         else:
-            matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
+            matrix, first, rows, column, _ = find_tile(work, walk, BLOCK_M, BLOCK_N, MIXED)
             source = _sources(first, rows, order, top_k, gather, BLOCK_M)
         valid = tile_rows < rows
         x_rows = x + source.to(tl.int64)[:, None] * x_pitch + ks[None, :]

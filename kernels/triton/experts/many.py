@@ -44,11 +44,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from l2 import read_once
 from overlap import begin
 from routing.bucket import BEGUN
 
 from .activation import join_gate
-from .grouped import CLAIM, DENSE, GATHER, HALF_TIME, IN_STEP, PANEL, find_tile, first_panel_row
+from .grouped import CLAIM, DENSE, GATHER, HALF_TIME, IN_STEP, KEEP, PANEL, READ_ONCE, find_tile, first_panel_row
 from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
 
 # So many steps before it asks for the operands of its next piece a program claims it, asks what it is, and asks where its rows are
@@ -146,7 +147,7 @@ def _step(
 
 @gluon.jit
 def _product(
-    acc, operands, this, walk, dealt, pieces, stage, phase,
+    acc, operands, this, walk, dealt, pieces, once, stage, phase,
     X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
     STAGES: gl.constexpr, COPIES: gl.constexpr, MULTIPLY: gl.constexpr,
 ):  # fmt: skip
@@ -154,7 +155,7 @@ def _product(
 
     `operands`: x and w, how rows of x are found, where operands are put and the barriers there, steps of a tile.
     `this`: what a tile's operands are asked for by. `dealt`: the program's next piece, unless it claims one. `pieces`: how it comes
-    by that, and when.
+    by that, and when. `once`: whether weights of a tile that is alone are read once (l2.py).
     """
     x, w, n, k, x_pitch, top_k, gather, order, a, b, bars, steps = operands
     total = walk[0]
@@ -171,7 +172,7 @@ def _product(
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
     claimed = claimed_piece(number, box, begun, claim, programs, total)
     work = gl.where(claim, claimed, dealt)
-    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
     for i in range(looked_up, found):
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
     if not X_DESCRIPTOR:
@@ -185,6 +186,7 @@ def _product(
     following = (pointers, first, rows, first_panel_row(matrix, column, n, k))
     if in_step:
         wait_for(begun, enough)
+    read_once(gl.where(alone, once, 0))
     for i in range(0, STAGES - 1):
         acc, stage, phase = _step(
             acc, stage, phase, operands, following, i, work < total, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY
@@ -202,8 +204,8 @@ def _bias(bias, matrix, column, n, there, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def _store(out, result, first, rows, column, width, out_pitch):
-    """Stores a tile's rows, as far as they are valid and the output is wide."""
+def _store(out, result, first, rows, column, width, out_pitch, keep=False):
+    """Stores a tile's rows, as far as they are valid and the output is wide; if `keep`, so that the L2 gives them up last (l2.py)."""
     BLOCK_M: gl.constexpr = result.shape[0]
     COLUMNS: gl.constexpr = result.shape[1]
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
@@ -211,7 +213,12 @@ def _store(out, result, first, rows, column, width, out_pitch):
     r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
     columns = column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
     at = out + (first + r).to(gl.int64)[:, None] * out_pitch + columns[None, :]
-    gl.store(at, result, mask=(r < rows)[:, None] & (columns < width)[None, :])
+    mask = (r < rows)[:, None] & (columns < width)[None, :]
+    if keep is False:
+        gl.store(at, result, mask=mask)
+    else:
+        gl.store(at, result, mask=mask & ~keep)
+        gl.store(at, result, mask=mask & keep, eviction_policy="evict_last")
 
 
 @gluon.jit
@@ -283,12 +290,15 @@ def project_many(
     half_time = (options & HALF_TIME) != 0
     claim = (options & CLAIM) != 0
     in_step = (options & IN_STEP) != 0
+    once = options & READ_ONCE
+    keep = (options & KEEP) != 0
     begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
     # Where dealt pieces take unequal time programs change places from round to round.
     further = gl.where(half_time | (busy > 0), 1, 0)
     place = gl.program_id(0)
     work = place
-    matrix, first, rows, column = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    read_once(gl.where(alone, once, 0))
     there = work < total
     for s in gl.static_range(STAGES - 1):
         _ask_weights(w, first_panel_row(matrix, column, n, k), n, s, there, a, b, bars, s, X_DESCRIPTOR)
@@ -317,12 +327,12 @@ def project_many(
         # A single warp group has rows of every tile.
         if WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
             acc, stage, phase, work, pointers, next_matrix, next_first, next_rows, next_column = _product(
-                acc, operands, this, walk, turn * programs + place, pieces, stage, phase,
+                acc, operands, this, walk, turn * programs + place, pieces, once, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, True,
             )  # fmt: skip
         else:
             acc, stage, phase, work, pointers, next_matrix, next_first, next_rows, next_column = _product(
-                acc, operands, this, walk, turn * programs + place, pieces, stage, phase,
+                acc, operands, this, walk, turn * programs + place, pieces, once, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, False,
             )  # fmt: skip
         if BIAS:
@@ -330,7 +340,7 @@ def project_many(
         if GATED:
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
             result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
-            _store(out, result, first, rows, column // 2, width, out_pitch)
+            _store(out, result, first, rows, column // 2, width, out_pitch, keep)
         else:
             left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
             _store(out, left, first, rows, column, width, out_pitch)

@@ -13,6 +13,7 @@ def combine_variant(element, out, aligned, *, block=256, unroll=8, warps=1):
         function=combine.combine,
         arguments={
             "rows": f"*{short}",
+            "inner": f"*{short}",
             "inverse": "*i32",
             "weights": "*fp32",
             "shared": f"*{short}",
@@ -22,12 +23,13 @@ def combine_variant(element, out, aligned, *, block=256, unroll=8, warps=1):
             "tokens": "*i32",
             "width": "i32",
             "row_pitch": "i32",
+            "inner_pitch": "i32",
             "top_k": "i32",
             "options": "i32",
             **tidy.ARGUMENTS_OF_OTHERS,
         },
         constants={"BLOCK": block, "UNROLL": unroll},
-        divisible=("rows", "shared", "residual", "out", "row_pitch") + (("width",) if aligned else ()),
+        divisible=("rows", "inner", "shared", "residual", "out", "row_pitch", "inner_pitch") + (("width",) if aligned else ()),
         num_warps=warps,
         num_stages=1,
         grid={

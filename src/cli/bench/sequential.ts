@@ -54,7 +54,7 @@ export class SequentialLayer implements Disposable {
   /** Routes what was written, waits for the counts, and runs expert after expert. */
   async run(): Promise<void> {
     const { device, spec, modules } = this.#layer;
-    const { hiddenSize, router, aggregation } = spec;
+    const { router, aggregation } = spec;
     const { experts: lanes, topK } = router;
     const buffers = this.#buffers;
     const { routing, experts } = modules.parts;
@@ -75,7 +75,7 @@ export class SequentialLayer implements Disposable {
       });
     });
     const scope = { mostTokens, outputType: "float32" } as const;
-    recordAggregation(this.#stream, aggregation, { hiddenSize, topK }, buffers, scope);
+    recordAggregation(this.#stream, aggregation, { experts, topK }, buffers, scope);
     await device.synchronize();
   }
 

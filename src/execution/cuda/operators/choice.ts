@@ -16,6 +16,7 @@ import type { Manifest } from "../bundle/manifest.ts";
 import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
 import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
+import { inCache } from "./lasting.ts";
 
 /** Most rows a matrix has on average for tiles of 16 and of 64 rows; beyond, the tallest. */
 interface Shares {
@@ -108,14 +109,6 @@ export function tileRows(
   const most = Math.min(...tallest.values());
   const wanted = wantedRows(share, shares);
   return Math.min(most, ...heights.filter((rows) => rows >= wanted));
-}
-
-/** Whether the L2 holds experts of so many bytes of weights in all; unknown ones are taken for many. */
-export function inCache(
-  { facts }: Pick<OperatorContext, "facts">,
-  weightBytes = Number.POSITIVE_INFINITY,
-): boolean {
-  return weightBytes <= facts.l2Bytes;
 }
 
 /** Rows of a tile in lists for experts of so many bytes of weights in all. */

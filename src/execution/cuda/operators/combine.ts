@@ -1,10 +1,13 @@
 /** `combine`: expert rows back to tokens, summed in the order of the choices, or side by side. */
 
+import { BYTES_PER_ELEMENT } from "../../../tensor.ts";
 import type { CombineOperator } from "../../operators.ts";
+import type { KernelValues } from "../launch/launch.ts";
 import { padded } from "../rows.ts";
-import { aggregationValues, outputTypeOf } from "./aggregation.ts";
+import { type AggregationSizes, aggregationValues, outputTypeOf } from "./aggregation.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { persistentGrid } from "./grids.ts";
+import { passThrough } from "./lasting.ts";
 import { NOTHING_TO_TIDY } from "./tidy.ts";
 
 const MODES = ["sum", "concat"] as const;
@@ -29,6 +32,7 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
   const rows = to.input("rows", operator.rows, slots * pitch, rowType);
   const sizes = { mostTokens, slots, width, rowType };
   const aggregation = aggregationValues(operator, sizes, "combine", to);
+  const spent = spentValues(operator, sizes, to);
   const pieces = mode === "concat" ? slots : mostTokens;
   const output = to.output("output", operator.output, pieces * width, outputType);
 
@@ -48,6 +52,8 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
     {
       ...aggregation,
       ...NOTHING_TO_TIDY,
+      ...spent,
+      options: aggregation.options | spent.options,
       rows: rows.address,
       inverse: inverse.address,
       out: output.address,
@@ -60,4 +66,28 @@ export function encodeCombine(operator: CombineOperator, to: OperatorEncoder): v
     { early: true, behindProducts: mode === "sum", tidiesUp: mode === "sum" },
   );
   to.mirror(output);
+}
+
+/** `inner` and `inner_pitch`, and the bits of `options` that say which rows are dropped (of a sum: a concatenation drops none). */
+function spentValues(
+  { spent }: CombineOperator,
+  { slots, width, rowType }: AggregationSizes,
+  to: OperatorEncoder,
+): KernelValues & { readonly options: number } {
+  if (spent === undefined) return { inner: null, inner_pitch: 0, options: 0 };
+  const innerWidth = to.integer("spent.innerWidth", spent.innerWidth, 1);
+  const innerPitch = padded(innerWidth);
+  const inner = to.optional("spent.inner", spent.inner, slots * innerPitch, rowType);
+  const bits = to.context.kernels.manifest.options["combine"] ?? {};
+  const share = slots / to.integer("spent.experts", spent.experts, 1);
+  const bit = (name: string, pitch: number) => {
+    const bytes = slots * pitch * BYTES_PER_ELEMENT[rowType];
+    return passThrough(to.context, { ...spent, bytes, share }) ? (bits[name] ?? 0) : 0;
+  };
+  return {
+    inner,
+    inner_pitch: innerPitch,
+    options:
+      bit("rows_spent", padded(width)) | (inner === null ? 0 : bit("inner_spent", innerPitch)),
+  };
 }

@@ -3,6 +3,7 @@
  * one matrix. Gates, whose output is float32, have kernels of their own.
  */
 
+import { BYTES_PER_ELEMENT } from "../../../tensor.ts";
 import type { AllRows, BucketRows, ProjectOperator } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
 import type { Kernel } from "../bundle/kernel-set.ts";
@@ -10,9 +11,10 @@ import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
 import { tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, expertTileRows, inCache, projectKernel } from "./choice.ts";
+import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
+import { inCache, passThrough } from "./lasting.ts";
 import { findLists, mayCount, TILE_BYTES } from "./lists.ts";
 
 /**
@@ -172,7 +174,8 @@ function encodeLane(
       "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
     );
   }
-  const cached = inCache(context, rows.buckets.weightBytes);
+  const { weightBytes } = rows.buckets;
+  const cached = inCache(context, weightBytes);
   const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
   const counts = mayCount(lists, lane, rows.gather, projection);
   const walk = walkOf(height, slots / experts, ofL2, cached, counts);
@@ -187,6 +190,12 @@ function encodeLane(
     k: projection.k,
     rows: height,
   });
+  const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
+  const between = {
+    bytes,
+    share: slots / experts,
+    ...(weightBytes !== undefined && { weightBytes }),
+  };
   const bits = context.kernels.manifest.options["project"] ?? {};
   const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
   to.kernel(
@@ -204,6 +213,8 @@ function encodeLane(
         bit("half_time", walk.halfTime) |
         bit("in_step", walk.inStep) |
         bit("claim", walk.claim) |
+        bit("read_once", !cached) |
+        bit("keep", rows.gather && passThrough(context, between)) |
         bit("gather", rows.gather) |
         bit("bias", spec.bias) |
         bit("input_scale", scale !== null),

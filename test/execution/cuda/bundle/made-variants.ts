@@ -205,11 +205,14 @@ function combines(element: Element): Variant[] {
       [true, false].map((aligned): Variant => {
         const extra =
           mode === "sum" ? `shared:*${short}/16 shared_scale:*fp32 residual:*${short}/16 ` : "";
-        const along = mode === "sum" ? ` ${tidying("tidy_")}` : "";
+        const [inner, pitch, along] =
+          mode === "sum"
+            ? [`inner:*${short}/16 `, "inner_pitch:i32/16 ", ` ${tidying("tidy_")}`]
+            : ["", "", ""];
         return {
           name: `${mode === "sum" ? "combine" : mode}_${short}_${SHORT[output]}${aligned ? "" : "_any"}`,
           args: parse(
-            `rows:*${short}/16 inverse:*i32 weights:*fp32 ${extra}out:*${SHORT[output]}/16 tokens:*i32 width:i32${aligned ? "/16" : ""} row_pitch:i32/16 top_k:i32 options:i32${along}`,
+            `rows:*${short}/16 ${inner}inverse:*i32 weights:*fp32 ${extra}out:*${SHORT[output]}/16 tokens:*i32 width:i32${aligned ? "/16" : ""} row_pitch:i32/16 ${pitch}top_k:i32 options:i32${along}`,
           ),
           grid: {
             rule: "persistent",
