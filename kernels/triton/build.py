@@ -232,6 +232,7 @@ def build(architectures, jobs):
             "tidy": tidy.OPTIONS,
         },
         "scorings": route.SCORINGS,
+        "logits": route.LOGITS,
         "list_words": bucket.LIST_WORDS,
         "count_words": bucket.COUNT_WORDS.value,
         "activations": {

@@ -236,12 +236,21 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     })
 
 
+def decode_picked_names(bundle, kind, short, k, experts):
+    """Those of them that pick experts for themselves, of which there are so many, by how many there can be."""
+    most = (32, 64, 128, 256)
+    return {m: tiles_of(bundle, f"decode_picked{m}_{kind}_{short}", k) for m in most if m >= experts}
+
+
 def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
-                 alpha=1.702, limit=7.0):
+                 logits=None, picking=0, alpha=1.702, limit=7.0):
+    """`logits` are [*, experts], of which the first `picking` programs pick."""
     options = bundle.manifest["options"]["decode_first"]
     n, k = sizes(w)
     kernel.launch((slots, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "out": out, "ids": ids, "input_scale": input_scale, "tokens": tokens, "n": n,
+        "logits": logits, "picking": picking, "experts": w.shape[0],
+        "logits_kind": 0 if logits is None else bundle.manifest["logits"][str(logits.dtype).removeprefix("torch.")],
         "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "options": options["bias"] * (bias is not None) | options["input_scale"] * (input_scale is not None),
         **activation_values(bundle.manifest, activation, alpha, limit),

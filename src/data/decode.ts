@@ -7,6 +7,7 @@
  */
 
 import type { DeviceBuffer, DeviceProperties, Projection, Stream } from "../execution/device.ts";
+import type { DecodeOperator } from "../execution/operators.ts";
 import { type OutputScope, summands } from "./aggregation.ts";
 import type { Experts } from "./experts.ts";
 import type { AggregationSpec, LayerSpec } from "./spec.ts";
@@ -70,7 +71,11 @@ export function decodeTokensOf(
   return Math.min(most, Math.max(1, choices));
 }
 
-/** Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`. */
+/**
+ * Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`.
+ *
+ * @param chosenBy of the routing in front of it
+ */
 export function recordDecode(
   stream: Stream,
   {
@@ -84,6 +89,7 @@ export function recordDecode(
   },
   buffers: StepBuffers,
   scope: OutputScope,
+  chosenBy?: DecodeOperator["chosenBy"],
 ): void {
   const [first, second] = experts.products as readonly [Projection, Projection];
   const [inner] = buffers.inner;
@@ -95,6 +101,7 @@ export function recordDecode(
     topK,
     input: buffers.hidden,
     ids: buffers.ids,
+    ...(chosenBy && { chosenBy }),
     ...(aggregation.weightsApplyTo === "input" && { inputScale: buffers.weights }),
     inner: inner as DeviceBuffer,
     ...summands(aggregation, buffers, scope),

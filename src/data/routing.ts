@@ -13,6 +13,8 @@ import type {
   Stream,
 } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
+import type { DecodeOperator } from "../execution/operators.ts";
+import { byLogits } from "../execution/routing-rule.ts";
 import {
   BYTES_PER_ELEMENT,
   type DType,
@@ -218,6 +220,8 @@ export function recordBuckets(
 export interface StepRouting {
   /** Enqueues what fills them. */
   record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void;
+  /** What the ids are chosen by, if that can be told from the logits alone (`DecodeOperator.chosenBy`). */
+  chosenBy(buffers: StepBuffers, scope: RoutingScope): DecodeOperator["chosenBy"];
 }
 
 /** Routing from logits that are in the buffers already. */
@@ -233,6 +237,11 @@ export class LogitsRouting implements StepRouting {
   record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void {
     recordRoute(stream, this.#spec, this.#weights, buffers, scope);
   }
+
+  chosenBy({ logits }: StepBuffers, { logitsType }: RoutingScope): DecodeOperator["chosenBy"] {
+    if (!byLogits(this.#spec.rule, this.#weights.selectionBias !== undefined)) return undefined;
+    return { logits, ...(logitsType && { logitsType }) };
+  }
 }
 
 /** Routing that was done before: ids and weights are in the buffers, only the buckets are built. */
@@ -246,6 +255,10 @@ export class GivenRouting implements StepRouting {
   record(stream: Stream, buffers: StepBuffers, { mostTokens, lanes }: RoutingScope): void {
     if (lanes === undefined) return;
     recordBuckets(stream, this.#spec, buffers, { mostTokens, lanes, routed: false });
+  }
+
+  chosenBy(): undefined {
+    return undefined;
   }
 }
 
@@ -289,6 +302,10 @@ export class LayerRouter implements StepRouting, Disposable {
   record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void {
     recordGate(stream, this.#weights, buffers, scope);
     this.fromLogits.record(stream, buffers, scope);
+  }
+
+  chosenBy(buffers: StepBuffers, scope: RoutingScope): DecodeOperator["chosenBy"] {
+    return this.fromLogits.chosenBy(buffers, scope);
   }
 
   [Symbol.dispose](): void {

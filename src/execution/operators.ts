@@ -244,6 +244,11 @@ export interface DecodeOperator {
   readonly input: DeviceBuffer;
   /** int32 [B, k]. */
   readonly ids: DeviceBuffer;
+  /**
+   * If set, these are the ids of a `route` operator right in front of this one, whose rule goes by the logits alone (`byLogits`): a
+   * device can choose by them itself and begin before that one is done.
+   */
+  readonly chosenBy?: Pick<RouteOperator, "logits" | "logitsType">;
   /** float32 [B, k]: multiplies each row's first product before bias and activation. */
   readonly inputScale?: DeviceBuffer;
   /** Scratch: rows of width I, S of them. */

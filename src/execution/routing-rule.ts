@@ -27,6 +27,17 @@ export interface CheckedRule {
   readonly jitter: number;
 }
 
+/**
+ * Whether a token's choices are its largest logits, the largest first and of equal ones that of the lowest index: softmax and the
+ * logistic function keep their order.
+ */
+export function byLogits(
+  { scoring, groupLimit }: Pick<RoutingRule, "scoring" | "groupLimit">,
+  selectionBias: boolean,
+): boolean {
+  return !selectionBias && groupLimit === undefined && scoring !== "sparsemixer";
+}
+
 /** @throws InvalidArgumentError naming what contradicts what */
 export function checkRule(
   rule: RoutingRule,

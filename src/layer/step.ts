@@ -107,7 +107,10 @@ export function recordStep(
   if (mostTokens <= parts.decodeTokens) {
     parts.routing.record(main, buffers, routing);
     if (parts.shared !== undefined) main.wait(streams.sharedDone);
-    recordDecode(main, parts, buffers, scope);
+    // Beside a shared expert it waits for more than routing.
+    const chosenBy =
+      parts.shared === undefined ? parts.routing.chosenBy(buffers, routing) : undefined;
+    recordDecode(main, parts, buffers, scope, chosenBy);
     return;
   }
   recordLanes(streams, parts, buffers, routing);

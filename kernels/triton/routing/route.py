@@ -25,6 +25,10 @@ from overlap import begin
 # Part of the ABI.
 SCORINGS = {"softmax": 0, "sigmoid": 1, "topk-softmax": 2, "topk-sigmoid": 3, "sparsemixer": 4}
 OPTIONS = {"bias": 1, "renormalize": 2, "top2_sum": 4, "sets": 8, "counts": 16}
+LOGITS = {"float32": 0, "bfloat16": 1, "float16": 2}
+FLOAT32 = tl.constexpr(LOGITS["float32"])
+BFLOAT16 = tl.constexpr(LOGITS["bfloat16"])
+FLOAT16 = tl.constexpr(LOGITS["float16"])
 SOFTMAX = tl.constexpr(SCORINGS["softmax"])
 SIGMOID = tl.constexpr(SCORINGS["sigmoid"])
 TOPK_SOFTMAX = tl.constexpr(SCORINGS["topk-softmax"])
@@ -92,6 +96,28 @@ def _best(key, column):
     best = _most(key)
     at = tl.where(key == best, column, NO_COLUMN)
     return best, tl.min(tl.min(at, axis=1, keep_dims=True), axis=2, keep_dims=True)
+
+
+@triton.jit
+def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.constexpr):
+    """The expert that a PLAIN kernel picks as number `nth` of a token's, a scalar; any expert in rows without finite weights.
+
+    For kernels that start before `route` is done. What `logits` points to is by `kind` one of LOGITS. Each warp finds it for itself.
+    """
+    copy = tl.arange(0, WARPS)[:, None, None]
+    column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    inside = column < experts
+    # The same for all warps, which a layout cannot know.
+    at = token.to(tl.int64) * experts + column + copy * 0
+    x = tl.load(logits + at, mask=inside & (kind == FLOAT32), other=0.0)
+    x += tl.load(logits.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, mask=inside & (kind == BFLOAT16), other=0.0).to(tl.float32)
+    x += tl.load(logits.to(tl.pointer_type(tl.float16), bitcast=True) + at, mask=inside & (kind == FLOAT16), other=0.0).to(tl.float32)
+    left = tl.where(inside, _key(x), LOWEST)
+    _, chosen = _best(left, column)
+    for _ in range(nth):
+        left = tl.where(column == chosen, LOWEST, left)
+        _, chosen = _best(left, column)
+    return tl.max(tl.max(tl.max(chosen, axis=2), axis=1), axis=0)
 
 
 @triton.jit

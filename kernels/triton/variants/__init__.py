@@ -6,7 +6,16 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import replace
 
-from .products import DECODE_FIRST, DECODE_SECOND, MANY_TILES, decode_first, decode_second, project, project_many
+from .products import (
+    DECODE_FIRST,
+    DECODE_SECOND,
+    MANY_TILES,
+    PICKED_EXPERTS,
+    decode_first,
+    decode_second,
+    project,
+    project_many,
+)
 from .router import (
     GATE_AMOUNTS,
     GATES,
@@ -93,6 +102,8 @@ def variants(architecture):
     for element in ELEMENTS:
         for tile, k in DECODE_FIRST:
             found.append(decode_first(element, True, "logistic", tile, k))
+            if architecture >= DEPENDENT_FROM and element != "float32":
+                found += [decode_first(element, True, "logistic", tile, k, picked) for picked in PICKED_EXPERTS]
             found.append(decode_first(element, True, "coded", tile, k))
             found.append(decode_first(element, False, "coded", tile, k))
         for out in dict.fromkeys((element, "float32")):

@@ -25,6 +25,8 @@ export interface KernelWork {
   early(x: number, front: KernelWork): boolean;
   /** Whether it is a product: what follows it early finds everything but its rows complete. */
   readonly product: boolean;
+  /** Whether it is routing: what follows it early finds complete what it chooses by. */
+  readonly routes: boolean;
   /** Charged to the budget of its stream's group; otherwise the whole device is its own: nothing runs beside it. */
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */

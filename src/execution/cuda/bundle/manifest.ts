@@ -102,6 +102,8 @@ const manifest = z.object({
   /** Bits of `options`, by operator. */
   options: z.record(z.string(), z.record(z.string(), z.int())),
   scorings: z.record(z.string(), z.int()),
+  /** Element types of logits that are given by address. */
+  logits: z.record(z.string(), z.int()),
   /** Words of an entry in the bucket kernel's `lists`. */
   list_words: z.int().min(1),
   /** Words of what it says of a list in `tile_counts`. */

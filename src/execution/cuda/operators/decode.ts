@@ -1,12 +1,14 @@
 /** `decode`: both products of a handful of tokens' experts and their sum, in two kernels. */
 
 import type { DecodeOperator } from "../../operators.ts";
+import type { Selects } from "../bundle/kernel-set.ts";
+import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import { activationSets, fillingKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
-import { coverGrid } from "./grids.ts";
+import { coverGrid, residentBlocks } from "./grids.ts";
 import { MOST_CHOICES } from "./sets.ts";
 import { NOTHING_TO_TIDY } from "./tidy.ts";
 
@@ -43,9 +45,12 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const { gated } = first.spec;
   const selects = { operator: "decode_first", element, gated, k: first.k };
   const sets = activationSets(kernels.manifest, operator.activation, gated);
-  const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] = sets.flatMap(
-    (activations) => kernels.all({ ...selects, activations }),
-  );
+  const of = (some: Selects) =>
+    sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
+  const chosenBy = operator.chosenBy && chosenByValues(operator, first.spec.count, mostTokens, to);
+  const [picks] = chosenBy ? of({ picks: true, experts: first.spec.count }) : [];
+  const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] =
+    picks === undefined ? of({ picks: false }) : [picks];
   to.kernel(
     kernel,
     {
@@ -56,6 +61,11 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
       out: inner.address,
       ids,
       input_scale: scale,
+      logits: 0n,
+      logits_kind: 0,
+      experts: first.spec.count,
+      ...chosenBy,
+      picking: residentBlocks(kernel.entry, facts.multiprocessors),
       tokens,
       n: first.n,
       k: first.k,
@@ -67,6 +77,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
         (scale !== null ? (bitsOfFirst["input_scale"] ?? 0) : 0),
     },
     coverGrid(kernel.entry, { ...extents, n: first.n }),
+    picks && { early: true, behindRouting: true },
   );
   const needs = { operator: "decode_second", element, output: outputType, k: second.k };
   const sum =
@@ -96,6 +107,21 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     { early: true, behindProducts: true, tidiesUp: true },
   );
   to.mirror(inner, output);
+}
+
+/** `logits` and `logits_kind`. */
+function chosenByValues(
+  { chosenBy }: DecodeOperator,
+  experts: number,
+  mostTokens: number,
+  to: OperatorEncoder,
+): KernelValues {
+  const element = to.rowType("chosenBy.logitsType", chosenBy?.logitsType ?? "float32");
+  const logits = to.optional("chosenBy.logits", chosenBy?.logits, mostTokens * experts, element);
+  return {
+    logits,
+    logits_kind: to.context.kernels.manifest.logits[element] as number,
+  };
 }
 
 function checkPair(first: CudaProjection, second: CudaProjection, to: OperatorEncoder): void {

@@ -8,7 +8,7 @@
  */
 
 import type { RouteOperator } from "../../operators.ts";
-import { checkRule } from "../../routing-rule.ts";
+import { byLogits, checkRule } from "../../routing-rule.ts";
 import type { CudaBuffer } from "../buffer.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
@@ -40,7 +40,7 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
 
   const { scoring, groupLimit, scale, jitter } = rule;
   // The plain kernels leave out what few models need; not every architecture has them.
-  const plain = bias === null && groupLimit === undefined && scoring !== "sparsemixer";
+  const plain = byLogits(operator.rule, bias !== null);
   const selects = { element, plain };
   const some = context.kernels.all({ operator: "route", ...selects }).length > 0;
   const { kernel, padded } = kernelForExperts(to, context.kernels, "route", experts, {

@@ -107,6 +107,7 @@ export function madeBundle(): {
       gate: { bias: 1, sigmoid: 2 },
       tidy: { out: 1, counts_host: 2, fault_host: 4, clear: 8 },
     },
+    logits: { float32: 0, bfloat16: 1, float16: 2 },
     scorings: { softmax: 0, sigmoid: 1, "topk-softmax": 2, "topk-sigmoid": 3, sparsemixer: 4 },
     list_words: 4,
     count_words: 4,

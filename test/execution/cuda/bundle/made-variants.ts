@@ -6,6 +6,7 @@ const SHORT = { bfloat16: "bf16", float16: "fp16", float32: "fp32" } as const;
 type Element = keyof typeof SHORT;
 const ELEMENTS = Object.keys(SHORT) as Element[];
 const EXPERTS = [32, 64, 128, 256, 512, 1024];
+const PICKED_EXPERTS = [32, 64, 128, 256];
 /** A kernel of one architecture, as the build describes it. */
 export interface Variant {
   name: string;
@@ -144,12 +145,18 @@ function projects(arch: string): Variant[] {
   return found;
 }
 
-function decodes(element: Element): Variant[] {
+function decodes(element: Element, arch: string): Variant[] {
   const short = SHORT[element];
-  const first = (gated: boolean, activations: string, tile: string, k: Json): Variant => ({
-    name: `decode_first_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
+  const first = (
+    gated: boolean,
+    activations: string,
+    tile: string,
+    k: Json,
+    picked = 0,
+  ): Variant => ({
+    name: `decode_${picked ? `picked${picked}` : "first"}_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
     args: parse(
-      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
+      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 logits:*fp32 logits_kind:i32 experts:i32 picking:i32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
     ),
     grid: {
       rule: "cover",
@@ -157,7 +164,10 @@ function decodes(element: Element): Variant[] {
       y: { of: "n", by: Number.parseInt(tile, 10) },
       blocks_per_multiprocessor: 7,
     },
-    selects: { operator: "decode_first", element, gated, activations, k },
+    selects: {
+      ...{ operator: "decode_first", element, gated, activations, k, picks: picked > 0 },
+      ...(picked > 0 && { experts: { most: picked } }),
+    },
   });
   const second = (
     output: Element,
@@ -186,6 +196,9 @@ function decodes(element: Element): Variant[] {
       ] as const
     ).flatMap(([tile, k]) => [
       first(true, "logistic", tile, k),
+      ...(arch === "sm_90a" && element !== "float32" ? PICKED_EXPERTS : []).map((picked) =>
+        first(true, "logistic", tile, k, picked),
+      ),
       first(true, "coded", tile, k),
       first(false, "coded", tile, k),
     ]),
@@ -318,7 +331,7 @@ function others(arch: string): Variant[] {
 export function variantsOf(arch: string): Variant[] {
   return [
     ...projects(arch),
-    ...ELEMENTS.flatMap(decodes),
+    ...ELEMENTS.flatMap((element) => decodes(element, arch)),
     ...ELEMENTS.flatMap(combines),
     ...others(arch),
   ];

@@ -175,6 +175,11 @@ export class Pointer {
     return this.address === 0;
   }
 
+  /** To elements of another type at the same place. */
+  as(element: Element): Pointer {
+    return new Pointer(this.memory, this.address, element);
+  }
+
   /** Floats, widened. */
   load(first: number, count: number): Float32Array {
     if (count === 0) return new Float32Array(0);

@@ -1,6 +1,8 @@
 /** kernels/triton/experts/decode.py */
 
 import type { KernelCall } from "../call.ts";
+import type { Element } from "../memory.ts";
+import { keyOf } from "../numbers.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
 import { loadRows } from "./panels.ts";
@@ -10,6 +12,8 @@ import { tidyUp } from "./tidy.ts";
 const BIAS = 2;
 const INPUT_SCALE = 4;
 const SECOND_BIAS = 16;
+/** By `logits_kind`. */
+const LOGITS = ["fp32", "bf16", "fp16"] as const satisfies readonly Element[];
 
 export function decodeFirst(call: KernelCall): void {
   const number = (name: string) => call.number(name);
@@ -20,8 +24,10 @@ export function decodeFirst(call: KernelCall): void {
   const rows = call.grid.y * call.constant("ROWS");
   for (let slot = 0; slot < call.grid.x; slot++) {
     const token = Math.floor(slot / topK);
-    const matrix = call.pointer("ids").int(slot);
-    if (token >= call.pointer("tokens").int(0) || matrix < 0) continue;
+    if (token >= call.pointer("tokens").int(0)) continue;
+    const picks = call.constant("EXPERTS") > 0;
+    const matrix = picks ? picked(call, token, slot % topK) : call.pointer("ids").int(slot);
+    if (matrix < 0) continue;
     const x = call.pointer("x").load(token * number("x_pitch"), k);
     const scale = options & INPUT_SCALE ? call.pointer("input_scale").float(slot) : 1;
     const bias = options & BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
@@ -35,6 +41,16 @@ export function decodeFirst(call: KernelCall): void {
     }
     call.pointer("out").store(slot * number("out_pitch"), result);
   }
+}
+
+/** `pick` of kernels/triton/routing/route.py: number `nth` of a token's choices. */
+function picked(call: KernelCall, token: number, nth: number): number {
+  const experts = call.number("experts");
+  const logits = call.pointer("logits").as(LOGITS[call.number("logits_kind")] as Element);
+  const keys = Array.from(logits.load(token * experts, experts), keyOf);
+  const order = keys.map((_, expert) => expert);
+  order.sort((a, b) => (keys[b] as number) - (keys[a] as number) || a - b);
+  return order[nth] as number;
 }
 
 export function decodeSecond(call: KernelCall): void {
