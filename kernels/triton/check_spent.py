@@ -1,7 +1,7 @@
 """Checks that the sum drops what is spent and nothing else (l2.py, experts/combine.py). Part of test_experts.py.
 
-What a dropped line held is lost only if it was not in memory yet. So before the rows under test are written all of them hold something else,
-and that is in memory: a line that is dropped by mistake shows the older value, or may.
+What a dropped line held is lost only if it was not in memory yet. So before the rows under test are written all of them hold something
+else, and that is in memory: a line that is dropped by mistake shows the older value, or may.
 """
 
 import random

@@ -9,8 +9,8 @@ reads: so the end of one kernel is the end of all before it. And no block lets t
 itself: so whatever starts early finds the results of all kernels but the one in front, and may read those before it waits.
 Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only, who
 reads logits behind routing only, and the number of tokens, lanes and what is told of lists are written by no kernel. No L1 holds
-older values of what is read so: a launch begins with a kernel that is not early, which empties them, and nothing reads a list before its writer has ended.
-The build refuses kernels that can end, or let the next one start, without having waited (ptx_checks.py).
+older values of what is read so: a launch begins with a kernel that is not early, which empties them, and nothing reads a list
+before its writer has ended. The build refuses kernels that can end, or let the next one start, without having waited (ptx_checks.py).
 
 When to let the next one start: grouped products that are not one pipeline (FLATTEN) and decode's first with their last piece's
 product done, decode's second and the sum at their end, all others once they have waited: few blocks, or blocks that leave room
