@@ -79,6 +79,52 @@ test("a handful of tokens is decoded, more go through buckets", async () => {
   assert.equal(only(device.operators, "bucket").routed, true);
 });
 
+test("decode is told what ids are chosen by, if the logits alone decide and nothing else is waited for", async () => {
+  const { device, forward } = layerOn();
+  for (const logits of [false, true]) {
+    await forward(2, { logits });
+    const route = only(device.operators, "route");
+    const { chosenBy } = only(device.operators, "decode");
+    assert.equal(chosenBy?.logits, route.logits);
+    assert.equal(chosenBy?.logitsType, route.logitsType);
+  }
+  const { router } = bfloat16;
+  const rule = (changes: object) => ({
+    ...bfloat16,
+    router: { ...router, rule: { ...router.rule, ...changes } },
+  });
+  const groupLimit = { groups: 4, keep: 2, score: "max" } as const;
+  const shared = { experts: gatedExperts(HIDDEN, 30, { dtype: "bfloat16" }), gate: false };
+  const cases: Record<string, [LayerSpec, boolean]> = {
+    sigmoid: [rule({ scoring: "sigmoid" }), true],
+    "topk-softmax": [rule({ scoring: "topk-softmax", renormalize: false }), true],
+    sparsemixer: [rule({ scoring: "sparsemixer", renormalize: false, jitter: 0.1 }), false],
+    "a group limit": [rule({ groupLimit }), false],
+    "a selection bias": [{ ...bfloat16, router: { ...router, selectionBias: true } }, false],
+    "a shared expert": [{ ...bfloat16, shared }, false],
+  };
+  for (const [name, [spec, told]] of Object.entries(cases)) {
+    const other = layerOn({}, spec);
+    await other.forward(2);
+    const { chosenBy } = only(other.device.operators, "decode");
+    assert.equal(chosenBy !== undefined, told, name);
+  }
+});
+
+test("the sum is told what is spent: its rows and those between the products", async () => {
+  const { device, forward } = layerOn();
+  await forward(9);
+  const { spent, rows } = only(device.operators, "combine");
+  const [first, second] = device.operators.flatMap((operator) =>
+    operator.kind === "project" && operator.rows.from === "bucket" ? [operator] : [],
+  );
+  assert.equal(second?.output, rows);
+  assert.equal(spent?.inner, first?.output);
+  const weightBytes = EXPERTS * 3 * HIDDEN * 70 * 2;
+  const { innerWidth, experts } = spent ?? {};
+  assert.deepEqual([innerWidth, experts, spent?.weightBytes], [70, EXPERTS, weightBytes]);
+});
+
 test("what decode cannot do goes through buckets however few tokens there are", async () => {
   const plain = gatedExperts(HIDDEN, 70, { dtype: "bfloat16" });
   const cases: Record<string, LayerSpec> = {
