@@ -9,11 +9,14 @@ from Triton's cache, and memory addresses, by which ptxas decides ties between r
 """
 
 import os
+import sys
 import tempfile
 
+# Of this build, by a name that is always as long.
+SCRATCH = tempfile.mkdtemp(prefix="nexus-triton-", dir="/tmp")
 # Read by Triton when it is imported. A cache of its own: what an earlier build left must not decide this one.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
-os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="nexus-triton-")
+os.environ["TRITON_CACHE_DIR"] = SCRATCH
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
@@ -21,7 +24,6 @@ import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import struct  # noqa: E402
-import sys  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -63,6 +65,17 @@ NOT_EXACT = 3
 SHARED_PER_BLOCK_LEAST = min(SHARED_PER_BLOCK.values())
 # Shared memory that every block takes for the system's own use.
 SHARED_RESERVED = 1024
+
+
+def call_by_equal_names():
+    """Has Triton call ptxas by a name that is as long wherever Triton lies: its memory holds the name, and it decides ties by addresses.
+
+    Five gates of sm_100a came out with other registers where that path was shorter.
+    """
+    for tool in ("ptxas", "ptxas-blackwell"):
+        link = os.path.join(SCRATCH, tool)
+        os.symlink(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool, link)
+        os.environ[f"TRITON_{tool.upper().replace('-', '_')}_PATH"] = link
 
 
 def fix_addresses():
@@ -145,6 +158,7 @@ def say_policies(_backend, stages, _options, _language, _capability):
 
 
 triton.knobs.runtime.add_stages_inspection_hook = say_policies
+call_by_equal_names()
 
 
 def compile_variant(variant, architecture):
@@ -269,4 +283,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        shutil.rmtree(os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
+        shutil.rmtree(SCRATCH, ignore_errors=True)
