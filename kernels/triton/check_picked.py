@@ -64,8 +64,8 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
     picked = launch.decode_picked_names(bundle, *kind, experts)
     checks.that(f"no kernel that picks one of {experts}", len(picked) > 0)
     [plain] = launch.decode_first_names(bundle, *kind)
-    for [picks] in picked.values():
-        wanted = run(plain)
+    wanted = run(plain)
+    for picks in picked:
         programs = slots * 2 * padded(intermediate) // bundle.entries[picks]["grid"]["y"]["by"]
         for picking in (0, programs, random.randrange(programs + 1)):
             found = run(picks, logits=logits, picking=picking)

@@ -237,9 +237,12 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
 
 
 def decode_picked_names(bundle, kind, short, k, experts):
-    """Those of them that pick experts for themselves, of which there are so many, by how many there can be."""
-    most = (32, 64, 128, 256)
-    return {m: tiles_of(bundle, f"decode_picked{m}_{kind}_{short}", k) for m in most if m >= experts}
+    """Those of them that can pick one of so many experts themselves."""
+    picking = {name: entry["selects"] for name, entry in bundle.entries.items() if entry["selects"].get("picks")}
+    return [
+        name for name, selects in picking.items()
+        if f"_{kind}_{short}_" in name and in_range(selects["k"], k) and in_range(selects["experts"], experts)
+    ]
 
 
 def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,

@@ -75,6 +75,7 @@ function spentValues(
   to: OperatorEncoder,
 ): KernelValues & { readonly options: number } {
   if (spent === undefined) return { inner: null, inner_pitch: 0, options: 0 };
+  const { weightBytes } = spent;
   const innerWidth = to.integer("spent.innerWidth", spent.innerWidth, 1);
   const innerPitch = padded(innerWidth);
   const inner = to.optional("spent.inner", spent.inner, slots * innerPitch, rowType);
@@ -82,7 +83,7 @@ function spentValues(
   const share = slots / to.integer("spent.experts", spent.experts, 1);
   const bit = (name: string, pitch: number) => {
     const bytes = slots * pitch * BYTES_PER_ELEMENT[rowType];
-    return passThrough(to.context, { ...spent, bytes, share }) ? (bits[name] ?? 0) : 0;
+    return passThrough(to.context, { bytes, share, weightBytes }) ? (bits[name] ?? 0) : 0;
   };
   return {
     inner,

@@ -47,8 +47,9 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const sets = activationSets(kernels.manifest, operator.activation, gated);
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
-  const chosenBy = operator.chosenBy && chosenByValues(operator, first.spec.count, mostTokens, to);
-  const [picks] = chosenBy ? of({ picks: true, experts: first.spec.count }) : [];
+  const experts = first.spec.count;
+  const chosenBy = chosenByValues(operator, mostTokens, experts, to);
+  const [picks] = operator.chosenBy ? of({ picks: true, experts }) : [];
   const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] =
     picks === undefined ? of({ picks: false }) : [picks];
   to.kernel(
@@ -61,10 +62,8 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
       out: inner.address,
       ids,
       input_scale: scale,
-      logits: 0n,
-      logits_kind: 0,
-      experts: first.spec.count,
       ...chosenBy,
+      experts,
       picking: residentBlocks(kernel.entry, facts.multiprocessors),
       tokens,
       n: first.n,
@@ -112,14 +111,15 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
 /** `logits` and `logits_kind`. */
 function chosenByValues(
   { chosenBy }: DecodeOperator,
-  experts: number,
   mostTokens: number,
+  experts: number,
   to: OperatorEncoder,
 ): KernelValues {
-  const element = to.rowType("chosenBy.logitsType", chosenBy?.logitsType ?? "float32");
-  const logits = to.optional("chosenBy.logits", chosenBy?.logits, mostTokens * experts, element);
+  if (chosenBy === undefined) return { logits: null, logits_kind: 0 };
+  const element = to.rowType("chosenBy.logitsType", chosenBy.logitsType ?? "float32");
+  const logits = to.input("chosenBy.logits", chosenBy.logits, mostTokens * experts, element);
   return {
-    logits,
+    logits: logits.address,
     logits_kind: to.context.kernels.manifest.logits[element] as number,
   };
 }

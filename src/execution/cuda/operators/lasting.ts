@@ -15,7 +15,7 @@ export interface RowsBetween {
   /** That an expert has on average. */
   readonly share: number;
   /** Bytes of the weights of all experts. */
-  readonly weightBytes?: number;
+  readonly weightBytes: number | undefined;
 }
 
 /**

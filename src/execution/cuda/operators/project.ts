@@ -166,7 +166,9 @@ function encodeLane(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
-  const height = expertTileRows(context, element, slots / experts, rows.buckets.weightBytes);
+  const { weightBytes } = rows.buckets;
+  const share = slots / experts;
+  const height = expertTileRows(context, element, share, weightBytes);
   const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
   if (lists === undefined) {
     to.fail(
@@ -174,11 +176,10 @@ function encodeLane(
       "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
     );
   }
-  const { weightBytes } = rows.buckets;
   const cached = inCache(context, weightBytes);
   const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
   const counts = mayCount(lists, lane, rows.gather, projection);
-  const walk = walkOf(height, slots / experts, ofL2, cached, counts);
+  const walk = walkOf(height, share, ofL2, cached, counts);
   const kernel = projectKernel(context, {
     element,
     gated: spec.gated,
@@ -191,11 +192,6 @@ function encodeLane(
     rows: height,
   });
   const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
-  const between = {
-    bytes,
-    share: slots / experts,
-    ...(weightBytes !== undefined && { weightBytes }),
-  };
   const bits = context.kernels.manifest.options["project"] ?? {};
   const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
   to.kernel(
@@ -214,7 +210,7 @@ function encodeLane(
         bit("in_step", walk.inStep) |
         bit("claim", walk.claim) |
         bit("read_once", !cached) |
-        bit("keep", rows.gather && passThrough(context, between)) |
+        bit("keep", rows.gather && passThrough(context, { bytes, share, weightBytes })) |
         bit("gather", rows.gather) |
         bit("bias", spec.bias) |
         bit("input_scale", scale !== null),
