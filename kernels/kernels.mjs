@@ -16,7 +16,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { committed, inconsistencies, pack, rebuiltDifferences, write } from "./pack.mjs";
+import {
+  BUNDLE,
+  committed,
+  inconsistencies,
+  MANIFEST,
+  pack,
+  rebuiltDifferences,
+  write,
+} from "./pack.mjs";
 import { BuildNotPossible, build } from "./triton.mjs";
 
 /** Where build.py puts its files, for kernels/triton/launch.py and the tests beside it. */
@@ -31,7 +39,7 @@ function kilobytes(bytes) {
 }
 
 function make(jobs) {
-  build(BUILT, { jobs, exact: false });
+  build(BUILT, { jobs });
   const files = write(pack(BUILT));
   for (const { name, bytes } of files) console.log(`kernels/bundle/${name}: ${kilobytes(bytes)}`);
   console.log(`${kilobytes(files.reduce((sum, { bytes }) => sum + bytes, 0))} in all`);
@@ -64,7 +72,7 @@ function check(jobs) {
   const folder = mkdtempSync(join(tmpdir(), "nexus-kernels-"));
   let found = [];
   try {
-    build(folder, { jobs, exact: true });
+    build(folder, { jobs, like: join(BUNDLE, MANIFEST) });
     found = rebuiltDifferences(manifest, pack(folder).manifest);
   } finally {
     rmSync(folder, { recursive: true, force: true });

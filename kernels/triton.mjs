@@ -20,7 +20,7 @@ const ENVIRONMENT_PYTHON = join(ENVIRONMENT, "bin", "python");
 /** There is no Python, Triton could not be installed, or its output is not the same every time here. */
 export class BuildNotPossible extends Error {}
 
-/** With --exact, build.py ends with this where its bytes may differ from run to run. */
+/** With --like, build.py ends with this where its bytes may differ from run to run. */
 const NOT_EXACT = 3;
 
 /** As build.py says. */
@@ -72,14 +72,14 @@ function run(command, args) {
 /**
  * Compiles all kernels into `folder`.
  *
- * @param exact whether the bytes must be those of any other run
+ * @param like a packed manifest whose images the bytes must be able to be, wherever it was made
  * @throws BuildNotPossible
  */
-export function build(folder, { jobs, exact }) {
+export function build(folder, { jobs, like }) {
   const args = [BUILD, "--out", folder];
   if (jobs !== undefined) args.push("--jobs", jobs);
-  if (exact) args.push("--exact");
+  if (like !== undefined) args.push("--like", like);
   const { status } = spawnSync(pythonWithTriton(), args, { stdio: "inherit" });
-  if (status === NOT_EXACT && exact) throw new BuildNotPossible("the build is not exact here");
+  if (status === NOT_EXACT) throw new BuildNotPossible("the build is not exact here");
   if (status !== 0) throw new Error(`kernels/triton/build.py failed (${status})`);
 }

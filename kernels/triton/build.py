@@ -1,11 +1,13 @@
 """Compiles every kernel ahead of time: cubins, PTX, and a manifest that says how to launch each.
 
-    python build.py [--out DIR] [--jobs N]
+    python build.py [--out DIR] [--jobs N] [--like MANIFEST]
 
 Needs Triton 3.6.0 and neither a GPU nor PyTorch. What it writes (bundle/ here, which git ignores) has a file for every
 kernel, for launch.py and the tests; kernels/pack.mjs makes of it what is committed and shipped, and `npm run kernels`
-does both. The same sources give the same bytes: line information, which holds paths, is left out, nothing is taken
-from Triton's cache, and memory addresses, by which ptxas decides ties between registers, are not randomized.
+does both. The same sources give the same bytes on the same machine: line information, which holds paths, is left out,
+nothing is taken from Triton's cache, and memory addresses, by which ptxas decides ties between registers, are not
+randomized. On another machine a few such ties may come out otherwise; with --like, a kernel that is not what that packed
+manifest has is compiled again under other addresses, until it is or there are no more to try.
 """
 
 import os
@@ -14,12 +16,13 @@ import tempfile
 
 # Of this build, by a name that is always as long.
 SCRATCH = tempfile.mkdtemp(prefix="nexus-triton-", dir="/tmp")
-# Read by Triton when it is imported. A cache of its own: what an earlier build left must not decide this one.
+# Read by Triton when it is imported.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
-os.environ["TRITON_CACHE_DIR"] = SCRATCH
 
 import argparse  # noqa: E402
+import contextlib  # noqa: E402
 import ctypes  # noqa: E402
+import hashlib  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
@@ -59,7 +62,9 @@ TENSOR_MEMORY_COLUMNS = 512
 # personality(2): ask for the present value; give this and all processes that it starts the same addresses every time.
 PERSONALITY_ASK = 0xFFFFFFFF
 ADDR_NO_RANDOMIZE = 0x0040000
-# Exit code of --exact where addresses are randomized all the same.
+# How many characters the folder's name has by which ptxas is called: a build's, and what --like tries after it.
+NAME_LENGTHS = range(9, 74, 8)
+# Exit code of --like where addresses are randomized all the same.
 NOT_EXACT = 3
 # The least of all architectures from sm_80 on: what PTX can count on.
 SHARED_PER_BLOCK_LEAST = min(SHARED_PER_BLOCK.values())
@@ -67,14 +72,20 @@ SHARED_PER_BLOCK_LEAST = min(SHARED_PER_BLOCK.values())
 SHARED_RESERVED = 1024
 
 
-def call_by_equal_names():
-    """Has Triton call ptxas by a name that is as long wherever Triton lies: its memory holds the name, and it decides ties by addresses.
+def call_ptxas_by_a_name(longer):
+    """Has Triton call ptxas by a name that is as long wherever Triton lies, and keep what it compiles beside it.
 
-    Five gates of sm_100a came out with other registers where that path was shorter.
+    ptxas's memory holds that name, so its length moves the addresses by which it decides ties: five gates of sm_100a came out
+    with other registers where the path was shorter, and four on another machine, until it was 8 to 24 characters longer. The
+    cache is one of its own, so that what an earlier build, or another name, left does not decide this one.
     """
+    folder = os.path.join(SCRATCH, "n" * longer)
+    os.makedirs(folder, exist_ok=True)
+    os.environ["TRITON_CACHE_DIR"] = folder
     for tool in ("ptxas", "ptxas-blackwell"):
-        link = os.path.join(SCRATCH, tool)
-        os.symlink(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool, link)
+        link = os.path.join(folder, tool)
+        with contextlib.suppress(FileExistsError):  # another process of the pool may have made it
+            os.symlink(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool, link)
         os.environ[f"TRITON_{tool.upper().replace('-', '_')}_PATH"] = link
 
 
@@ -158,7 +169,6 @@ def say_policies(_backend, stages, _options, _language, _capability):
 
 
 triton.knobs.runtime.add_stages_inspection_hook = say_policies
-call_by_equal_names()
 
 
 def compile_variant(variant, architecture):
@@ -218,14 +228,22 @@ def compile_variant(variant, architecture):
 
 
 def _compile(job):
-    architecture, index = job
+    """compile_variant's result, by the first of the names that gives what is wanted; by the first of all if none does."""
+    architecture, index, wanted = job
     variant = variants.variants(architecture)[index]
-    return compile_variant(variant, architecture)
+    first = None
+    for longer in NAME_LENGTHS if wanted else NAME_LENGTHS[:1]:
+        call_ptxas_by_a_name(longer)
+        made = compile_variant(variant, architecture)
+        first = first or made
+        if all(wanted.get((entry["name"], entry["arch"])) == hashlib.sha256(image).hexdigest() for entry, image in made):
+            return made
+    return first
 
 
-def build(architectures, jobs):
-    """All files of the bundle, by path, as bytes."""
-    work = [(a, i) for a in architectures for i in range(len(variants.variants(a)))]
+def build(architectures, jobs, wanted):
+    """All files of the bundle, by path, as bytes. wanted: hashes of images by (name, architecture), or {} if any will do."""
+    work = [(a, i, wanted) for a in architectures for i in range(len(variants.variants(a)))]
     with ProcessPoolExecutor(jobs) as pool:
         results = list(pool.map(_compile, work, chunksize=1))
     made = [kernel for result in results for kernel in result]
@@ -263,15 +281,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=BUNDLE, help="where to put the build instead of bundle/")
-    parser.add_argument("--exact", action="store_true", help=f"exit with {NOT_EXACT} if the bytes may differ from run to run")
+    parser.add_argument("--like", type=Path, help=f"a packed manifest, whose images are to be met; exit with {NOT_EXACT} if they cannot be")
     options = parser.parse_args()
     if triton.__version__ != TRITON_VERSION:
         sys.exit(f"Triton {TRITON_VERSION} is needed, {triton.__version__} is installed: pip install triton=={TRITON_VERSION}")
     if not fix_addresses():
         print("Address randomization cannot be turned off here: a few kernels may come out with other registers.")
-        if options.exact:
+        if options.like:
             sys.exit(NOT_EXACT)
-    files = build(variants.ARCHITECTURES, options.jobs)
+    kernels = json.loads(options.like.read_text())["kernels"] if options.like else []
+    wanted = {(kernel["name"], kernel["arch"]): kernel["image"]["sha256"] for kernel in kernels}
+    files = build(variants.ARCHITECTURES, options.jobs, wanted)
     shutil.rmtree(options.out, ignore_errors=True)
     for name, data in files.items():
         (options.out / name).parent.mkdir(parents=True, exist_ok=True)
