@@ -59,9 +59,10 @@ export const FIGURES = {
 
 export const METRICS = Object.values(FIGURES).map(({ metric }) => metric);
 
-/** Kernels of a step from logits to output, by the beginning of their names; the first is in every step. */
-const FIRST = "route";
-export const KERNELS = [FIRST, "bucket", "project", "decode", "combine"];
+/** Kernels of a step from logits to output, by the beginning of their names. */
+export const KERNELS = ["route", "bucket", "project", "decode", "combine"];
+/** A step begins with one of these, and has no other of them. */
+const FIRST = new Set(["route", "decode_routing"]);
 
 /** What every product of a step is called besides. */
 const PRODUCT = /^project/;
@@ -80,9 +81,10 @@ export function stepsOf(page, dataSheetTBs) {
   /** Kernels by metric and reason. */
   const lacking = new Map();
   for (const launch of readPage(page)) {
-    if (launch.kernel === FIRST) steps.push([]);
+    if (FIRST.has(launch.kernel)) steps.push([]);
     const step = steps.at(-1);
-    if (step === undefined) throw new Error(`${launch.kernel} ran before the first ${FIRST}.`);
+    if (step === undefined)
+      throw new Error(`${launch.kernel} ran before the first of ${[...FIRST].join(" and ")}.`);
     const { label, ...grid } = placed(launch, step);
     const { figures, lacks } = figuresOf(launch);
     for (const { metric, reason } of lacks) {

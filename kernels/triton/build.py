@@ -174,6 +174,8 @@ triton.knobs.runtime.add_stages_inspection_hook = say_policies
 def compile_variant(variant, architecture):
     """[(manifest entry, image)]: the cubin, and the PTX where there is to be one."""
     names = list(variant.arguments)
+    if names + list(variant.constants) != variant.function.arg_names:
+        raise ValueError(f"{variant.name}: arguments and constants are not those of {variant.function.__name__}, in their order")
     source = (GluonASTSource if variant.function.is_gluon() else ASTSource)(
         variant.function,
         {**variant.arguments, **{c: "constexpr" for c in variant.constants}},

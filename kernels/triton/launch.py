@@ -236,27 +236,46 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     })
 
 
-def decode_picked_names(bundle, kind, short, k, experts):
-    """Those of them that can pick one of so many experts themselves."""
-    picking = {name: entry["selects"] for name, entry in bundle.entries.items() if entry["selects"].get("picks")}
+def decode_routing_names(bundle, short, k, experts):
+    """The kernels for a gated first product with a logistic that route up to so many experts along."""
+    entries = {name: entry["selects"] for name, entry in bundle.entries.items() if entry["selects"].get("routes")}
     return [
-        name for name, selects in picking.items()
-        if f"_{kind}_{short}_" in name and in_range(selects["k"], k) and in_range(selects["experts"], experts)
+        name for name, selects in entries.items()
+        if f"_{short}_" in name and in_range(selects["k"], k) and in_range(selects["experts"], experts)
     ]
 
 
-def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
-                 logits=None, picking=0, alpha=1.702, limit=7.0):
-    """`logits` are [*, experts], of which the first `picking` programs pick."""
-    options = bundle.manifest["options"]["decode_first"]
+def decode_first_values(bundle, x, w, out, *, top_k, activation, bias, alpha, limit):
+    """What decode_first and decode_routing both take."""
     n, k = sizes(w)
-    kernel.launch((slots, n // kernel.grid["y"]["by"], 1), {
-        "x": x, "w": w, "bias": bias, "out": out, "ids": ids, "input_scale": input_scale, "tokens": tokens, "n": n,
-        "logits": logits, "picking": picking, "experts": w.shape[0],
-        "logits_kind": 0 if logits is None else bundle.manifest["logits"][str(logits.dtype).removeprefix("torch.")],
-        "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
-        "options": options["bias"] * (bias is not None) | options["input_scale"] * (input_scale is not None),
+    return {
+        "x": x, "w": w, "bias": bias, "out": out, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
+        "options": bundle.manifest["options"]["decode_first"]["bias"] * (bias is not None),
         **activation_values(bundle.manifest, activation, alpha, limit),
+    }
+
+
+def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
+                 alpha=1.702, limit=7.0):
+    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, alpha=alpha, limit=limit)
+    scaled = bundle.manifest["options"]["decode_first"]["input_scale"] * (input_scale is not None)
+    kernel.launch(covering(kernel.grid, slots=slots, n=values["n"]), {
+        **values, "ids": ids, "input_scale": input_scale, "tokens": tokens, "options": values["options"] | scaled,
+    })
+
+
+def decode_routing(bundle, kernel, x, w, out, logits, ids, weights, counts, fault, tokens, *, counts_host, fault_host, scoring,
+                   renormalize=False, scale=1.0, bias=None, activation="silu", alpha=1.702, limit=7.0):
+    """For as many tokens as `ids` and `weights` have rows."""
+    most_tokens, top_k = ids.shape
+    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, alpha=alpha, limit=limit)
+    manifest = bundle.manifest
+    kernel.launch(covering(kernel.grid, slots=ids.numel(), n=values["n"]), {
+        **values, "logits": logits, "logits_kind": manifest["logits"][str(logits.dtype).removeprefix("torch.")],
+        "ids": ids, "weights": weights, "counts": counts, "counts_host": counts_host, "fault": fault, "fault_host": fault_host,
+        "tokens": tokens, "experts": logits.shape[1],
+        "most_tokens": most_tokens, "scoring": manifest["scorings"][scoring], "scale": scale,
+        "route_options": manifest["options"]["route"]["renormalize"] * renormalize,
     })
 
 
@@ -296,8 +315,9 @@ def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k,
 
 def covering(grid, **sizes):
     """The grid of a "cover" rule."""
-    extents = [grid.get(axis, {"of": "one", "by": 1}) for axis in "xyz"]
-    return tuple(-(-{"one": 1, **sizes}[extent["of"]] // extent["by"]) for extent in extents)
+    extents = [grid.get(axis, "one") for axis in "xyz"]
+    extents = [{"of": extent, "by": 1} if isinstance(extent, str) else extent for extent in extents]
+    return tuple(-(-{"one": 1, **sizes}[extent["of"]] // extent["by"]) + extent.get("more", 0) for extent in extents)
 
 
 def gate(bundle, kernel, x, w, out, tokens, *, most_tokens, bias=None, sigmoid=False):

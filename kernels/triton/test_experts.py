@@ -16,7 +16,7 @@ import torch
 import launch
 from buckets import SPARE_TILES, Buckets, groups, list_counts, with_room
 from check_many import check_many
-from check_picked import check_picked
+from check_routed import check_routed
 from check_spent import check_spent
 from launch import Bundle
 from layout import PANEL, padded
@@ -365,7 +365,7 @@ def run_all(bundle, seed):
                         gated, bias=True)
             check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
     check_many(checks, bundle, multiprocessors)
-    check_picked(checks, bundle, multiprocessors)
+    check_routed(checks, bundle)
     check_spent(checks, bundle, multiprocessors)
     check_dense(checks, bundle, multiprocessors)
     check_dropped(checks, bundle, multiprocessors)

@@ -7,7 +7,7 @@
  */
 
 import type { DeviceBuffer, DeviceProperties, Projection, Stream } from "../execution/device.ts";
-import type { DecodeOperator } from "../execution/operators.ts";
+import type { RouteOperator } from "../execution/operators.ts";
 import { type OutputScope, summands } from "./aggregation.ts";
 import type { Experts } from "./experts.ts";
 import type { AggregationSpec, LayerSpec } from "./spec.ts";
@@ -74,7 +74,7 @@ export function decodeTokensOf(
 /**
  * Enqueues experts and aggregation: `buffers.hidden` and `buffers.ids` to `buffers.output`.
  *
- * @param chosenBy of the routing in front of it
+ * @param routing what fills `buffers.ids`, if nothing in front of it does
  */
 export function recordDecode(
   stream: Stream,
@@ -89,7 +89,7 @@ export function recordDecode(
   },
   buffers: StepBuffers,
   scope: OutputScope,
-  chosenBy?: DecodeOperator["chosenBy"],
+  routing?: RouteOperator,
 ): void {
   const [first, second] = experts.products as readonly [Projection, Projection];
   const [inner] = buffers.inner;
@@ -101,7 +101,7 @@ export function recordDecode(
     topK,
     input: buffers.hidden,
     ids: buffers.ids,
-    ...(chosenBy && { chosenBy }),
+    ...(routing && { routing }),
     ...(aggregation.weightsApplyTo === "input" && { inputScale: buffers.weights }),
     inner: inner as DeviceBuffer,
     ...summands(aggregation, buffers, scope),

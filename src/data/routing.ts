@@ -13,8 +13,7 @@ import type {
   Stream,
 } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
-import type { DecodeOperator } from "../execution/operators.ts";
-import { byLogits } from "../execution/routing-rule.ts";
+import type { RouteOperator } from "../execution/operators.ts";
 import {
   BYTES_PER_ELEMENT,
   type DType,
@@ -165,14 +164,24 @@ export function recordGate(
 export function recordRoute(
   stream: Stream,
   spec: RouterSpec,
-  routerWeights: RouterWeights,
+  weights: RouterWeights,
   buffers: RoutingBuffers,
-  { mostTokens, lanes, logitsType }: RoutingScope,
+  scope: RoutingScope,
 ): void {
-  const { experts, topK, rule } = spec;
-  const { tokens, logits, ids, weights, counts } = buffers;
-  const { selectionBias } = routerWeights;
-  stream.enqueue({
+  stream.enqueue(routeOperator(spec, weights, buffers, scope));
+  const { mostTokens, lanes } = scope;
+  if (lanes !== undefined) {
+    recordBuckets(stream, spec, buffers, { mostTokens, lanes, routed: true });
+  }
+}
+
+function routeOperator(
+  { experts, topK, rule }: RouterSpec,
+  { selectionBias }: RouterWeights,
+  { tokens, logits, ids, weights, counts }: RoutingBuffers,
+  { mostTokens, lanes, logitsType }: RoutingScope,
+): RouteOperator {
+  return {
     kind: "route",
     rule,
     experts,
@@ -186,10 +195,7 @@ export function recordRoute(
     weights,
     counts,
     bucketed: lanes !== undefined,
-  });
-  if (lanes !== undefined) {
-    recordBuckets(stream, spec, buffers, { mostTokens, lanes, routed: true });
-  }
+  };
 }
 
 /** Enqueues bucketing: ids to the work lists of `lanes` lanes. @param scope.routed whether `route` comes before it */
@@ -220,8 +226,15 @@ export function recordBuckets(
 export interface StepRouting {
   /** Enqueues what fills them. */
   record(stream: Stream, buffers: StepBuffers, scope: RoutingScope): void;
-  /** What the ids are chosen by, if that can be told from the logits alone (`DecodeOperator.chosenBy`). */
-  chosenBy(buffers: StepBuffers, scope: RoutingScope): DecodeOperator["chosenBy"];
+  /**
+   * Enqueues what comes before the `route` operator and gives that one, for a `decode` operator that is to do it along
+   * (`DecodeOperator.routing`). Undefined: ids and weights are there.
+   */
+  recordUpToRoute(
+    stream: Stream,
+    buffers: StepBuffers,
+    scope: RoutingScope,
+  ): RouteOperator | undefined;
 }
 
 /** Routing from logits that are in the buffers already. */
@@ -238,9 +251,8 @@ export class LogitsRouting implements StepRouting {
     recordRoute(stream, this.#spec, this.#weights, buffers, scope);
   }
 
-  chosenBy({ logits }: StepBuffers, { logitsType }: RoutingScope): DecodeOperator["chosenBy"] {
-    if (!byLogits(this.#spec.rule, this.#weights.selectionBias !== undefined)) return undefined;
-    return { logits, ...(logitsType && { logitsType }) };
+  recordUpToRoute(_stream: Stream, buffers: StepBuffers, scope: RoutingScope): RouteOperator {
+    return routeOperator(this.#spec, this.#weights, buffers, scope);
   }
 }
 
@@ -257,7 +269,7 @@ export class GivenRouting implements StepRouting {
     recordBuckets(stream, this.#spec, buffers, { mostTokens, lanes, routed: false });
   }
 
-  chosenBy(): undefined {
+  recordUpToRoute(): undefined {
     return undefined;
   }
 }
@@ -304,8 +316,9 @@ export class LayerRouter implements StepRouting, Disposable {
     this.fromLogits.record(stream, buffers, scope);
   }
 
-  chosenBy(buffers: StepBuffers, scope: RoutingScope): DecodeOperator["chosenBy"] {
-    return this.fromLogits.chosenBy(buffers, scope);
+  recordUpToRoute(stream: Stream, buffers: StepBuffers, scope: RoutingScope): RouteOperator {
+    recordGate(stream, this.#weights, buffers, scope);
+    return this.fromLogits.recordUpToRoute(stream, buffers, scope);
   }
 
   [Symbol.dispose](): void {

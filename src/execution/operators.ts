@@ -245,10 +245,10 @@ export interface DecodeOperator {
   /** int32 [B, k]. */
   readonly ids: DeviceBuffer;
   /**
-   * If set, these are the ids of a `route` operator right in front of this one, whose rule goes by the logits alone (`byLogits`): a
-   * device can choose by them itself and begin before that one is done.
+   * If set, it is done first, as if it were in front of this operator: routing of these tokens to these ids, with no `bucket`
+   * operator to follow. A device may have kernels that do both.
    */
-  readonly chosenBy?: Pick<RouteOperator, "logits" | "logitsType">;
+  readonly routing?: RouteOperator;
   /** float32 [B, k]: multiplies each row's first product before bias and activation. */
   readonly inputScale?: DeviceBuffer;
   /** Scratch: rows of width I, S of them. */

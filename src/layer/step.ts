@@ -105,12 +105,15 @@ export function recordStep(
   const { mostTokens, logitsType } = scope;
   const routing = { mostTokens, ...(logitsType && { logitsType }) };
   if (mostTokens <= parts.decodeTokens) {
-    parts.routing.record(main, buffers, routing);
-    if (parts.shared !== undefined) main.wait(streams.sharedDone);
-    // Beside a shared expert it waits for more than routing.
-    const chosenBy =
-      parts.shared === undefined ? parts.routing.chosenBy(buffers, routing) : undefined;
-    recordDecode(main, parts, buffers, scope, chosenBy);
+    if (parts.shared === undefined) {
+      const route = parts.routing.recordUpToRoute(main, buffers, routing);
+      recordDecode(main, parts, buffers, scope, route);
+    } else {
+      // Decode waits for the shared expert, and routing need not.
+      parts.routing.record(main, buffers, routing);
+      main.wait(streams.sharedDone);
+      recordDecode(main, parts, buffers, scope);
+    }
     return;
   }
   recordLanes(streams, parts, buffers, routing);

@@ -70,7 +70,7 @@ describe("counters of whole steps", () => {
     assert.deepEqual(absent, []);
     assert.throws(
       () => stepsOf(page(named(["bucket"])), 3.35),
-      /bucket ran before the first route/,
+      /bucket ran before the first of route and decode_routing/,
     );
   });
 

@@ -53,7 +53,7 @@ function only<K extends Operator["kind"]>(operators: readonly Operator[], kind: 
 }
 
 const IN_LANES = ["project", "route", "bucket", "project", "project", "combine"];
-const DECODED = ["project", "route", "decode"];
+const DECODED = ["project", "decode"];
 
 test("a handful of tokens is decoded, more go through buckets", async () => {
   const { device, forward } = layerOn();
@@ -65,8 +65,8 @@ test("a handful of tokens is decoded, more go through buckets", async () => {
   ] as const) {
     await forward(tokens);
     assert.deepEqual(kinds(device.operators), DECODED, `${tokens} tokens`);
-    assert.equal(only(device.operators, "route").bucketed, false);
     const decode = only(device.operators, "decode");
+    assert.equal(decode.routing?.bucketed, false);
     assert.equal(decode.mostTokens, mostTokens);
     assert.equal(decode.outputType, "float32");
     assert.deepEqual([decode.first.spec.gated, decode.second.spec.gated], [true, false]);
@@ -79,36 +79,19 @@ test("a handful of tokens is decoded, more go through buckets", async () => {
   assert.equal(only(device.operators, "bucket").routed, true);
 });
 
-test("decode is told what ids are chosen by, if the logits alone decide and nothing else is waited for", async () => {
+test("decode does the routing along, but for a shared expert, which it waits for and routing need not", async () => {
   const { device, forward } = layerOn();
   for (const logits of [false, true]) {
     await forward(2, { logits });
-    const route = only(device.operators, "route");
-    const { chosenBy } = only(device.operators, "decode");
-    assert.equal(chosenBy?.logits, route.logits);
-    assert.equal(chosenBy?.logitsType, route.logitsType);
+    const { routing, ids, weights } = only(device.operators, "decode");
+    assert.deepEqual([routing?.ids, routing?.weights], [ids, weights]);
+    assert.deepEqual([routing?.mostTokens, routing?.topK, routing?.experts], [2, TOP_K, EXPERTS]);
   }
-  const { router } = bfloat16;
-  const rule = (changes: object) => ({
-    ...bfloat16,
-    router: { ...router, rule: { ...router.rule, ...changes } },
-  });
-  const groupLimit = { groups: 4, keep: 2, score: "max" } as const;
   const shared = { experts: gatedExperts(HIDDEN, 30, { dtype: "bfloat16" }), gate: false };
-  const cases: Record<string, [LayerSpec, boolean]> = {
-    sigmoid: [rule({ scoring: "sigmoid" }), true],
-    "topk-softmax": [rule({ scoring: "topk-softmax", renormalize: false }), true],
-    sparsemixer: [rule({ scoring: "sparsemixer", renormalize: false, jitter: 0.1 }), false],
-    "a group limit": [rule({ groupLimit }), false],
-    "a selection bias": [{ ...bfloat16, router: { ...router, selectionBias: true } }, false],
-    "a shared expert": [{ ...bfloat16, shared }, false],
-  };
-  for (const [name, [spec, told]] of Object.entries(cases)) {
-    const other = layerOn({}, spec);
-    await other.forward(2);
-    const { chosenBy } = only(other.device.operators, "decode");
-    assert.equal(chosenBy !== undefined, told, name);
-  }
+  const other = layerOn({}, { ...bfloat16, shared });
+  await other.forward(2);
+  assert.equal(only(other.device.operators, "route").bucketed, false);
+  assert.equal(only(other.device.operators, "decode").routing, undefined);
 });
 
 test("the sum is told what is spent: its rows and those between the products", async () => {

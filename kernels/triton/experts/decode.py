@@ -12,9 +12,10 @@ for its weights at about the same time, as the first product's slots do: 241 us 
 7168 x 2048, 4 tokens, Zipf 1.5). So a token's sum is in the order of ids, biases after it in that of choices: either is a
 function of its own choices alone. Each program ranks the choices for itself, which takes a single token no longer.
 
-Picked. The first kernel can start while `route` runs and find out for itself whom a token chose, where that can be told from the logits
-alone (EXPERTS): programs that are on the GPU from the beginning do, the others find ids. A step of one token of qwen3-30b-a3b
-takes 1.2 us less of 35.0, one of a small layer 0.8 of 9.2 (H100). It waits for `route` before it lets the next kernel start.
+Routed along. Where a token's choices can be told from its logits alone the first kernel does the routing as well
+(decode_routing): its first program is what `route` and `tidy` would be, and as that one takes as long as a program takes to find out its
+own expert, each of the others does so for itself and waits for nobody. Ids and weights are there for the second kernel. A step of
+one token is one kernel shorter by that.
 
 A program owns a few weight rows and the whole of k, a piece of every panel (grouped.py). Partial sums stay in the lanes
 until the end: one reduction across the block per output, not one per expert.
@@ -31,7 +32,7 @@ import triton.language as tl
 
 from overlap import release, wait
 from routing import route
-from routing.route import pick
+from routing.route import pick, route_few
 from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 from .activation import activate, join_gate
@@ -57,6 +58,41 @@ def _weights(w, matrix, rows, columns, n, k):
 
 
 @triton.jit
+def _product(
+    slot, token, matrix, part, x, w, bias, out, input_scale, n, k, x_pitch, out_pitch, options, code, linear, cubic, limit, shift,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Of a slot's row of `out` what ROWS weight rows from ROWS * part on give."""
+    rows = part * ROWS + tl.arange(0, ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    x_row = x + token.to(tl.int64) * x_pitch
+    partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
+    for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
+        column = start + ks
+        inside = column < k
+        a = tl.load(x_row + column, mask=inside, other=0.0).to(tl.float32)
+        at = _weights(w, matrix, rows, column, n, k)
+        b = tl.load(at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
+        partial += b.to(tl.float32) * a[None, :]
+    release(DEPENDENT)
+    product = tl.sum(partial, axis=1)
+    if (options & INPUT_SCALE) != 0:
+        product = product * tl.load(input_scale + slot)
+    if (options & BIAS) != 0:
+        product = product + tl.load(bias + matrix * n + rows)
+    out_row = out + slot.to(tl.int64) * out_pitch
+    if GATED:
+        gate, value = product.reshape(ROWS // 2, 2).split()
+        result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
+        columns = part * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        tl.store(out_row + columns, result.to(out.dtype.element_ty))
+    else:
+        result = activate(product, code, linear, cubic, ACTIVATION)
+        tl.store(out_row + rows, result.to(out.dtype.element_ty))
+
+
+@triton.jit
 def decode_first(
     x,  # [tokens, x_pitch]
     w,  # in panels (grouped.py)
@@ -64,10 +100,6 @@ def decode_first(
     out,  # [slots, out_pitch], rows in slot order
     ids,  # int32 [slots]: negative for a dropped slot, whose row is not written
     input_scale,  # float32 [slots], if INPUT_SCALE
-    logits,  # [tokens, experts], if EXPERTS: what `route`, the kernel in front, chooses by; of a type by
-    logits_kind,  # route.LOGITS
-    experts,
-    picking,  # how many programs pick an expert by the logits: those that start at once, before there are ids
     tokens,  # int32 [1]
     n,
     k,
@@ -85,56 +117,83 @@ def decode_first(
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Program (slot, i): ROWS weight rows from ROWS * i on, against the slot's token."""
+    wait(DEPENDENT)
+    slot = tl.program_id(0)
+    token = slot // top_k
+    # Both loads before either is needed.
+    matrix = tl.load(ids + slot)
+    if (token >= tl.load(tokens)) | (matrix < 0):
+        return
+    _product(
+        slot, token, matrix, tl.program_id(1), x, w, bias, out, input_scale, n, k, x_pitch, out_pitch, options, code, linear, cubic,
+        limit, shift, GATED, ACTIVATION, ROWS, BLOCK_K, STAGES, DEPENDENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def decode_routing(
+    x,  # as for decode_first, and so on
+    w,
+    bias,
+    out,
+    ids,  # out, as of `route`, whose the others are, too
+    tokens,
+    logits,  # [tokens, experts], of a type by
+    logits_kind,  # route.LOGITS
+    weights,
+    counts,
+    counts_host,
+    fault,
+    fault_host,
+    scoring,
+    route_options,
+    scale,
+    experts,
+    most_tokens,  # no more than WARPS
+    n,
+    k,
+    x_pitch,
+    out_pitch,
+    top_k,
+    options,  # without INPUT_SCALE
+    code,
+    linear,
+    cubic,
+    limit,
+    shift,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     EXPERTS: tl.constexpr,
     WARPS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Program (slot, i): ROWS weight rows from ROWS * i on, against the slot's token."""
+    """Program (slot, i): as program (slot, i - 1) of decode_first; (0, 0): routing of all tokens."""
+    wait(DEPENDENT)
     slot = tl.program_id(0)
+    part = tl.program_id(1) - 1
+    if part < 0:
+        if slot == 0:
+            row = tl.arange(0, WARPS)[:, None, None]
+            route_few(
+                logits, logits_kind, row, row < tl.load(tokens), ids, weights, counts, counts_host, fault, fault_host, experts, top_k,
+                most_tokens, scoring, route_options, scale, EXPERTS, WARPS,
+            )  # fmt: skip
+        return
     token = slot // top_k
-    if EXPERTS == 0:
-        wait(DEPENDENT)
-        # Both loads before either is needed.
-        matrix = tl.load(ids + slot)
-        if (token >= tl.load(tokens)) | (matrix < 0):
-            return
-    else:
-        if token >= tl.load(tokens):
-            wait(DEPENDENT)
-            return
-        if tl.program_id(1) * tl.num_programs(0) + slot < picking:
-            matrix = pick(logits, logits_kind, token, slot - token * top_k, experts, EXPERTS, WARPS)
-        else:
-            wait(DEPENDENT)
-            matrix = tl.maximum(tl.load(ids + slot), 0)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    ks = tl.arange(0, BLOCK_K)
-    x_row = x + token.to(tl.int64) * x_pitch
-    partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
-    for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
-        column = start + ks
-        inside = column < k
-        a = tl.load(x_row + column, mask=inside, other=0.0).to(tl.float32)
-        at = _weights(w, matrix, rows, column, n, k)
-        b = tl.load(at, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
-        partial += b.to(tl.float32) * a[None, :]
-    if EXPERTS > 0:
-        wait(DEPENDENT)
-    release(DEPENDENT)
-    product = tl.sum(partial, axis=1)
-    if (options & INPUT_SCALE) != 0:
-        product = product * tl.load(input_scale + slot)
-    if (options & BIAS) != 0:
-        product = product + tl.load(bias + matrix * n + rows)
-    out_row = out + slot.to(tl.int64) * out_pitch
-    if GATED:
-        gate, value = product.reshape(ROWS // 2, 2).split()
-        result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
-        columns = tl.program_id(1) * (ROWS // 2) + tl.arange(0, ROWS // 2)
-        tl.store(out_row + columns, result.to(out.dtype.element_ty))
-    else:
-        result = activate(product, code, linear, cubic, ACTIVATION)
-        tl.store(out_row + rows, result.to(out.dtype.element_ty))
+    if token >= tl.load(tokens):
+        return
+    matrix = pick(logits, logits_kind, token, slot - token * top_k, experts, EXPERTS, WARPS)
+    no_scale = weights
+    _product(
+        slot, token, matrix, part, x, w, bias, out, no_scale, n, k, x_pitch, out_pitch, options, code, linear, cubic, limit, shift,
+        GATED, ACTIVATION, ROWS, BLOCK_K, STAGES, DEPENDENT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -176,9 +235,10 @@ def decode_second(
         programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host,
         tidy_experts, tidy_options, TIDY_BLOCK,
     )  # fmt: skip
+    # Choices may be the kernel's in front. Where they are known before that, looking them up ahead gained nothing.
+    wait(DEPENDENT)
     token = tl.program_id(0)
     if token >= tl.load(tokens):
-        wait(DEPENDENT)
         return
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
@@ -191,8 +251,6 @@ def decode_second(
         one = tl.load(ids + token * top_k + other)
         rank += ((one < chosen) | ((one == chosen) & (other < choices))).to(tl.int32)
     steps = tl.cdiv(k, BLOCK_K)
-    # The choices come from before the kernel in front.
-    wait(DEPENDENT)
     partial = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
     # One loop over choices and columns, so that the pipeline runs on from one expert to the next.
     for step in tl.range(0, top_k * steps, num_stages=STAGES):

@@ -54,6 +54,8 @@ NO_COLUMN = tl.constexpr(2**31 - 1)
 NAN_KEY = tl.constexpr(2**31 - 1)
 KEY_INFINITY = tl.constexpr(0x7F800000)
 KEY_MINUS_INFINITY = tl.constexpr(-0x7F800001)
+# The fault word where no row is at fault.
+NO_FAULT = tl.constexpr(2**31 - 1)
 # Keeps a sum of weights that are all zero from dividing by zero (DeepSeek-V3).
 RENORMALIZE_EPSILON = tl.constexpr(1e-20)
 
@@ -99,20 +101,27 @@ def _best(key, column):
 
 
 @triton.jit
-def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.constexpr):
-    """The expert that a PLAIN kernel picks as number `nth` of a token's, a scalar; any expert in rows without finite weights.
+def load_logits(logits, kind, at, mask, other):
+    """float32 of what is at these places of logits whose type is `kind`, one of LOGITS."""
+    x = tl.load(logits + at, mask=mask & (kind == FLOAT32), other=other)
+    halves = tl.load(logits.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, mask=mask & (kind == BFLOAT16), other=other)
+    x = tl.where(kind == BFLOAT16, halves.to(tl.float32), x)
+    halves = tl.load(logits.to(tl.pointer_type(tl.float16), bitcast=True) + at, mask=mask & (kind == FLOAT16), other=other)
+    return tl.where(kind == FLOAT16, halves.to(tl.float32), x)
 
-    For kernels that start before `route` is done. What `logits` points to is by `kind` one of LOGITS. Each warp finds it for itself.
+
+@triton.jit
+def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.constexpr):
+    """The expert that `choose` gives a token as number `nth` if PLAIN, a scalar; any expert in rows without finite weights.
+
+    For kernels that need one of a token's choices and nothing else. Each warp finds it for itself.
     """
     copy = tl.arange(0, WARPS)[:, None, None]
     column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     inside = column < experts
     # The same for all warps, which a layout cannot know.
     at = token.to(tl.int64) * experts + column + copy * 0
-    x = tl.load(logits + at, mask=inside & (kind == FLOAT32), other=0.0)
-    x += tl.load(logits.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, mask=inside & (kind == BFLOAT16), other=0.0).to(tl.float32)
-    x += tl.load(logits.to(tl.pointer_type(tl.float16), bitcast=True) + at, mask=inside & (kind == FLOAT16), other=0.0).to(tl.float32)
-    left = tl.where(inside, _key(x), LOWEST)
+    left = tl.where(inside, _key(load_logits(logits, kind, at, inside, 0.0)), LOWEST)
     _, chosen = _best(left, column)
     for _ in range(nth):
         left = tl.where(column == chosen, LOWEST, left)
@@ -142,6 +151,111 @@ def _limit_groups(key, column, inside, experts, groups, keep, options):
         kept = tl.where(member, key, kept)
         group_key = tl.where(member, LOWEST, group_key)
     return kept
+
+
+@triton.jit
+def choose(
+    x, bias, experts, top_k, scoring, options, groups, keep, scale, jitter,
+    EXPERTS: tl.constexpr, ROWS: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Of rows of logits [ROWS, EXPERTS / 32, 32] the experts and their weights, [ROWS, 1, 32] with a lane for each choice, best
+    first; whether a row is sound, [ROWS, 1, 1]: has finite weights; and which experts these are, by column. Arguments as for `route`."""
+    lane = tl.arange(0, 32)[None, None, :]
+    column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + lane
+    inside = column < experts
+    logit_key = _key(x)
+    top_key = _most(logit_key)
+    # No NaN, no +infinity, and not -infinity (which masks an expert) throughout.
+    sound = (top_key > KEY_MINUS_INFINITY) & (top_key < KEY_INFINITY)
+    top = _value(top_key)
+    share = tl.full((ROWS, 1, 1), 1.0, tl.float32)
+    if scoring == SOFTMAX:
+        share = 1.0 / _added(tl.exp(x - top))
+
+    key = logit_key
+    by_score = (not PLAIN) and (options & (BIAS | TOP2_SUM)) != 0
+    if by_score:
+        score = x
+        if scoring == SOFTMAX:
+            score = tl.exp(x - top) * share
+        elif scoring == SIGMOID:
+            score = tl.sigmoid(x)
+        # Loaded by each row for itself, into the layout of the logits.
+        biases = tl.broadcast_to(bias + column, (ROWS, EXPERTS // 32, 32))
+        score += tl.load(biases, mask=inside & ((options & BIAS) != 0), other=0.0)
+        key = _key(score)
+        sound = sound & (_most(key) < NAN_KEY)
+    key = tl.where(inside, key, LOWEST)
+    if (not PLAIN) and groups > 0:
+        key = _limit_groups(key, column, inside, experts, groups, keep, options)
+
+    chosen_id = tl.zeros((ROWS, 1, 32), dtype=tl.int32)
+    weight = tl.zeros((ROWS, 1, 32), dtype=tl.float32)
+    left = key
+    for pick in range(top_k):
+        best, at = _best(left, column)
+        hit = column == at
+        if by_score:
+            best = _most(tl.where(hit, logit_key, LOWEST))
+        value = _value(best)
+        if (not PLAIN) and scoring == SPARSEMIXER:
+            # Phi-3.5-MoE (arXiv 2409.12136), as it runs outside training.
+            distance = (value - x) / tl.maximum(tl.abs(x), value)
+            far = (left == LOWEST) | (distance > 2 * jitter)
+            value = 1.0 / _added(tl.where(far, 0.0, tl.exp(x - value)))
+        chosen_id = tl.where(lane == pick, at, chosen_id)
+        weight = tl.where(lane == pick, value, weight)
+        left = tl.where(hit, LOWEST, left)
+
+    # `weight` holds the chosen logits; sparsemixer's are done.
+    asked = lane < top_k
+    if scoring == SOFTMAX:
+        weight = tl.exp(weight - top) * share
+    elif scoring == TOPK_SOFTMAX:
+        weight = tl.where(asked, weight, float("-inf"))
+        weight = tl.exp(weight - _most(weight))
+        weight = weight / _added(weight)
+    elif scoring != SPARSEMIXER:
+        weight = tl.sigmoid(weight)
+    if (options & RENORMALIZE) != 0:
+        weight = weight / (_added(tl.where(asked, weight, 0.0)) + RENORMALIZE_EPSILON)
+    weight = weight * scale
+    finite = tl.abs(weight) < float("inf")
+    sound = sound & (_most(tl.where(asked & ~finite, 1, 0)) == 0)
+    return chosen_id, weight, sound, inside & (left == LOWEST)
+
+
+@triton.jit
+def store_choices(chosen_id, weight, sound, row, live, ids, weights, top_k):
+    """Stores what `choose` gave for these rows, if they are live. Tells which choices there are."""
+    lane = tl.arange(0, 32)[None, None, :]
+    asked = live & (lane < top_k)
+    slot = row * top_k + lane
+    tl.store(ids + slot, tl.where(sound, chosen_id, -1), mask=asked)
+    tl.store(weights + slot, tl.where(sound, weight, 0.0), mask=asked)
+    return asked & sound
+
+
+@triton.jit
+def route_few(
+    logits, kind, row, live, ids, weights, counts, counts_host, fault, fault_host, experts, top_k, most_tokens, scoring, options, scale,
+    EXPERTS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """All of routing for tokens that a single program has, by a plain rule and without sets: counts are put, and not added, where they
+    are wanted, in host memory as well if there is a place, and so is the fault word. What `logits` points to is by `kind` one of LOGITS."""
+    column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    inside = column < experts
+    x = load_logits(logits, kind, row * experts + column, (row < most_tokens) & inside, float("-inf"))
+    no_bias = weights
+    chosen_id, weight, sound, taken = choose(
+        x, no_bias, experts, top_k, scoring, options, 0, 0, scale, 0.0, EXPERTS, ROWS, True
+    )  # fmt: skip
+    store_choices(chosen_id, weight, sound, row, live, ids, weights, top_k)
+    count = tl.sum((taken & live & sound).to(tl.int32), axis=0, keep_dims=True)
+    tl.store(counts + column, count, mask=inside)
+    tl.store(counts_host + column, count, mask=inside & (counts_host.to(tl.int64, bitcast=True) != 0))
+    first = tl.min(tl.min(tl.min(tl.where(live & ~sound, row, NO_FAULT), axis=2), axis=1), axis=0)
+    tl.store(fault_host, tl.minimum(first, tl.atomic_min(fault, first, sem="relaxed")))
 
 
 @triton.jit
@@ -186,74 +300,11 @@ def route(
         words = sets + first // WORD_TOKENS * EXPERTS + tl.arange(0, EXPERTS)
         others = ~(((1 << ROWS) - 1) << (first % WORD_TOKENS))
         tl.atomic_and(words, tl.zeros((EXPERTS,), tl.int32) + others, sem="relaxed")
-
-    logit_key = _key(x)
-    top_key = _most(logit_key)
-    # No NaN, no +infinity, and not -infinity (which masks an expert) throughout.
-    sound = (top_key > KEY_MINUS_INFINITY) & (top_key < KEY_INFINITY)
-    top = _value(top_key)
-    share = tl.full((ROWS, 1, 1), 1.0, tl.float32)
-    if scoring == SOFTMAX:
-        share = 1.0 / _added(tl.exp(x - top))
-
-    key = logit_key
-    by_score = (not PLAIN) and (options & (BIAS | TOP2_SUM)) != 0
-    if by_score:
-        score = x
-        if scoring == SOFTMAX:
-            score = tl.exp(x - top) * share
-        elif scoring == SIGMOID:
-            score = tl.sigmoid(x)
-        # Loaded by each row for itself, into the layout of the logits.
-        biases = tl.broadcast_to(bias + column, (ROWS, EXPERTS // 32, 32))
-        score += tl.load(biases, mask=inside & ((options & BIAS) != 0), other=0.0)
-        key = _key(score)
-        sound = sound & (_most(key) < NAN_KEY)
-    key = tl.where(inside, key, LOWEST)
-    if (not PLAIN) and groups > 0:
-        key = _limit_groups(key, column, inside, experts, groups, keep, options)
-
-    # [rows, 1, 32]: a lane for each choice.
-    chosen_id = tl.zeros((ROWS, 1, 32), dtype=tl.int32)
-    weight = tl.zeros((ROWS, 1, 32), dtype=tl.float32)
-    left = key
-    for pick in range(top_k):
-        best, at = _best(left, column)
-        hit = column == at
-        if by_score:
-            best = _most(tl.where(hit, logit_key, LOWEST))
-        value = _value(best)
-        if (not PLAIN) and scoring == SPARSEMIXER:
-            # Phi-3.5-MoE (arXiv 2409.12136), as it runs outside training.
-            distance = (value - x) / tl.maximum(tl.abs(x), value)
-            far = (left == LOWEST) | (distance > 2 * jitter)
-            value = 1.0 / _added(tl.where(far, 0.0, tl.exp(x - value)))
-        chosen_id = tl.where(lane == pick, at, chosen_id)
-        weight = tl.where(lane == pick, value, weight)
-        left = tl.where(hit, LOWEST, left)
-
-    # `weight` holds the chosen logits; sparsemixer's are done.
-    asked = lane < top_k
-    if scoring == SOFTMAX:
-        weight = tl.exp(weight - top) * share
-    elif scoring == TOPK_SOFTMAX:
-        weight = tl.where(asked, weight, float("-inf"))
-        weight = tl.exp(weight - _most(weight))
-        weight = weight / _added(weight)
-    elif scoring != SPARSEMIXER:
-        weight = tl.sigmoid(weight)
-    if (options & RENORMALIZE) != 0:
-        weight = weight / (_added(tl.where(asked, weight, 0.0)) + RENORMALIZE_EPSILON)
-    weight = weight * scale
-    finite = tl.abs(weight) < float("inf")
-    sound = sound & (_most(tl.where(asked & ~finite, 1, 0)) == 0)
-
-    slot = row * top_k + lane
-    stored = live & asked
-    tl.store(ids + slot, tl.where(sound, chosen_id, -1), mask=stored)
-    tl.store(weights + slot, tl.where(sound, weight, 0.0), mask=stored)
+    chosen_id, weight, sound, _ = choose(
+        x, bias, experts, top_k, scoring, options, groups, keep, scale, jitter, EXPERTS, ROWS, PLAIN
+    )  # fmt: skip
+    chosen = store_choices(chosen_id, weight, sound, row, live, ids, weights, top_k)
     tl.atomic_min(fault + in_program * 0, row, mask=live & ~sound, sem="relaxed")
-    chosen = stored & sound
     if (options & SETS) != 0:
         # A bit is set by another thread than the one that took out what was there.
         tl.debug_barrier()

@@ -10,8 +10,9 @@ from .products import (
     DECODE_FIRST,
     DECODE_SECOND,
     MANY_TILES,
-    PICKED_EXPERTS,
+    ROUTING_EXPERTS,
     decode_first,
+    decode_routing,
     decode_second,
     project,
     project_many,
@@ -103,7 +104,7 @@ def variants(architecture):
         for tile, k in DECODE_FIRST:
             found.append(decode_first(element, True, "logistic", tile, k))
             if architecture >= DEPENDENT_FROM and element != "float32":
-                found += [decode_first(element, True, "logistic", tile, k, picked) for picked in PICKED_EXPERTS]
+                found += [decode_routing(element, tile, k, experts) for experts in ROUTING_EXPERTS]
             found.append(decode_first(element, True, "coded", tile, k))
             found.append(decode_first(element, False, "coded", tile, k))
         for out in dict.fromkeys((element, "float32")):

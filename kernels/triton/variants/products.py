@@ -1,5 +1,7 @@
 """Products of many experts at once, and of a few tokens: experts/grouped.py, many.py and decode.py."""
 
+from dataclasses import replace
+
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
 from experts import activation, decode, grouped, many
@@ -163,18 +165,32 @@ def project_many(element, gated, block_m, bias=False):
 DECODE_FIRST = (((8, 512, 3, 4), {"least": 513}), ((16, 256, 3, 4), {"most": 512}))
 
 
-# Most experts of kernels that pick for themselves. All warps of the GPU do, so it matters how many a lane has: with 256, eight to a
-# lane, a step of 4 tokens with 8 experts took 2 to 3 % longer than without, 128 experts 1 % less.
-PICKED_EXPERTS = (32, 64, 128, 256)
+DECODE_FIRST_NUMBERS = {
+    "n": "i32",
+    "k": "i32",
+    "x_pitch": "i32",
+    "out_pitch": "i32",
+    "top_k": "i32",
+    "options": "i32",
+    "code": "i32",
+    "linear": "fp32",
+    "cubic": "fp32",
+    "limit": "fp32",
+    "shift": "fp32",
+}
+DECODE_FIRST_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
+
+# Most experts of kernels that route as well. All programs look for their expert, so it matters how many a lane has: with 256, eight to
+# a lane, a step of 4 tokens with 8 experts took 2 to 3 % longer than without.
+ROUTING_EXPERTS = (32, 64, 128, 256)
 
 
-def decode_first(element, gated, activations, tile, k, picked=0):
-    """With `picked` it starts before `route` is done, and finds out for itself whom of so many experts, or fewer, a token chose."""
+def decode_first(element, gated, activations, tile, k):
     short = ELEMENTS[element]
     kind = "gated" if gated else "plain"
     rows, block_k, stages, warps = tile
     return Variant(
-        name=f"decode_{f'picked{picked}' if picked else 'first'}_{kind}_{activations}_{short}_{rows}x{block_k}",
+        name=f"decode_first_{kind}_{activations}_{short}_{rows}x{block_k}",
         function=decode.decode_first,
         arguments={
             "x": f"*{short}",
@@ -183,22 +199,8 @@ def decode_first(element, gated, activations, tile, k, picked=0):
             "out": f"*{short}",
             "ids": "*i32",
             "input_scale": "*fp32",
-            "logits": "*fp32",
-            "logits_kind": "i32",
-            "experts": "i32",
-            "picking": "i32",
             "tokens": "*i32",
-            "n": "i32",
-            "k": "i32",
-            "x_pitch": "i32",
-            "out_pitch": "i32",
-            "top_k": "i32",
-            "options": "i32",
-            "code": "i32",
-            "linear": "fp32",
-            "cubic": "fp32",
-            "limit": "fp32",
-            "shift": "fp32",
+            **DECODE_FIRST_NUMBERS,
         },
         constants={
             "GATED": gated,
@@ -206,10 +208,8 @@ def decode_first(element, gated, activations, tile, k, picked=0):
             "ROWS": rows,
             "BLOCK_K": block_k,
             "STAGES": stages,
-            "EXPERTS": picked,
-            "WARPS": warps,
         },
-        divisible=("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch"),
+        divisible=DECODE_FIRST_DIVISIBLE,
         num_warps=warps,
         num_stages=3,
         grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = n / {rows}; z = 1",
@@ -220,10 +220,43 @@ def decode_first(element, gated, activations, tile, k, picked=0):
             "gated": gated,
             "activations": activations,
             "k": k,
-            "picks": picked > 0,
-            **({"experts": {"most": picked}} if picked else {}),
+            "routes": False,
         },
-        ptx=not picked,
+        ptx=True,
+    )
+
+
+def decode_routing(element, tile, k, experts):
+    """The same for gated products with a logistic, which routes up to so many experts along."""
+    first = decode_first(element, True, "logistic", tile, k)
+    _, _, _, warps = tile
+    pointers = {name: kind for name, kind in first.arguments.items() if kind.startswith("*") and name != "input_scale"}
+    rows = first.constants["ROWS"]
+    return replace(
+        first,
+        name=first.name.replace("first", f"routing{experts}"),
+        function=decode.decode_routing,
+        arguments={
+            **pointers,
+            "logits": "*fp32",
+            "logits_kind": "i32",
+            "weights": "*fp32",
+            "counts": "*i32",
+            "counts_host": "*i32",
+            "fault": "*i32",
+            "fault_host": "*i32",
+            "scoring": "i32",
+            "route_options": "i32",
+            "scale": "fp32",
+            "experts": "i32",
+            "most_tokens": "i32",
+            **DECODE_FIRST_NUMBERS,
+        },
+        constants={**first.constants, "EXPERTS": experts, "WARPS": warps},
+        grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = 1 + n / {rows}; z = 1",
+              "x": "slots", "y": {"of": "n", "by": rows, "more": 1}},
+        selects={**first.selects, "routes": True, "experts": {"most": experts}},
+        ptx=False,
     )
 
 

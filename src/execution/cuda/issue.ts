@@ -144,11 +144,11 @@ class Issuer {
     for (const [at, step] of steps.entries()) {
       const stream = this.#nativeOf(step.stream);
       if (step.kind === "operator") {
-        const { work, afterBeside } = step.operator;
-        if (!afterBeside) this.#tidyAlong(work, stream);
+        const { work, beside, afterBeside } = step.operator;
+        const taken = !afterBeside && this.#tidyAlong(work, stream);
         if (step === last || afterBeside) this.#doLater(step === last ? stream : undefined);
         if (afterBeside) this.#afterBeside(stream);
-        const left = this.#tidyOwn(step.operator, at, stream);
+        const left = taken ? beside : this.#tidyOwn(step.operator, at, stream);
         for (const item of work) this.#work(item, step.stream, stream);
         if (left.length > 0) this.#putOff(left, stream);
       } else if (step.kind === "wait") {
@@ -243,18 +243,19 @@ class Issuer {
     for (const work of beside) this.#later.push({ work, stream, after });
   }
 
-  /** Hands tidying that was put off on the stream to a kernel of this work that does it along with its own. */
-  #tidyAlong(work: readonly Work[], stream: bigint): void {
+  /** Hands tidying that was put off on the stream to a kernel of this work that does it along with its own. @returns whether there was any */
+  #tidyAlong(work: readonly Work[], stream: bigint): boolean {
     const kernel = kernelThat("tidiesUp", work);
-    if (kernel === undefined) return;
+    if (kernel === undefined) return false;
     for (const [at, later] of this.#later.entries()) {
       const tidying = later.stream === stream ? tidyingOf(later.work) : undefined;
       if (tidying === undefined) continue;
       kernel.launch.setValues(tidying);
       this.#later.splice(at, 1);
       this.#tidied.add(stream);
-      return;
+      return true;
     }
+    return false;
   }
 
   /** Has an operator's own kernel do its tidying, if it can and none does later. @returns what is left to do beside it */

@@ -25,8 +25,6 @@ export interface KernelWork {
   early(x: number, front: KernelWork): boolean;
   /** Whether it is a product: what follows it early finds everything but its rows complete. */
   readonly product: boolean;
-  /** Whether it is routing: what follows it early finds complete what it chooses by. */
-  readonly routes: boolean;
   /** Charged to the budget of its stream's group; otherwise the whole device is its own: nothing runs beside it. */
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */
@@ -35,12 +33,9 @@ export interface KernelWork {
   readonly mirrors?: readonly bigint[];
   /** If this is tidying up: the parameters by which a kernel that tidies up does it along with its own work. */
   readonly tidying?: KernelValues;
-  /** Whether it tidies up along with its own work, as soon as it starts; for what is two kernels in front of it or more. */
+  /** Whether it tidies up along with its own work; for what is two kernels in front of it or more. */
   readonly tidiesUp?: boolean;
-  /**
-   * Whether it can do its own operator's tidying, by the same parameters; what comes after it would wait for that. No
-   * kernel can do both.
-   */
+  /** Whether it can do its own operator's tidying, by the same parameters; what comes after it would wait for that. */
   readonly tidiesOwn?: boolean;
 }
 

@@ -68,7 +68,7 @@ function randomPlan(seed: string): Plan {
       const [a, b] = [pick(random, [...mine]), pick(random, [...mine])];
       const beside = chance(random, 0.3);
       const [tidying, tidiesUp] = [chance(random, 0.5), chance(random, 0.4)];
-      const tidiesOwn = !tidiesUp && chance(random, 0.6);
+      const tidiesOwn = chance(random, 0.4);
       // What was copied beside may be read by whoever waits for all that is beside.
       const copyOf = copied.length > 0 && chance(random, 0.3) ? pick(random, copied) : undefined;
       steps.push({

@@ -26,10 +26,10 @@ export type ScalarType = keyof typeof PARAMETER_BYTES;
 
 const count = z.int().min(0);
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 hexadecimal digits");
-/** A size, by name, in steps of so many. */
+/** A size, by name, in steps of so many; and so many steps more. */
 const extent = z.union([
-  z.string().transform((of) => ({ of, by: 1 })),
-  z.object({ of: z.string(), by: z.int().min(1) }),
+  z.string().transform((of) => ({ of, by: 1, more: 0 })),
+  z.object({ of: z.string(), by: z.int().min(1), more: count.default(0) }),
 ]);
 
 const argument = z.object({

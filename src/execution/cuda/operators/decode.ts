@@ -1,14 +1,15 @@
 /** `decode`: both products of a handful of tokens' experts and their sum, in two kernels. */
 
 import type { DecodeOperator } from "../../operators.ts";
-import type { Selects } from "../bundle/kernel-set.ts";
-import type { KernelValues } from "../launch/launch.ts";
+import { byLogits } from "../../routing-rule.ts";
+import type { Kernel, Selects } from "../bundle/kernel-set.ts";
 import type { CudaProjection } from "../projection.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import { activationSets, fillingKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
-import { coverGrid, residentBlocks } from "./grids.ts";
+import { coverGrid } from "./grids.ts";
+import { encodeRoute, type RoutedAlong, routedAlong } from "./route.ts";
 import { MOST_CHOICES } from "./sets.ts";
 import { NOTHING_TO_TIDY } from "./tidy.ts";
 
@@ -48,23 +49,18 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
   const experts = first.spec.count;
-  const chosenBy = chosenByValues(operator, mostTokens, experts, to);
-  const [picks] = operator.chosenBy ? of({ picks: true, experts }) : [];
+  const routing = routedBy(operator, { topK, experts }, to, () => of({ routes: true, experts }));
   const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] =
-    picks === undefined ? of({ picks: false }) : [picks];
+    routing?.kernels ?? of({ routes: false });
   to.kernel(
     kernel,
     {
       ...activation,
+      ...(routing?.values ?? { ids, input_scale: scale }),
       x: input.address,
       w: first.address,
       bias: first.bias(0),
       out: inner.address,
-      ids,
-      input_scale: scale,
-      ...chosenBy,
-      experts,
-      picking: residentBlocks(kernel.entry, facts.multiprocessors),
       tokens,
       n: first.n,
       k: first.k,
@@ -76,7 +72,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
         (scale !== null ? (bitsOfFirst["input_scale"] ?? 0) : 0),
     },
     coverGrid(kernel.entry, { ...extents, n: first.n }),
-    picks && { early: true, behindRouting: true },
+    routing && { mirrors: routing.mirrors },
   );
   const needs = { operator: "decode_second", element, output: outputType, k: second.k };
   const sum =
@@ -103,25 +99,58 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     },
     sum.grid,
     // Measured on an H100: 1.1 us less of 35.7 for a token, and no step takes longer.
-    { early: true, behindProducts: true, tidiesUp: true },
+    { early: true, tidiesUp: true, tidiesOwn: true },
   );
   to.mirror(inner, output);
 }
 
-/** `logits` and `logits_kind`. */
-function chosenByValues(
-  { chosenBy }: DecodeOperator,
-  mostTokens: number,
-  experts: number,
+/**
+ * Does the operator's routing, if it has any, along with the first product where there are kernels for that, or else by a kernel in
+ * front of it.
+ *
+ * @returns in the first case those kernels and what they want to know of it
+ */
+function routedBy(
+  operator: DecodeOperator,
+  { topK, experts }: { readonly topK: number; readonly experts: number },
   to: OperatorEncoder,
-): KernelValues {
-  if (chosenBy === undefined) return { logits: null, logits_kind: 0 };
-  const element = to.rowType("chosenBy.logitsType", chosenBy.logitsType ?? "float32");
-  const logits = to.input("chosenBy.logits", chosenBy.logits, mostTokens * experts, element);
-  return {
-    logits: logits.address,
-    logits_kind: to.context.kernels.manifest.logits[element] as number,
-  };
+  kernelsFor: () => readonly Kernel[],
+): (RoutedAlong & { readonly kernels: readonly Kernel[] }) | undefined {
+  const { routing } = operator;
+  if (routing === undefined) return undefined;
+  checkRouting(operator, routing, { topK, experts }, to);
+  const { rule, selectionBias } = routing;
+  // Before its end a kernel that routes has no weights to scale by.
+  const could = byLogits(rule, selectionBias !== undefined) && operator.inputScale === undefined;
+  const kernels = could ? kernelsFor() : [];
+  if (kernels.length === 0) {
+    to.along("routing", (part) => encodeRoute(routing, part));
+    return undefined;
+  }
+  const along = to.along("routing", (part) => routedAlong(routing, part));
+  // One is read and the other written while the product runs.
+  to.input("routing.logits", routing.logits, 0);
+  to.output("routing.counts", routing.counts, 0);
+  return { kernels, ...along };
+}
+
+function checkRouting(
+  { ids, tokens, mostTokens }: DecodeOperator,
+  routing: NonNullable<DecodeOperator["routing"]>,
+  { topK, experts }: { readonly topK: number; readonly experts: number },
+  to: OperatorEncoder,
+): void {
+  const same =
+    routing.ids === ids &&
+    routing.tokens === tokens &&
+    routing.mostTokens === mostTokens &&
+    routing.topK === topK &&
+    routing.experts === experts;
+  if (same && !routing.bucketed) return;
+  to.fail(
+    "routing is for another operator",
+    "Give it the same ids, tokens, mostTokens and topK, as many experts, and no buckets.",
+  );
 }
 
 function checkPair(first: CudaProjection, second: CudaProjection, to: OperatorEncoder): void {

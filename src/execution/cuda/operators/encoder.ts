@@ -22,11 +22,32 @@ export class OperatorEncoder extends OperatorArguments implements OwnedOperator 
   readonly beside: Work[] = [];
   /** Set where the operator reads or writes what the `beside` of an earlier one does. */
   afterBeside = false;
+  readonly #operator: string;
   readonly #launches: Launch[] = [];
 
   constructor(context: OperatorContext, operator: string) {
     super(context.owner, operator);
     this.context = context;
+    this.#operator = operator;
+  }
+
+  /**
+   * Takes on the work of an operator that this one does along with its own, as what comes next. Its arguments are
+   * checked by themselves: what it puts out may be what this one takes.
+   */
+  along<T>(name: string, encode: (to: OperatorEncoder) => T): T {
+    const part = new OperatorEncoder(this.context, `${this.#operator}: ${name}`);
+    try {
+      const made = encode(part);
+      part.checkOutputs();
+      this.work.push(...part.work);
+      this.beside.push(...part.beside);
+      this.afterBeside ||= part.afterBeside;
+      this.resources.push(...part.resources);
+      return made;
+    } finally {
+      this.#launches.push(...part.#launches);
+    }
   }
 
   kernel(kernel: Kernel, values: KernelValues, grid: Grid, options?: WorkOptions): void {

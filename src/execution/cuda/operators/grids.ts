@@ -49,7 +49,7 @@ export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, num
     const rule = entry.grid[axis];
     if (rule === undefined) return axis === "x" ? incomplete(entry, axis) : 1;
     const size = sizes[rule.of] ?? incomplete(entry, `meaning to ${rule.of}`);
-    return Math.max(1, Math.ceil(size / rule.by));
+    return Math.max(1, Math.ceil(size / rule.by)) + rule.more;
   };
   return fixedGrid(extent("x"), extent("y"));
 }

@@ -23,8 +23,6 @@ export interface WorkOptions {
    * kernel in front (kernels/triton/overlap.py).
    */
   readonly behindProducts?: boolean;
-  /** Whether it may do so behind routing only: it reads what that one reads before it waits. */
-  readonly behindRouting?: boolean;
 }
 
 /**
@@ -47,13 +45,7 @@ export function kernelWork(
   kernel: Kernel,
   values: KernelValues,
   grid: Grid,
-  {
-    budgeted = false,
-    early,
-    behindProducts = false,
-    behindRouting = false,
-    ...rest
-  }: WorkOptions = {},
+  { budgeted = false, early, behindProducts = false, ...rest }: WorkOptions = {},
 ): OwnKernelWork {
   const x = grid.blocks(facts.multiprocessors);
   const room = residentBlocks(kernel.entry, facts.multiprocessors);
@@ -66,10 +58,8 @@ export function kernelWork(
     budgeted,
     early: (blocks, front) =>
       (front.product || !behindProducts) &&
-      (front.routes || !behindRouting) &&
       (early ?? gainsByStartingEarly(kernel, blocks, grid, room)),
     product: PRODUCTS.has(kernel.entry.selects["operator"]),
-    routes: kernel.entry.selects["operator"] === "route",
     ...rest,
   };
 }

@@ -6,7 +6,7 @@ const SHORT = { bfloat16: "bf16", float16: "fp16", float32: "fp32" } as const;
 type Element = keyof typeof SHORT;
 const ELEMENTS = Object.keys(SHORT) as Element[];
 const EXPERTS = [32, 64, 128, 256, 512, 1024];
-const PICKED_EXPERTS = [32, 64, 128, 256];
+const ROUTING_EXPERTS = [32, 64, 128, 256];
 /** A kernel of one architecture, as the build describes it. */
 export interface Variant {
   name: string;
@@ -152,21 +152,25 @@ function decodes(element: Element, arch: string): Variant[] {
     activations: string,
     tile: string,
     k: Json,
-    picked = 0,
+    routing = 0,
   ): Variant => ({
-    name: `decode_${picked ? `picked${picked}` : "first"}_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
+    name: `decode_${routing ? `routing${routing}` : "first"}_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
     args: parse(
-      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 input_scale:*fp32 logits:*fp32 logits_kind:i32 experts:i32 picking:i32 tokens:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
+      `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 ${routing ? "" : "input_scale:*fp32 "}tokens:*i32 ${
+        routing
+          ? "logits:*fp32 logits_kind:i32 weights:*fp32 counts:*i32 counts_host:*i32 fault:*i32 fault_host:*i32 scoring:i32 route_options:i32 scale:fp32 experts:i32 most_tokens:i32 "
+          : ""
+      }n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
     ),
     grid: {
       rule: "cover",
       x: "slots",
-      y: { of: "n", by: Number.parseInt(tile, 10) },
+      y: { of: "n", by: Number.parseInt(tile, 10), ...(routing > 0 && { more: 1 }) },
       blocks_per_multiprocessor: 7,
     },
     selects: {
-      ...{ operator: "decode_first", element, gated, activations, k, picks: picked > 0 },
-      ...(picked > 0 && { experts: { most: picked } }),
+      ...{ operator: "decode_first", element, gated, activations, k, routes: routing > 0 },
+      ...(routing > 0 && { experts: { most: routing } }),
     },
   });
   const second = (
@@ -196,8 +200,8 @@ function decodes(element: Element, arch: string): Variant[] {
       ] as const
     ).flatMap(([tile, k]) => [
       first(true, "logistic", tile, k),
-      ...(arch === "sm_90a" && element !== "float32" ? PICKED_EXPERTS : []).map((picked) =>
-        first(true, "logistic", tile, k, picked),
+      ...(arch === "sm_90a" && element !== "float32" ? ROUTING_EXPERTS : []).map((routing) =>
+        first(true, "logistic", tile, k, routing),
       ),
       first(true, "coded", tile, k),
       first(false, "coded", tile, k),

@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
-import type { Activation } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
 import { combineOf, decodeOf, NOTHING_TO_TIDY } from "./operators.ts";
 
@@ -99,10 +98,6 @@ describe("decode", () => {
       out: addressOf(operator.inner),
       ids: addressOf(operator.ids),
       input_scale: inputScale.address,
-      logits: 0n,
-      logits_kind: 0,
-      experts: 8,
-      picking: 924,
       tokens: addressOf(operator.tokens),
       n: 256,
       k: 128,
@@ -168,67 +163,6 @@ describe("decode", () => {
       );
     });
   }
-
-  for (const [experts, logitsType, most, kind] of [
-    [8, undefined, 32, 0],
-    [32, "float32", 32, 0],
-    [33, "bfloat16", 64, 1],
-    [100, "float16", 128, 2],
-    [256, "float32", 256, 0],
-  ] as const) {
-    it(`picks one of ${experts} experts by ${logitsType ?? "untyped"} logits itself, beside routing`, async () => {
-      const device = await FakeDevice.open();
-      const logits = device.buffer(4 * experts * (kind === 0 ? 4 : 2), "logits");
-      const operator = decodeOf(device, {
-        first: device.projection({ count: experts, inputs: 100, outputs: 72, gated: true }),
-        second: device.projection({ count: experts, inputs: 72, outputs: 100 }),
-        activation: { kind: "silu" },
-        chosenBy: { logits, ...(logitsType && { logitsType }) },
-      });
-      const [first] = device.kernels(device.encode(operator).work);
-      assert.equal(first?.name, `decode_picked${most}_gated_logistic_bf16_16x256`);
-      const { values, work } = first as NonNullable<typeof first>;
-      assert.deepEqual(
-        ["logits", "logits_kind", "experts", "picking"].map((name) => values[name]),
-        [logits.address, kind, experts, 132 * 7],
-      );
-      const early = (routes: boolean) => work.early(1, { ...work, product: false, routes });
-      assert.deepEqual([early(true), early(false)], [true, false]);
-    });
-  }
-
-  it("waits for routing where no kernel can pick", async () => {
-    const nameOf = async (
-      spec: Partial<ProjectionSpec>,
-      activation: Activation,
-      capability: [number, number] = [9, 0],
-    ) => {
-      const device = await FakeDevice.open({ capability });
-      const { count = 8, input = "bfloat16" } = spec;
-      const rows = { count, dtype: input, input } as const;
-      const first = device.projection({ ...rows, inputs: 100, outputs: 72, gated: true, ...spec });
-      const second = device.projection({ ...rows, inputs: 72, outputs: 100 });
-      const chosenBy = { logits: device.buffer(4 * count * 4, "logits") };
-      const operator = decodeOf(device, { first, second, activation, chosenBy });
-      return device.kernels(device.encode(operator).work)[0]?.name;
-    };
-    const silu = { kind: "silu" } as const;
-    const name = "decode_first_gated_logistic_bf16_16x256";
-    assert.equal(await nameOf({ count: 257 }, silu), name);
-    assert.equal(await nameOf({}, silu, [8, 0]), name);
-    assert.match((await nameOf({}, { kind: "relu" })) ?? "", /^decode_first_gated_coded_bf16_/);
-    assert.match((await nameOf({ gated: false }, silu)) ?? "", /^decode_first_plain_/);
-    assert.match((await nameOf({ input: "float32" }, silu)) ?? "", /^decode_first_\w+_fp32_/);
-  });
-
-  it("refuses logits that are too few", async () => {
-    const device = await FakeDevice.open();
-    const logits = device.buffer(4 * 8 * 4 - 1, "logits");
-    assert.throws(
-      () => device.encode(decodeOf(device, { chosenBy: { logits } })),
-      /decode: chosenBy\.logits/,
-    );
-  });
 
   it("takes tiles made for the elements of its rows, each product by its own", async () => {
     const device = await FakeDevice.open();

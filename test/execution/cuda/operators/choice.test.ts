@@ -84,7 +84,11 @@ function onPackage(directory: URL): Promise<FakeDevice> {
 
 describe("of several kernels that cover their work", () => {
   const kernelOf = (name: string, by: number, blocks_per_multiprocessor: number) => {
-    const grid = { rule: "cover", x: { of: "tokens", by: 1 }, y: { of: "n", by } };
+    const grid = {
+      rule: "cover",
+      x: { of: "tokens", by: 1, more: 0 },
+      y: { of: "n", by, more: 0 },
+    };
     const entry = { name, grid: { ...grid, blocks_per_multiprocessor } } as unknown as KernelEntry;
     return { entry, fn: 0n } satisfies Kernel;
   };

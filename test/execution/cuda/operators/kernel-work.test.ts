@@ -66,17 +66,6 @@ describe("a kernel may start early", () => {
     assert.equal(await isEarly(4, fixedGrid(100), { early: false }), false);
   });
 
-  it("behind routing only, if it reads logits before it waits", async () => {
-    for (const [front, wanted] of [
-      ["route", true],
-      ["gate", false],
-      ["project", false],
-    ] as const) {
-      const options = { early: true, behindRouting: true };
-      assert.equal(await isEarly(4, fixedGrid(1), options, { front }), wanted, front);
-    }
-  });
-
   it("behind products only, if it reads lists or choices before it waits", async () => {
     for (const [front, wanted] of [
       ["project", true],

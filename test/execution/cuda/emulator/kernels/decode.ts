@@ -7,6 +7,7 @@ import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
 import { loadRows } from "./panels.ts";
 import { dot } from "./project.ts";
+import { routeRow } from "./route.ts";
 import { tidyUp } from "./tidy.ts";
 
 const BIAS = 2;
@@ -16,17 +17,42 @@ const SECOND_BIAS = 16;
 const LOGITS = ["fp32", "bf16", "fp16"] as const satisfies readonly Element[];
 
 export function decodeFirst(call: KernelCall): void {
+  firstProduct(call, call.grid.y, (slot) => call.pointer("ids").int(slot));
+}
+
+/** Programs of the first row route, those of the others look for their experts themselves. */
+export function decodeRouting(call: KernelCall): void {
+  const [experts, topK] = [call.number("experts"), call.number("top_k")];
+  const logits = call.pointer("logits").as(LOGITS[call.number("logits_kind")] as Element);
+  const live = Math.min(call.number("most_tokens"), call.pointer("tokens").int(0));
+  const counts = new Array<number>(experts).fill(0);
+  for (let token = 0; token < live; token++) {
+    const x = new Float32Array(call.constant("EXPERTS")).fill(Number.NEGATIVE_INFINITY);
+    x.set(logits.load(token * experts, experts));
+    for (const expert of routeRow(call, token, x, call.number("route_options"), true)) {
+      counts[expert] = (counts[expert] as number) + 1;
+    }
+  }
+  call.pointer("counts").storeInts(0, counts);
+  if (!call.pointer("counts_host").isNull) call.pointer("counts_host").storeInts(0, counts);
+  call.pointer("fault_host").storeInts(0, [call.pointer("fault").atomic(0)[0] as number]);
+  firstProduct(call, call.grid.y - 1, (slot) => {
+    const token = Math.floor(slot / topK);
+    return picked(logits.load(token * experts, experts), slot % topK);
+  });
+}
+
+function firstProduct(call: KernelCall, parts: number, matrixOf: (slot: number) => number): void {
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const gated = call.flag("GATED");
   const numbers = activationNumbers(call);
   // Nothing masks the rows: the grid says how many there are.
-  const rows = call.grid.y * call.constant("ROWS");
+  const rows = parts * call.constant("ROWS");
   for (let slot = 0; slot < call.grid.x; slot++) {
     const token = Math.floor(slot / topK);
     if (token >= call.pointer("tokens").int(0)) continue;
-    const picks = call.constant("EXPERTS") > 0;
-    const matrix = picks ? picked(call, token, slot % topK) : call.pointer("ids").int(slot);
+    const matrix = matrixOf(slot);
     if (matrix < 0) continue;
     const x = call.pointer("x").load(token * number("x_pitch"), k);
     const scale = options & INPUT_SCALE ? call.pointer("input_scale").float(slot) : 1;
@@ -43,11 +69,9 @@ export function decodeFirst(call: KernelCall): void {
   }
 }
 
-/** `pick` of kernels/triton/routing/route.py: number `nth` of a token's choices. */
-function picked(call: KernelCall, token: number, nth: number): number {
-  const experts = call.number("experts");
-  const logits = call.pointer("logits").as(LOGITS[call.number("logits_kind")] as Element);
-  const keys = Array.from(logits.load(token * experts, experts), keyOf);
+/** `pick` of kernels/triton/routing/route.py: number `nth` of the choices of a token with these logits. */
+function picked(logits: Float32Array, nth: number): number {
+  const keys = Array.from(logits, keyOf);
   const order = keys.map((_, expert) => expert);
   order.sort((a, b) => (keys[b] as number) - (keys[a] as number) || a - b);
   return order[nth] as number;

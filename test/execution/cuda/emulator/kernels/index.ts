@@ -3,7 +3,7 @@
 import type { KernelCall } from "../call.ts";
 import { combine, concat } from "./aggregation.ts";
 import { bucket, mark } from "./buckets.ts";
-import { decodeFirst, decodeSecond } from "./decode.ts";
+import { decodeFirst, decodeRouting, decodeSecond } from "./decode.ts";
 import { gate, gateFew } from "./gate.ts";
 import { fillUniform, packRows } from "./layout.ts";
 import { project } from "./project.ts";
@@ -12,6 +12,7 @@ import { tidy } from "./tidy.ts";
 
 export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   ...{ route, mark, bucket, tidy, gate, gate_few: gateFew },
-  ...{ project, project_many: project, decode_first: decodeFirst, decode_second: decodeSecond },
+  ...{ project, project_many: project },
+  ...{ decode_first: decodeFirst, decode_routing: decodeRouting, decode_second: decodeSecond },
   ...{ combine, concat, pack_rows: packRows, fill_uniform: fillUniform },
 };

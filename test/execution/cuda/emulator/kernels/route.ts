@@ -25,7 +25,7 @@ const f = Math.fround;
 /** Program i: tokens ROWS * i and on. */
 export function route(call: KernelCall): void {
   const number = (name: string) => call.number(name);
-  const [experts, topK, options] = [number("experts"), number("top_k"), number("options")];
+  const [experts, options] = [number("experts"), number("options")];
   const padded = call.constant("EXPERTS");
   const live = call.pointer("tokens").int(0);
   const covered = call.grid.x * call.constant("ROWS");
@@ -42,15 +42,7 @@ export function route(call: KernelCall): void {
     const x = new Float32Array(padded).fill(Number.NEGATIVE_INFINITY);
     x.set(call.pointer("logits").load(row * experts, experts));
     if (row >= live) continue;
-    const { ids, weights, sound } = choose(call, x);
-    call.pointer("ids").storeInts(row * topK, sound ? ids : ids.map(() => -1));
-    call.pointer("weights").store(row * topK, sound ? weights : new Float32Array(topK));
-    if (!sound) {
-      const fault = call.pointer("fault").atomic(0);
-      fault[0] = Math.min(fault[0] as number, row);
-      continue;
-    }
-    for (const expert of ids) {
+    for (const expert of routeRow(call, row, x, options, call.flag("PLAIN"))) {
       if (options & SETS) {
         const at = Math.floor(row / WORD_TOKENS) * padded + expert;
         const word = call.pointer("sets").atomic(at);
@@ -64,14 +56,33 @@ export function route(call: KernelCall): void {
   }
 }
 
+/** Writes a row's ids and weights, or that it has none. @returns the ids, best first; none if the row is not sound */
+export function routeRow(
+  call: KernelCall,
+  row: number,
+  x: Float32Array,
+  options: number,
+  plain: boolean,
+): readonly number[] {
+  const topK = call.number("top_k");
+  const { ids, weights, sound } = choose(call, x, options, plain);
+  call.pointer("ids").storeInts(row * topK, sound ? ids : ids.map(() => -1));
+  call.pointer("weights").store(row * topK, sound ? weights : new Float32Array(topK));
+  if (sound) return ids;
+  const fault = call.pointer("fault").atomic(0);
+  fault[0] = Math.min(fault[0] as number, row);
+  return [];
+}
+
 function choose(
   call: KernelCall,
   x: Float32Array,
+  options: number,
+  plain: boolean,
 ): { ids: number[]; weights: Float32Array; sound: boolean } {
   const number = (name: string) => call.number(name);
   const [experts, topK, scoring] = [number("experts"), number("top_k"), number("scoring")];
-  const [options, groups, scale] = [number("options"), number("groups"), number("scale")];
-  const plain = call.flag("PLAIN");
+  const scale = number("scale");
   const logitKeys = Array.from(x, keyOf);
   const topKey = Math.max(...logitKeys);
   let sound = topKey > MINUS_INFINITY_KEY && topKey < INFINITY_KEY;
@@ -92,8 +103,9 @@ function choose(
     sound &&= Math.max(...keys) < NAN_KEY;
   }
   for (let e = experts; e < keys.length; e++) keys[e] = LOWEST_KEY;
-  if (!plain && groups > 0) {
-    keys = limitGroups(keys, experts, groups, number("keep"), (options & TOP2_SUM) !== 0);
+  if (!plain && number("groups") > 0) {
+    const top2 = (options & TOP2_SUM) !== 0;
+    keys = limitGroups(keys, experts, number("groups"), number("keep"), top2);
   }
 
   const ids: number[] = [];
