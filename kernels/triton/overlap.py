@@ -7,8 +7,8 @@ are still at work. Launched like any other kernel they are as right.
 Two rules make that safe. Every block waits before it reads what the kernel in front writes, or writes what that one
 reads: so the end of one kernel is the end of all before it. And no block lets the next kernel start before it has waited
 itself: so whatever starts early finds the results of all kernels but the one in front, and may read those before it waits.
-Which kernel that is the host knows (operators/): who reads lists or choices before it waits starts early behind products only, who
-reads logits behind routing only, and the number of tokens, lanes and what is told of lists are written by no kernel. No L1 holds
+Which kernel that is the host knows (operators/): who reads lists before it waits starts early behind products
+only, and the number of tokens, lanes and what is told of lists are written by no kernel. No L1 holds
 older values of what is read so: a launch begins with a kernel that is not early, which empties them, and nothing reads a list
 before its writer has ended. The build refuses kernels that can end, or let the next one start, without having waited (ptx_checks.py).
 
