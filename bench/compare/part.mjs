@@ -26,6 +26,8 @@ export async function measurePart(bench, part, options) {
     versions: { node: process.version.slice(1), ...hello.versions },
     limits: { ...limits, ...dataSheetOf(name) },
     idleWatts: await idleWattsOf(device),
+    // The peers' bursts of replays wait until they are queued: before, a short step of theirs could be their host's time.
+    queuedBursts: true,
     conditions: [],
     unavailable: hello.unavailable,
     shapes: [],

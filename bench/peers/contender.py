@@ -20,6 +20,12 @@ ROW_ERROR_BOUND = 5e-2
 TRIAL_ROUNDS = 5
 # Before every burst: the queue fills, clocks and caches are this contender's own. An eager step is its own host's pace.
 WARM_UP_REPLAYS = 3
+# Python takes 10 to 20 us to hand over a replay and its two events (H100's host; up to twice that in a process with much else in it),
+# as long as a step of the smallest layer takes. A burst of replays therefore begins behind a kernel that holds the GPU for so long for
+# each of them: all are queued by then, and what is timed is the GPU.
+HOST_US = 40
+# torch.cuda._sleep counts cycles; of the fastest clock there is, so that it is never too short.
+MOST_MHZ = 2000
 # A run without a pause hands over about so much work before it waits.
 BURST_SECONDS = 0.1
 
@@ -50,6 +56,8 @@ class Contender:
         for i in range(WARM_UP_REPLAYS if self.mode == "graph" else 1):
             runs[i % len(runs)]()
         marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(replays)]
+        if self.mode == "graph":
+            torch.cuda._sleep(HOST_US * MOST_MHZ * replays)
         for i, (begin, end) in enumerate(marks):
             run = runs[i % len(runs)]
             begin.record()

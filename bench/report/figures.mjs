@@ -13,6 +13,11 @@ import { geometricMean, mean, spread } from "./statistics.mjs";
  * measurements showed: it is a single draw, and small by luck as often as not.
  */
 export const LEAST_NOISE = 0.01;
+/**
+ * A graph that takes less may have waited for Python to hand it over, unless bursts were queued before they ran: that took 10 to
+ * 20 us a replay, and in one of two runs of the same cells up to twice that.
+ */
+export const HOST_PACE_US = 30;
 /** The schedule that most servers run: the one peer that has bars and a skew penalty of its own. */
 export const COMMON_PEER = "vllm-schedule";
 
@@ -42,6 +47,19 @@ export function figuresOf(result) {
     lost: compared.filter(({ beatenBy }) => beatenBy.length > 0),
     overBestPeer: geometricMeanOf(compared.map(({ speedup }) => speedup)),
     overCommonPeer: geometricMeanOf(cells.flatMap((cell) => overCommonPeer(cell) ?? [])),
+    ...hostPacedFigures(compared),
+  };
+}
+
+/** Cells whose best peer's time may be its host's, and the means without them. */
+function hostPacedFigures(compared) {
+  const isHostPaced = ({ queued, bestPeer }) =>
+    !queued && bestPeer.mode === "graph" && bestPeer.us < HOST_PACE_US;
+  const sure = compared.filter((cell) => !isHostPaced(cell));
+  return {
+    hostPaced: compared.filter(isHostPaced),
+    surelyOverBestPeer: geometricMeanOf(sure.map(({ speedup }) => speedup)),
+    surelyOverCommonPeer: geometricMeanOf(sure.flatMap((cell) => overCommonPeer(cell) ?? [])),
   };
 }
 
@@ -179,6 +197,17 @@ export function energyFigures({ seconds, steps, joules, idleWatts, ...rest }) {
     tokensPerJoule: rest.tokens / perStep,
     tokensPerJouleAboveIdle: rest.tokens / aboveIdle,
   };
+}
+
+/** [[cell name, figures of each contender with `overNexus`]...] */
+export function energyGroups(energy) {
+  return groupBy(energy.map(energyFigures), cellName).map(([name, group]) => {
+    const ours = group.find(({ contender }) => isNexus({ name: contender }));
+    return [
+      name,
+      group.map((each) => ({ ...each, overNexus: ours && each.perStep / ours.perStep })),
+    ];
+  });
 }
 
 /** Groups in order of first appearance: [[key, values]...]. */

@@ -1,7 +1,14 @@
 /** The first lines of the report: who is fastest where, every cell that is lost, and the bars. */
 
 import { heading, list, NONE, paragraph, table } from "./document.mjs";
-import { COMMON_PEER, LEAST_NOISE } from "./figures.mjs";
+import {
+  COMMON_PEER,
+  energyGroups,
+  energyOf,
+  HOST_PACE_US,
+  isNexus,
+  LEAST_NOISE,
+} from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
 
 export function leadBlocks(figures, bars) {
@@ -10,12 +17,37 @@ export function leadBlocks(figures, bars) {
   return [
     heading(1, `Nexus beside its peers on ${article(device.name)}`),
     paragraph(fastestText(figures)),
+    ...hostPacedBlocks(figures),
     ...(compared.length === 0 ? [] : lossBlocks(lost)),
+    ...energyLossBlocks(figures.cells),
     ...(failures.length === 0
       ? []
       : [paragraph(`**${plural(failures.length, "cell")} failed:**`), list(failures)]),
     ...warnings.map((warning) => paragraph(`**Mind:** ${warning}`)),
     ...(compared.length === 0 ? [] : [heading(2, "Bars"), barTable(bars)]),
+  ];
+}
+
+function hostPacedBlocks({ hostPaced, surelyOverBestPeer, surelyOverCommonPeer }) {
+  if (hostPaced.length === 0) return [];
+  const without = [
+    ...(surelyOverBestPeer === undefined
+      ? []
+      : [`${ratio(surelyOverBestPeer)} over the best peer`]),
+    ...(surelyOverCommonPeer === undefined
+      ? []
+      : [`${ratio(surelyOverCommonPeer)} over ${COMMON_PEER}`]),
+  ];
+  return [
+    paragraph(
+      [
+        `**In ${plural(hostPaced.length, "cell")} the best peer's time may be its host's**, and Nexus less far in front than it seems:`,
+        `a graph of less than ${HOST_PACE_US} us, about as long as Python takes to hand one over, in bursts that did not wait until they were queued.`,
+        ...(without.length === 0
+          ? []
+          : [`Without these cells the geometric mean is **${without.join(" and ")}**.`]),
+      ].join(" "),
+    ),
   ];
 }
 
@@ -28,6 +60,34 @@ function lossBlocks(lost) {
       `**A peer is faster beyond the noise in ${plural(lost.length, "cell")}.** In brackets, how much longer Nexus takes:`,
     ),
     list(lost.map(lossText)),
+  ];
+}
+
+/** Cells where a peer does the same step with fewer joules. */
+function energyLossBlocks(cells) {
+  const isOurs = ({ contender }) => isNexus({ name: contender });
+  const groups = energyGroups(energyOf(cells)).filter(
+    ([, group]) => group.some(isOurs) && group.length > 1,
+  );
+  if (groups.length === 0) return [];
+  const losses = groups.flatMap(([name, group]) => {
+    const least = group.reduce((best, each) => (each.perStep < best.perStep ? each : best));
+    if (isOurs(least)) return [];
+    const [nexus, peer] = [group.find(isOurs), least].map(
+      ({ perStep }) => `${number(perStep * 1e3)} mJ`,
+    );
+    const more = percent(1 / least.overNexus - 1);
+    return [`${name}: Nexus ${nexus}, ${least.label} ${peer} (${more})`];
+  });
+  const measured = `the ${plural(groups.length, "cell")} whose energy was measured`;
+  if (losses.length === 0) {
+    return [paragraph(`No peer takes less energy for a step in any of ${measured}.`)];
+  }
+  return [
+    paragraph(
+      `**A peer takes less energy for a step in ${losses.length} of ${measured}.** In brackets, how much more Nexus takes:`,
+    ),
+    list(losses),
   ];
 }
 

@@ -80,6 +80,7 @@ function cellsOf(part) {
   return cells.map((cell) => ({
     ...cell,
     part: mode,
+    queued: part.queuedBursts === true,
     limits: knownLimits(part),
     energy: energy.filter((each) => cellName(each) === cellName(cell)),
   }));

@@ -2,23 +2,11 @@
 
 import { loopBarsOf } from "./bars.mjs";
 import { heading, list, NONE, paragraph, right, table } from "./document.mjs";
-import { energyFigures, groupBy, isNexus } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
 import { barTable } from "./lead.mjs";
 import { loopFigures } from "./loops.mjs";
 import { median } from "./statistics.mjs";
 import { failureList } from "./tables.mjs";
-
-/** [[cell name, figures of each contender with `overNexus`]...] */
-export function energyGroups(energy) {
-  return groupBy(energy.map(energyFigures), cellName).map(([name, group]) => {
-    const ours = group.find(({ contender }) => isNexus({ name: contender }));
-    return [
-      name,
-      group.map((each) => ({ ...each, overNexus: ours && each.perStep / ours.perStep })),
-    ];
-  });
-}
 
 export function energyTable(groups) {
   return table(

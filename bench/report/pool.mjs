@@ -44,6 +44,7 @@ function joinCells(cells) {
   const limits = cells.flatMap(({ limit }) => limit ?? []);
   return {
     ...latest,
+    queued: cells.every(({ queued }) => queued),
     ...(limits.length > 0 && { limit: joinRounds(limits) }),
     contenders: grouped(
       cells.flatMap(({ contenders }) => contenders),

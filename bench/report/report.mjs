@@ -7,13 +7,12 @@ import { skewChart } from "./charts/skew.mjs";
 import { speedupChart } from "./charts/speedup.mjs";
 import { counterBlocks } from "./counters.mjs";
 import { figure, heading, paragraph } from "./document.mjs";
-import { energyOf, figuresOf } from "./figures.mjs";
+import { energyGroups, energyOf, figuresOf } from "./figures.mjs";
 import { leadBlocks } from "./lead.mjs";
 import {
   ablationBlocks,
   conditionBlocks,
   driftBlocks,
-  energyGroups,
   energyTable,
   loopBlocks,
   shapeTable,

@@ -127,6 +127,7 @@ export function exampleResult() {
     commit: "0123abc",
     mode: "quick",
     seed: 1,
+    queuedBursts: true,
     device: {
       ...{ name: "NVIDIA H200", driver: "580.159.04", computeUnits: 132 },
       memoryBytes: 150109880320,

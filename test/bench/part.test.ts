@@ -98,6 +98,7 @@ describe("a part of the comparison", () => {
       "before anything is timed",
     );
     assert.equal(result.format, "nexus-peers/1");
+    assert.equal(result.queuedBursts, true);
     assert.deepEqual(result.limits, { copyTBs: 3, dataSheetTBs: null, dataSheetTFlops: null });
     assert.equal(result.shapes[0].name, "small");
     const [cell, ...more] = result.cells;

@@ -176,6 +176,57 @@ describe("report figures", { skip }, () => {
     assert.deepEqual(others, []);
   });
 
+  it("short steps of peers may be their hosts', unless bursts were queued", async () => {
+    const { leadBlocks } = await load("lead.mjs");
+    const { figuresOf } = await load("figures.mjs");
+    const { merge } = await load("merge.mjs");
+    const cells = [
+      cell(at(1), [contender("nexus", 10), contender("vllm-schedule", 29)]),
+      cell(at(4), [contender("nexus", 10), contender("vllm-schedule", 29, "eager")]),
+      cell(at(64), [contender("nexus", 100), contender("vllm-schedule", 110)]),
+    ];
+    const whole = exampleResult();
+    const figures = (more: object) => figuresOf(merge([{ ...whole, ...more, cells, energy: [] }]));
+    const unqueued = figures({ queuedBursts: undefined });
+    assert.deepEqual(
+      unqueued.hostPaced.map(({ tokens }: { tokens: number }) => tokens),
+      [1],
+    );
+    close(unqueued.surelyOverBestPeer, Math.sqrt(2.9 * 1.1));
+    assert.match(
+      JSON.stringify(leadBlocks(unqueued, [])),
+      /In 1 cell the best peer's time may be its host's.*1\.79x over the best peer/,
+    );
+    const queued = figures({});
+    assert.deepEqual(queued.hostPaced, []);
+    assert.doesNotMatch(JSON.stringify(leadBlocks(queued, [])), /may be its host's/);
+    // One part without it is enough for cells that were measured in both.
+    const both = [true, undefined].map((queuedBursts, i) => ({
+      ...{ ...whole, mode: `${i}`, cells, energy: [], queuedBursts },
+    }));
+    assert.equal(figuresOf(merge(both)).hostPaced.length, 1);
+  });
+
+  it("cells where a peer takes less energy are named in the first lines", async () => {
+    const { leadBlocks } = await load("lead.mjs");
+    const { figuresOf } = await load("figures.mjs");
+    const { merge } = await load("merge.mjs");
+    const leadOf = (factor: number) => {
+      const result = exampleResult();
+      const energy = result.energy.map((each) =>
+        each.contender === "vllm-schedule" && each.tokens === 64
+          ? { ...each, joules: each.joules * factor }
+          : each,
+      );
+      return JSON.stringify(leadBlocks(figuresOf(merge([{ ...result, energy }])), []));
+    };
+    assert.match(leadOf(1), /No peer takes less energy for a step in any of the 2 cells/);
+    const lead = leadOf(0.5);
+    assert.match(lead, /A peer takes less energy for a step in 1 of the 2 cells/);
+    // 1300 J for 2000 steps beside 650 J for 1600.
+    assert.match(lead, /64 tokens, uniform: Nexus 650 mJ, vllm-schedule 406 mJ \(60 %\)/);
+  });
+
   it("energy of a step, with and without what the idle card draws; loops beside their bars", async () => {
     const { energyFigures } = await load("figures.mjs");
     const { perStep, aboveIdle, tokensPerJoule, tokensPerJouleAboveIdle } = energyFigures({
