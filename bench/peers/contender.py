@@ -22,10 +22,11 @@ TRIAL_ROUNDS = 5
 WARM_UP_REPLAYS = 3
 # Python takes 10 to 20 us to hand over a replay and its two events (H100's host; up to twice that in a process with much else in it),
 # as long as a step of the smallest layer takes. A burst of replays therefore begins behind a kernel that holds the GPU for so long for
-# each of them: all are queued by then, and what is timed is the GPU.
+# each of them; if not all are queued by then it is done again with twice as long, up to the most.
 HOST_US = 40
-# torch.cuda._sleep counts cycles; of the fastest clock there is, so that it is never too short.
-MOST_MHZ = 2000
+MOST_HOST_US = 40 * 2**6
+# torch.cuda._sleep counts cycles.
+CYCLES_A_US = 2000
 # A run without a pause hands over about so much work before it waits.
 BURST_SECONDS = 0.1
 
@@ -56,15 +57,24 @@ class Contender:
         for i in range(WARM_UP_REPLAYS if self.mode == "graph" else 1):
             runs[i % len(runs)]()
         marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(replays)]
-        if self.mode == "graph":
-            torch.cuda._sleep(HOST_US * MOST_MHZ * replays)
-        for i, (begin, end) in enumerate(marks):
-            run = runs[i % len(runs)]
-            begin.record()
-            run()
-            end.record()
-        torch.cuda.synchronize()
+        hold = HOST_US
+        while not self.burst_of(marks, hold):
+            hold *= 2
+            if hold > MOST_HOST_US:
+                raise RuntimeError(f"{replays} replays of {self.name} were not queued within {hold // 2} us each")
         return [begin.elapsed_time(end) * 1000 for begin, end in marks]
+
+    def burst_of(self, marks: list, hold: int) -> bool:
+        """A replay between each two marks, all of them over at the end. Whether the GPU found them all queued: an eager step need not be."""
+        if self.mode == "graph":
+            torch.cuda._sleep(hold * CYCLES_A_US * len(marks))
+        for i, (begin, end) in enumerate(marks):
+            begin.record()
+            self.runs[i % len(self.runs)]()
+            end.record()
+        queued = self.mode != "graph" or not marks[0][0].query()
+        torch.cuda.synchronize()
+        return queued
 
     def trial(self) -> float:
         """Microseconds of a step, over all batches: no better than it must be to compare settings."""

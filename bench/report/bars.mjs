@@ -38,7 +38,11 @@ export function barsOf(figures) {
 
 const least = (values, of) => values.toSorted((a, b) => of(a) - of(b))[0];
 
-function notSlower({ compared }) {
+/** What is to be said of a figure over cells of which these may be their hosts'. */
+const uncertain = (hostPaced) =>
+  hostPaced.length === 0 ? "" : `; ${plural(hostPaced.length, "cell")} not certain (above)`;
+
+function notSlower({ compared, hostPaced }) {
   const bar = `no cell up to ${FEW_TOKENS} tokens slower than the best peer, beyond the noise`;
   const cells = compared.filter(({ tokens }) => tokens <= FEW_TOKENS);
   if (cells.length === 0) return { bar };
@@ -47,7 +51,7 @@ function notSlower({ compared }) {
   const worst = least(cells, ({ speedup }) => speedup);
   const figure =
     `${lost.length} of ${plural(cells.length, "cell")} slower, ${within.length} more within the noise; ` +
-    `least ${ratio(worst.speedup)} (${worst.name})`;
+    `least ${ratio(worst.speedup)} (${worst.name})${uncertain(hostPaced)}`;
   return { bar, met: lost.length === 0, figure };
 }
 
@@ -64,14 +68,14 @@ function everyLargeCell({ cells }) {
   return { bar, met: met.length === large.length, figure };
 }
 
-function meanOverCommonPeer({ cells, overCommonPeer: mean }) {
+function meanOverCommonPeer({ cells, overCommonPeer: mean, hostPaced }) {
   const bar = `geometric mean of all cells over ${COMMON_PEER} ${ratio(LEAST_MEAN_SPEEDUP)} or more`;
   if (mean === undefined) return { bar };
   const count = cells.filter((cell) => overCommonPeer(cell) !== undefined).length;
   return {
     bar,
     met: mean >= LEAST_MEAN_SPEEDUP,
-    figure: `${ratio(mean)} over ${plural(count, "cell")}`,
+    figure: `${ratio(mean)} over ${plural(count, "cell")}${uncertain(hostPaced)}`,
   };
 }
 

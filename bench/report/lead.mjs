@@ -85,7 +85,7 @@ function energyLossBlocks(cells) {
   }
   return [
     paragraph(
-      `**A peer takes less energy for a step in ${losses.length} of ${measured}.** In brackets, how much more Nexus takes:`,
+      `**A peer takes less energy for a step in ${losses.length} of ${measured}**, by what the card draws in all while steps follow each other, its host's pauses included. In brackets, how much more Nexus takes:`,
     ),
     list(losses),
   ];

@@ -283,7 +283,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=BUNDLE, help="where to put the build instead of bundle/")
-    parser.add_argument("--like", type=Path, help=f"a packed manifest, whose images are to be met; exit with {NOT_EXACT} if they cannot be")
+    parser.add_argument("--like", type=Path, help=f"a packed manifest, whose images are to be met; exit with {NOT_EXACT} where addresses cannot be fixed")
     options = parser.parse_args()
     if triton.__version__ != TRITON_VERSION:
         sys.exit(f"Triton {TRITON_VERSION} is needed, {triton.__version__} is installed: pip install triton=={TRITON_VERSION}")

@@ -245,8 +245,9 @@ export interface DecodeOperator {
   /** int32 [B, k]. */
   readonly ids: DeviceBuffer;
   /**
-   * If set, it is done first, as if it were in front of this operator: routing of these tokens to these ids, with no `bucket`
-   * operator to follow. A device may have kernels that do both.
+   * If set, it is done first, as if it were in front of this operator: routing of these tokens, with no `bucket` operator to follow.
+   * `ids` are then what it puts out, and so should `weights` be, which are not taken from it by themselves. A device may have
+   * kernels that do both.
    */
   readonly routing?: RouteOperator;
   /** float32 [B, k]: multiplies each row's first product before bias and activation. */

@@ -8,7 +8,11 @@
  *     lane i                         └── experts of lane i ──────┤
  *     aux   ── shared expert ────────────────────────────────────┘
  *
- * where a single lane is the main stream itself, and for a handful of tokens, where the device has an operator for them:
+ * where a single lane is the main stream itself. For a handful of tokens, where the device has an operator for them:
+ *
+ *     main  ── gate ── decode (which routes)
+ *
+ * or, with a shared expert,
  *
  *     main  ── gate, route ──┬── decode
  *     aux   ── shared expert ┘

@@ -139,20 +139,20 @@ def decode_routing(
     w,
     bias,
     out,
-    ids,  # out, as of `route`, whose the others are, too
+    ids,  # out: int32 [slots], as of `route`
     tokens,
-    logits,  # [tokens, experts], of a type by
+    logits,  # [most_tokens, experts], of a type by
     logits_kind,  # route.LOGITS
-    weights,
-    counts,
-    counts_host,
-    fault,
-    fault_host,
-    scoring,
+    weights,  # out: float32 [slots], as of `route`
+    counts,  # out: int32 [experts]: tokens of each expert, whatever was there
+    counts_host,  # out: the same in host memory, or 0
+    fault,  # int32 [1]: lowered to the first row without finite weights
+    fault_host,  # out: the same in host memory, never 0
+    scoring,  # and so on: as for `route`
     route_options,
     scale,
     experts,
-    most_tokens,  # no more than WARPS
+    most_tokens,  # no more than WARPS: what buffers have room for
     n,
     k,
     x_pitch,

@@ -241,8 +241,11 @@ def route_few(
     logits, kind, row, live, ids, weights, counts, counts_host, fault, fault_host, experts, top_k, most_tokens, scoring, options, scale,
     EXPERTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """All of routing for tokens that a single program has, by a plain rule and without sets: counts are put, and not added, where they
-    are wanted, in host memory as well if there is a place, and so is the fault word. What `logits` points to is by `kind` one of LOGITS."""
+    """All of routing for tokens that a single program has, by a plain rule and without sets.
+
+    Counts are put to `counts`, not added, and to `counts_host` unless that is 0; the fault word, lowered, to `fault_host` as well. What
+    `logits` points to is by `kind` one of LOGITS.
+    """
     column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     inside = column < experts
     x = load_logits(logits, kind, row * experts + column, (row < most_tokens) & inside, float("-inf"))

@@ -180,6 +180,8 @@ DECODE_FIRST_NUMBERS = {
 }
 DECODE_FIRST_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 
+# Most tokens that the runtime gives decode: DECODE_TOKENS of operators/decode.ts.
+DECODE_TOKENS = 4
 # Most experts of kernels that route as well. All programs look for their expert, so it matters how many a lane has: with 256, eight to
 # a lane, a step of 4 tokens with 8 experts took 2 to 3 % longer than without.
 ROUTING_EXPERTS = (32, 64, 128, 256)
@@ -230,6 +232,8 @@ def decode_routing(element, tile, k, experts):
     """The same for gated products with a logistic, which routes up to so many experts along."""
     first = decode_first(element, True, "logistic", tile, k)
     _, _, _, warps = tile
+    if warps < DECODE_TOKENS:
+        raise ValueError(f"{first.name} has {warps} warps, and the program that routes needs one for each of {DECODE_TOKENS} tokens")
     pointers = {name: kind for name, kind in first.arguments.items() if kind.startswith("*") and name != "input_scale"}
     rows = first.constants["ROWS"]
     return replace(

@@ -120,7 +120,7 @@ class Issuer {
   readonly #begin: bigint;
   #side: bigint | undefined;
   readonly #later: Later[] = [];
-  /** Streams on which kernels have tidied up along with their own work. */
+  /** Streams on which kernels have tidied up, along with their own work or as a part of it. */
   readonly #tidied = new Set<bigint>();
 
   constructor(
@@ -209,6 +209,7 @@ class Issuer {
     this.#afterKernel.set(native, work);
     if (work.budgeted) work.launch.setWindow(this.#windowOf(work, group));
     issueWork(driver, work, native, share, dependent);
+    if (work.tidies) this.#tidied.add(native);
     if (work.budgeted && work.persistent) this.#issued?.({ work, group, streams }, native);
   }
 

@@ -33,6 +33,8 @@ export interface KernelWork {
   readonly mirrors?: readonly bigint[];
   /** If this is tidying up: the parameters by which a kernel that tidies up does it along with its own work. */
   readonly tidying?: KernelValues;
+  /** Whether it does all of its operator's tidying in any case: what tidies after it waits for it. */
+  readonly tidies?: boolean;
   /** Whether it tidies up along with its own work; for what is two kernels in front of it or more. */
   readonly tidiesUp?: boolean;
   /** Whether it can do its own operator's tidying, by the same parameters; what comes after it would wait for that. */

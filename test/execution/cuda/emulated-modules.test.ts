@@ -228,11 +228,16 @@ describe("layers on an emulated GPU", () => {
       }
     }));
 
-  for (const tokens of [2, 50]) {
-    it(`name the row whose logits are not finite, and go on, ${tokens} tokens`, () =>
+  for (const [tokens, dtype] of [
+    [2, "float32"],
+    [2, "bfloat16"],
+    [50, "float32"],
+  ] as const) {
+    it(`name the row whose logits are not finite, and go on, ${tokens} tokens, ${dtype}`, () =>
       withEmulated(async (device) => {
         const random = randomFor("emulated faults");
-        const parts = randomLayer(random, plainSpec(20, 15, 6, 2));
+        const experts = gatedExperts(20, 15, { dtype });
+        const parts = randomLayer(random, plainSpec(20, 15, 6, 2, { experts }));
         await using layer = new MoELayer(parts.spec, parts.tensors, { device, streams: 3 });
         const hidden = await hiddenFor(random, parts, tokens);
         const good = batch(hidden, 20);

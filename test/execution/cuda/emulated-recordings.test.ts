@@ -7,16 +7,26 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { GivenRouting } from "../../../src/data/routing.ts";
 import { StepBuffers } from "../../../src/data/step-buffers.ts";
+import { InvalidLogitsError } from "../../../src/errors.ts";
 import type { CudaDevice } from "../../../src/execution/cuda/device.ts";
 import type { ComputeBudgets, DeviceBuffer } from "../../../src/execution/device.ts";
 import { MoELayer } from "../../../src/layer/moe-layer.ts";
 import { recordStep, StepStreams } from "../../../src/layer/step.ts";
-import { batch, plainSpec, type RandomLayerParts, randomLayer } from "../../support/layers.ts";
+import {
+  batch,
+  gatedExperts,
+  plainSpec,
+  type RandomLayerParts,
+  randomLayer,
+} from "../../support/layers.ts";
 import { between, normal, randomFor } from "../../support/seed.ts";
 import { withEmulated } from "./emulator/harness.ts";
 
 const [HIDDEN, EXPERTS, TOP_K, LANES] = [20, 6, 2, 3];
 const GROUPS = { sliceOfLane: ["A", "B", "C"], priorityOfLane: [3, 2, 1] } as const;
+
+const specOf = (dtype: "float32" | "bfloat16") =>
+  plainSpec(HIDDEN, 15, EXPERTS, TOP_K, { experts: gatedExperts(HIDDEN, 15, { dtype }) });
 
 /** A step's buffers with a batch in them, and a function that enqueues the step. */
 async function prepare(
@@ -58,15 +68,16 @@ async function outputOf(device: CudaDevice, output: DeviceBuffer, tokens: number
 }
 
 describe("recordings on an emulated GPU", () => {
-  for (const [tokens, from] of [
-    [3, "the router"],
-    [40, "the router"],
-    [40, "the host"],
+  for (const [tokens, from, dtype] of [
+    [3, "the router", "float32"],
+    [3, "the router", "bfloat16"],
+    [40, "the router", "float32"],
+    [40, "the host", "float32"],
   ] as const) {
-    it(`of several steps in the same buffers, ${tokens} tokens, ids from ${from}`, () =>
+    it(`of several steps in the same buffers, ${tokens} tokens, ids from ${from}, ${dtype}`, () =>
       withEmulated(async (device, driver) => {
         const random = randomFor("emulated recordings");
-        const parts = randomLayer(random, plainSpec(HIDDEN, 15, EXPERTS, TOP_K));
+        const parts = randomLayer(random, specOf(dtype));
         await using layer = new MoELayer(parts.spec, parts.tensors, { device });
         const hidden = normal(random, tokens * HIDDEN);
         const { output, routing } = await layer.forward(batch(hidden, HIDDEN), { routing: true });
@@ -89,10 +100,15 @@ describe("recordings on an emulated GPU", () => {
         const before = driver.launches.length;
         await graph.launch();
         await check();
-        // Gate and router, or one kernel for given ids; then both of decode's products, or buckets, two products of
+        // Gate and router, or one kernel for given ids, or the gate alone where decode routes; then both of decode's products, or buckets, two products of
         // every lane and the sum. The last one tidies up along with its own work.
         const decodes = tokens <= device.properties.decodeTokens;
-        const chosen = given === undefined ? 2 : 1;
+        const routedAlong = decodes && dtype === "bfloat16";
+        const chosen = given === undefined && !routedAlong ? 2 : 1;
+        assert.equal(
+          [...driver.ran.keys()].some((name) => /^decode_routing/.test(name)),
+          routedAlong,
+        );
         const kernels = chosen + (decodes ? 2 : 1 + 2 * LANES + 1);
         assert.equal(driver.launches.length - before, 3 * kernels);
         for (let round = 0; round < 10; round++) {
@@ -111,6 +127,32 @@ describe("recordings on an emulated GPU", () => {
         const followed = driver.count("setNodeGrid") > 0;
         assert.equal(followed, !decodes);
         for (const each of [graph, streams, buffers]) each[Symbol.dispose]();
+      }));
+  }
+
+  for (const dtype of ["bfloat16", "float32"] as const) {
+    it(`of decoded steps side by side find the fault of either, ${dtype}`, () =>
+      withEmulated(async (device) => {
+        const random = randomFor("emulated faults side by side");
+        const parts = randomLayer(random, specOf(dtype));
+        await using layer = new MoELayer(parts.spec, parts.tensors, { device });
+        const good = normal(random, 2 * HIDDEN);
+        const bad = good.slice().fill(Number.NaN, HIDDEN + 3, HIDDEN + 4);
+        const sound = await prepare(device, layer, parts, good);
+        const faulty = await prepare(device, layer, parts, bad);
+        for (let round = 0; round < 20; round++) {
+          for (const { record } of round % 2 === 0 ? [sound, faulty] : [faulty, sound]) record();
+          await assert.rejects(
+            device.synchronize(),
+            (error) => error instanceof InvalidLogitsError && error.message.includes("1"),
+          );
+          sound.record();
+          await device.synchronize();
+        }
+        for (const { buffers, streams } of [sound, faulty]) {
+          streams[Symbol.dispose]();
+          buffers[Symbol.dispose]();
+        }
       }));
   }
 

@@ -19,7 +19,7 @@ interface Plan {
         /** Whether what is beside is tidying, and whether this work does some that was put off. */
         readonly tidying: boolean;
         readonly tidiesUp: boolean;
-        /** Whether it could do its own; no kernel can do both. */
+        /** Whether it could do its own. */
         readonly tidiesOwn: boolean;
         /** Result of which a copy was made beside, to be read instead of it. */
         readonly copyOf?: number;

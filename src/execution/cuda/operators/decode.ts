@@ -1,4 +1,4 @@
-/** `decode`: both products of a handful of tokens' experts and their sum, in two kernels. */
+/** `decode`: a handful of tokens' routing, both products of their experts and the sum, in two kernels, or three if none routes along. */
 
 import type { DecodeOperator } from "../../operators.ts";
 import { byLogits } from "../../routing-rule.ts";
@@ -72,7 +72,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
         (scale !== null ? (bitsOfFirst["input_scale"] ?? 0) : 0),
     },
     coverGrid(kernel.entry, { ...extents, n: first.n }),
-    routing && { mirrors: routing.mirrors },
+    routing && { mirrors: routing.mirrors, tidies: true },
   );
   const needs = { operator: "decode_second", element, output: outputType, k: second.k };
   const sum =
@@ -128,9 +128,10 @@ function routedBy(
     return undefined;
   }
   const along = to.along("routing", (part) => routedAlong(routing, part));
-  // One is read and the other written while the product runs.
+  // While the product runs one is read and the others are written.
   to.input("routing.logits", routing.logits, 0);
   to.output("routing.counts", routing.counts, 0);
+  checkApart(operator, routing, to);
   return { kernels, ...along };
 }
 
@@ -151,6 +152,22 @@ function checkRouting(
     "routing is for another operator",
     "Give it the same ids, tokens, mostTokens and topK, as many experts, and no buckets.",
   );
+}
+
+/** Routing along writes ids and weights while the product reads its input and writes what the second takes. */
+function checkApart(
+  { input, inner }: DecodeOperator,
+  routing: NonNullable<DecodeOperator["routing"]>,
+  to: OperatorEncoder,
+): void {
+  for (const name of ["ids", "weights"] as const) {
+    const buffer = routing[name];
+    if (buffer !== input && buffer !== inner) continue;
+    to.fail(
+      `routing.${name} is also ${buffer === input ? "input" : "inner"}`,
+      "Give every argument a buffer of its own.",
+    );
+  }
 }
 
 function checkPair(first: CudaProjection, second: CudaProjection, to: OperatorEncoder): void {

@@ -14,6 +14,7 @@ export interface WorkOptions {
   readonly weights?: MemoryRange;
   readonly mirrors?: readonly bigint[];
   readonly tidying?: KernelValues;
+  readonly tidies?: boolean;
   readonly tidiesUp?: boolean;
   readonly tidiesOwn?: boolean;
   /** Whether it may start beside the end of the kernel in front; absent: where that gains something. */
@@ -30,9 +31,6 @@ export interface WorkOptions {
  * 17 they lose 1 to 3 %.
  */
 const MOST_ROUNDS_EARLY = 12;
-
-/** Kernels whose rows another one takes on: operators of the manifest. */
-const PRODUCTS: ReadonlySet<unknown> = new Set(["project", "decode_first"]);
 
 /** A kernel's work, and its memory of the arena. */
 export interface OwnKernelWork extends KernelWork {
@@ -59,7 +57,7 @@ export function kernelWork(
     early: (blocks, front) =>
       (front.product || !behindProducts) &&
       (early ?? gainsByStartingEarly(kernel, blocks, grid, room)),
-    product: PRODUCTS.has(kernel.entry.selects["operator"]),
+    product: kernel.entry.selects["operator"] === "project",
     ...rest,
   };
 }

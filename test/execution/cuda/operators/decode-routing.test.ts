@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import type { KernelWork } from "../../../../src/execution/cuda/work.ts";
 import type { DeviceBuffer, ProjectionSpec } from "../../../../src/execution/device.ts";
 import type { DecodeOperator, RouteOperator } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
@@ -26,6 +27,12 @@ function routedDecodeOf(
     routing: routeOf(buffers, { bucketed: false, ...routing }, sizes),
     ...changes,
   });
+}
+
+/** Where the launch of `route` is written down, which is given back at once. */
+function placeOfFirst(device: FakeDevice, selectionBias: DeviceBuffer): bigint {
+  using encoded = device.encode(routedDecodeOf(device, {}, { selectionBias }));
+  return (encoded.work[0] as KernelWork).launch.config;
 }
 
 describe("decode that routes", () => {
@@ -142,5 +149,30 @@ describe("decode that routes", () => {
         /decode: \S+ \("both"\) is also another argument/,
       );
     }
+    for (const [name, argument] of [
+      ["input", "ids"],
+      ["input", "weights"],
+      ["inner", "weights"],
+    ] as const) {
+      const shared = { [argument]: both };
+      const more = argument === "ids" ? { ids: both } : {};
+      assert.throws(
+        () => device.encode(routedDecodeOf(device, { [name]: both, ...more }, shared)),
+        new RegExp(`decode: routing\\.${argument} is also ${name}\\.`),
+      );
+    }
+  });
+
+  it("gives everything back if routing by a kernel in front is refused", async () => {
+    const device = await FakeDevice.open();
+    const both = device.buffer(4096, "both");
+    const selectionBias = device.buffer(8 * 4);
+    const place = placeOfFirst(device, selectionBias);
+    assert.throws(
+      () =>
+        device.encode(routedDecodeOf(device, {}, { selectionBias, logits: both, counts: both })),
+      /decode: routing: counts \("both"\) is also another argument/,
+    );
+    assert.equal(placeOfFirst(device, selectionBias), place, "its launch is used again");
   });
 });

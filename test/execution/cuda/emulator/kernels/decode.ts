@@ -24,7 +24,7 @@ export function decodeFirst(call: KernelCall): void {
 export function decodeRouting(call: KernelCall): void {
   const [experts, topK] = [call.number("experts"), call.number("top_k")];
   const logits = call.pointer("logits").as(LOGITS[call.number("logits_kind")] as Element);
-  const live = Math.min(call.number("most_tokens"), call.pointer("tokens").int(0));
+  const live = call.pointer("tokens").int(0);
   const counts = new Array<number>(experts).fill(0);
   for (let token = 0; token < live; token++) {
     const x = new Float32Array(call.constant("EXPERTS")).fill(Number.NEGATIVE_INFINITY);

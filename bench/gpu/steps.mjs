@@ -1,0 +1,126 @@
+/**
+ * Times steps of some cells with one build of Nexus, and prints a line of JSON for each: { cell, us }, the median.
+ *
+ *   node bench/gpu/steps.mjs FOLDER CELL...
+ *
+ * FOLDER is a copy of the project whose build is timed, by its own support.mjs; a cell is
+ * shape:tokens[:routing], as qwen3-30b-a3b:64:zipf:1.5, with the shapes and (but for "hot") the routings of ../compare/cells.mjs.
+ * For turns.mjs, which runs builds in turn: a step by itself says little, since cards and clocks differ.
+ *
+ * One step is one graph replay from router logits to outputs. Several routings take turns, so that a step does not
+ * find its experts in the cache because the one before has left them there, and replays come in bursts after a rest.
+ */
+
+import { resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pathToFileURL } from "node:url";
+import { cellsOf, PARTS, ROUTINGS } from "../compare/cells.mjs";
+
+const SEED = 1;
+const BURSTS = 6;
+const REST_MS = 100;
+/** A burst is about so long: at full power clocks give within milliseconds. */
+const BURST_US = 4000;
+const MOST_REPLAYS = 64;
+const WARM_UP_ROUNDS = 3;
+/** "hot" is drawn by the peers' process alone. */
+const SKEWS = ROUTINGS.filter((routing) => routing !== "hot");
+/** Routings that take turns: enough that their experts together are several times the cache. */
+const routingsFor = (tokens) => (tokens <= 4 ? 16 : tokens <= 64 ? 4 : 2);
+
+/** @throws Error naming a cell that there is not */
+export function parseCell(text) {
+  const [shape, count, ...rest] = text.split(":");
+  const routing = rest.join(":") || "uniform";
+  const tokens = Number(count);
+  const known = PARTS.includes(shape) && shape !== "quick" && SKEWS.includes(routing);
+  if (!known || !(Number.isInteger(tokens) && tokens > 0)) {
+    throw new Error(
+      `There is no cell "${text}". Use shape:tokens[:routing] with a shape of ${PARTS.slice(1).join(", ")} and a routing of ${SKEWS.join(", ")}.`,
+    );
+  }
+  return { name: `${shape}:${tokens}:${routing}`, shape, tokens, routing };
+}
+
+/**
+ * @param support what a build's support.mjs exports
+ * @param cells of `parseCell`; those of a shape together share its weights
+ * @param told with each cell's { cell, us } as soon as it is known
+ */
+export async function timeCells(support, device, cells, told) {
+  let synthetic;
+  let name;
+  try {
+    for (const cell of cells) {
+      if (cell.shape !== name) {
+        synthetic?.modules[Symbol.dispose]();
+        const [{ shape }] = cellsOf(cell.shape, device.properties.memoryBytes);
+        const { hidden, intermediate, ...rest } = shape;
+        const sizes = { hiddenSize: hidden, intermediateSize: intermediate, ...rest };
+        synthetic = await support.syntheticLayer(device, sizes, SEED);
+        name = cell.shape;
+      }
+      told({ cell: cell.name, us: await timeCell(support, synthetic, cell) });
+    }
+  } finally {
+    synthetic?.modules[Symbol.dispose]();
+  }
+}
+
+async function timeCell(support, { layer, spec }, { name, tokens, routing }) {
+  const {
+    BareStep,
+    ExpertPopularity,
+    makeLogits,
+    median,
+    oneLane,
+    parseSkew,
+    Random,
+    StepStreams,
+  } = support;
+  const { device } = layer;
+  const random = new Random(SEED).fork(name);
+  const data = random.fillNormal(new Float32Array(tokens * spec.hiddenSize));
+  const hidden = { dtype: "float32", shape: [tokens, spec.hiddenSize], data };
+  const layout = oneLane(layer);
+  const streams = new StepStreams(device, layout);
+  const options = { tokens, fromLogits: true, outputType: "bfloat16", streams };
+  const steps = [];
+  try {
+    for (let i = 0; i < routingsFor(tokens); i++) {
+      const popularity = ExpertPopularity.draw(parseSkew(routing), spec.router.experts, random);
+      const step = new BareStep(layer, layout, options);
+      steps.push(step);
+      await step.write(hidden);
+      step.writeLogits(makeLogits(popularity, tokens, random));
+      await step.run();
+    }
+    const graphs = steps.map(({ graph }) => graph);
+    const first = await device.time(graphs, WARM_UP_ROUNDS * graphs.length);
+    const replays = Math.min(MOST_REPLAYS, Math.ceil(BURST_US / median(first)));
+    const burst = Math.ceil(replays / graphs.length) * graphs.length;
+    const times = [];
+    for (let i = 0; i < BURSTS; i++) {
+      await sleep(REST_MS);
+      times.push(...(await device.time(graphs, burst)));
+    }
+    return Math.round(median(times) * 100) / 100;
+  } finally {
+    for (const step of steps) step[Symbol.dispose]();
+    streams[Symbol.dispose]();
+  }
+}
+
+async function main([folder, ...cells]) {
+  const parsed = cells.map(parseCell);
+  const support = await import(pathToFileURL(resolve(folder, "bench/gpu/support.mjs")).href);
+  const device = await support.openDevice({ kind: "cuda" });
+  try {
+    await timeCells(support, device, parsed, (line) => console.log(JSON.stringify(line)));
+  } finally {
+    await device.close();
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href)
+  await main(process.argv.slice(2));
