@@ -19,6 +19,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { measureHost } from "./host-cost.mjs";
 import { makeKnown, referenceRows, routeOf } from "./reference.mjs";
+import { addSteps } from "./routed-steps.mjs";
+import * as support from "./support.mjs";
 import {
   BareStep,
   ExpertPopularity,
@@ -48,8 +50,6 @@ const ROWS = [
 const ROUTER = { experts: 128, topK: 8, tokens: 512, bar: 6 };
 const HOST_BAR = 15;
 
-/** Routings that take turns: enough that their experts together are several times the cache. */
-const routingsFor = (tokens) => (tokens <= 4 ? 16 : tokens <= 64 ? 4 : 2);
 /** A GPU lowers its clocks within milliseconds of full power: every timing starts rested. */
 const REST_MS = 300;
 /** Replays are timed in so many bursts, with a rest before each; beside them stand as many without a rest between. */
@@ -69,32 +69,17 @@ const { values: options } = parseArgs({
 });
 const replays = Number(options.replays);
 
-/** Every routing's step with its hidden states and logits in place, on streams that all share. */
-function makeSteps(layer, streams, { tokens, routing, preset }, hidden, random) {
-  const layout = oneLane(layer);
-  return Array.from({ length: routingsFor(tokens) }, () => {
-    const popularity = ExpertPopularity.draw(parseSkew(routing), preset.experts, random);
-    const logits = makeLogits(popularity, tokens, random);
-    const options = { tokens, fromLogits: true, outputType: "bfloat16", streams };
-    const step = new BareStep(layer, layout, options);
-    return { step, logits, hidden };
-  });
-}
-
 async function timeRow(device, synthetic, row, values) {
   const { layer, spec } = synthetic;
   const { tokens } = row;
   const hidden = values.subarray(0, tokens * spec.hiddenSize);
   const random = new Random(SEED).fork(`${row.preset.name} ${tokens}`);
   const streams = new StepStreams(device, oneLane(layer));
-  const steps = makeSteps(layer, streams, row, hidden, random);
+  const steps = [];
   const graphs = [];
   try {
     const tensor = { dtype: "float32", shape: [tokens, spec.hiddenSize], data: hidden };
-    for (const { step, logits } of steps) {
-      await step.write(tensor);
-      step.writeLogits(logits);
-    }
+    await addSteps(steps, support, layer, streams, row, tensor, random);
     const error = await checkRow(synthetic, row.preset, steps[0], hidden, tokens);
     for (const { step } of steps) await step.run();
 

@@ -7,14 +7,15 @@
  * shape:tokens[:routing], as qwen3-30b-a3b:64:zipf:1.5, with the shapes and (but for "hot") the routings of ../compare/cells.mjs.
  * For turns.mjs, which runs builds in turn: a step by itself says little, since cards and clocks differ.
  *
- * One step is one graph replay from router logits to outputs. Several routings take turns, so that a step does not
- * find its experts in the cache because the one before has left them there, and replays come in bursts after a rest.
+ * One step is one graph replay from router logits to outputs. Several routings take turns (routed-steps.mjs), and replays
+ * come in bursts after a rest.
  */
 
 import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { pathToFileURL } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
 import { cellsOf, PARTS, ROUTINGS } from "../compare/cells.mjs";
+import { addSteps } from "./routed-steps.mjs";
 
 const SEED = 1;
 const BURSTS = 6;
@@ -25,8 +26,6 @@ const MOST_REPLAYS = 64;
 const WARM_UP_ROUNDS = 3;
 /** "hot" is drawn by the peers' process alone. */
 const SKEWS = ROUTINGS.filter((routing) => routing !== "hot");
-/** Routings that take turns: enough that their experts together are several times the cache. */
-const routingsFor = (tokens) => (tokens <= 4 ? 16 : tokens <= 64 ? 4 : 2);
 
 /** @throws Error naming a cell that there is not */
 export function parseCell(text) {
@@ -55,8 +54,7 @@ export async function timeCells(support, device, cells, told) {
       if (cell.shape !== name) {
         synthetic?.modules[Symbol.dispose]();
         const [{ shape }] = cellsOf(cell.shape, device.properties.memoryBytes);
-        const { hidden, intermediate, ...rest } = shape;
-        const sizes = { hiddenSize: hidden, intermediateSize: intermediate, ...rest };
+        const sizes = { ...shape, hiddenSize: shape.hidden, intermediateSize: shape.intermediate };
         synthetic = await support.syntheticLayer(device, sizes, SEED);
         name = cell.shape;
       }
@@ -67,35 +65,18 @@ export async function timeCells(support, device, cells, told) {
   }
 }
 
-async function timeCell(support, { layer, spec }, { name, tokens, routing }) {
-  const {
-    BareStep,
-    ExpertPopularity,
-    makeLogits,
-    median,
-    oneLane,
-    parseSkew,
-    Random,
-    StepStreams,
-  } = support;
+async function timeCell(support, { layer, spec }, cell) {
+  const { median, oneLane, Random, StepStreams } = support;
   const { device } = layer;
-  const random = new Random(SEED).fork(name);
-  const data = random.fillNormal(new Float32Array(tokens * spec.hiddenSize));
-  const hidden = { dtype: "float32", shape: [tokens, spec.hiddenSize], data };
-  const layout = oneLane(layer);
-  const streams = new StepStreams(device, layout);
-  const options = { tokens, fromLogits: true, outputType: "bfloat16", streams };
+  const random = new Random(SEED).fork(cell.name);
+  const data = random.fillNormal(new Float32Array(cell.tokens * spec.hiddenSize));
+  const hidden = { dtype: "float32", shape: [cell.tokens, spec.hiddenSize], data };
+  const streams = new StepStreams(device, oneLane(layer));
   const steps = [];
   try {
-    for (let i = 0; i < routingsFor(tokens); i++) {
-      const popularity = ExpertPopularity.draw(parseSkew(routing), spec.router.experts, random);
-      const step = new BareStep(layer, layout, options);
-      steps.push(step);
-      await step.write(hidden);
-      step.writeLogits(makeLogits(popularity, tokens, random));
-      await step.run();
-    }
-    const graphs = steps.map(({ graph }) => graph);
+    await addSteps(steps, support, layer, streams, cell, hidden, random);
+    for (const { step } of steps) await step.run();
+    const graphs = steps.map(({ step }) => step.graph);
     const first = await device.time(graphs, WARM_UP_ROUNDS * graphs.length);
     const replays = Math.min(MOST_REPLAYS, Math.ceil(BURST_US / median(first)));
     const burst = Math.ceil(replays / graphs.length) * graphs.length;
@@ -106,7 +87,7 @@ async function timeCell(support, { layer, spec }, { name, tokens, routing }) {
     }
     return Math.round(median(times) * 100) / 100;
   } finally {
-    for (const step of steps) step[Symbol.dispose]();
+    for (const { step } of steps) step[Symbol.dispose]();
     streams[Symbol.dispose]();
   }
 }
@@ -122,5 +103,4 @@ async function main([folder, ...cells]) {
   }
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href)
-  await main(process.argv.slice(2));
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv.slice(2));

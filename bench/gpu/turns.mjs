@@ -30,10 +30,11 @@ function timeBuild(folder, cells) {
     stdio: ["ignore", "pipe", "inherit"],
   });
   if (status !== 0) throw new Error(`the build in ${folder} failed (${status})`);
-  const lines = stdout.trim().split("\n").filter(Boolean);
-  return Object.fromEntries(
-    lines.map((line) => JSON.parse(line)).map(({ cell, us }) => [cell, us]),
-  );
+  const lines = stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  return Object.fromEntries(lines.map(({ cell, us }) => [cell, us]));
 }
 
 /**

@@ -24,7 +24,7 @@ WARM_UP_REPLAYS = 3
 # as long as a step of the smallest layer takes. A burst of replays therefore begins behind a kernel that holds the GPU for so long for
 # each of them; if not all are queued by then it is done again with twice as long, up to the most.
 HOST_US = 40
-MOST_HOST_US = 40 * 2**6
+MOST_HOST_US = 64 * HOST_US
 # torch.cuda._sleep counts cycles.
 CYCLES_A_US = 2000
 # A run without a pause hands over about so much work before it waits.

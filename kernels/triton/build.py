@@ -4,9 +4,9 @@
 
 Needs Triton 3.6.0 and neither a GPU nor PyTorch. What it writes (bundle/ here, which git ignores) has a file for every
 kernel, for launch.py and the tests; kernels/pack.mjs makes of it what is committed and shipped, and `npm run kernels`
-does both. The same sources give the same bytes on the same machine: line information, which holds paths, is left out,
+does both. The same sources give the same bytes again: line information, which holds paths, is left out,
 nothing is taken from Triton's cache, and memory addresses, by which ptxas decides ties between registers, are not
-randomized. On another machine a few such ties may come out otherwise; with --like, a kernel that is not what that packed
+randomized. On another machine, or once other packages are installed, a few such ties may come out otherwise; with --like, a kernel that is not what that packed
 manifest has is compiled again under other addresses, until it is or there are no more to try.
 """
 

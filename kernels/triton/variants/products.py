@@ -9,6 +9,8 @@ from routing import bucket, tidy
 
 from .variant import ELEMENTS, PADDING, Variant
 
+# What an activation is told by (experts/activation.py).
+ACTIVATION_ARGUMENTS = {"code": "i32", "linear": "fp32", "cubic": "fp32", "limit": "fp32", "shift": "fp32"}
 PROJECT_ARGUMENTS = {
     "bias": "*fp32",
     "out": None,
@@ -24,11 +26,7 @@ PROJECT_ARGUMENTS = {
     "dense_matrix": "i32",
     "group": "i32",
     "options": "i32",
-    "code": "i32",
-    "linear": "fp32",
-    "cubic": "fp32",
-    "limit": "fp32",
-    "shift": "fp32",
+    **ACTIVATION_ARGUMENTS,
 }
 
 # Sixteen-byte loads need these promises; all memory the driver hands out is 256-byte aligned.
@@ -172,11 +170,7 @@ DECODE_FIRST_NUMBERS = {
     "out_pitch": "i32",
     "top_k": "i32",
     "options": "i32",
-    "code": "i32",
-    "linear": "fp32",
-    "cubic": "fp32",
-    "limit": "fp32",
-    "shift": "fp32",
+    **ACTIVATION_ARGUMENTS,
 }
 DECODE_FIRST_DIVISIBLE = ("x", "w", "bias", "out", "n", "k", "x_pitch", "out_pitch")
 

@@ -1,6 +1,6 @@
 /** `decode`: a handful of tokens' routing, both products of their experts and the sum, in two kernels, or three if none routes along. */
 
-import type { DecodeOperator } from "../../operators.ts";
+import type { DecodeOperator, RouteOperator } from "../../operators.ts";
 import { byLogits } from "../../routing-rule.ts";
 import type { Kernel, Selects } from "../bundle/kernel-set.ts";
 import type { CudaProjection } from "../projection.ts";
@@ -49,9 +49,10 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
   const experts = first.spec.count;
-  const routing = routedBy(operator, { topK, experts }, to, () => of({ routes: true, experts }));
-  const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] =
-    routing?.kernels ?? of({ routes: false });
+  const routing = routedBy(operator, experts, of({ routes: true, experts }), to);
+  const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] = routing
+    ? [routing.kernel]
+    : of({ routes: false });
   to.kernel(
     kernel,
     {
@@ -105,25 +106,24 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
 }
 
 /**
- * Does the operator's routing, if it has any, along with the first product where there are kernels for that, or else by a kernel in
+ * Does the operator's routing, if it has any, along with the first product where one of these kernels can, or else by a kernel in
  * front of it.
  *
- * @returns in the first case those kernels and what they want to know of it
+ * @returns in the first case that kernel and what it wants to know of it
  */
 function routedBy(
   operator: DecodeOperator,
-  { topK, experts }: { readonly topK: number; readonly experts: number },
+  experts: number,
+  [kernel]: readonly Kernel[],
   to: OperatorEncoder,
-  kernelsFor: () => readonly Kernel[],
-): (RoutedAlong & { readonly kernels: readonly Kernel[] }) | undefined {
+): (RoutedAlong & { readonly kernel: Kernel }) | undefined {
   const { routing } = operator;
   if (routing === undefined) return undefined;
-  checkRouting(operator, routing, { topK, experts }, to);
+  checkRouting(operator, routing, experts, to);
   const { rule, selectionBias } = routing;
   // Before its end a kernel that routes has no weights to scale by.
   const could = byLogits(rule, selectionBias !== undefined) && operator.inputScale === undefined;
-  const kernels = could ? kernelsFor() : [];
-  if (kernels.length === 0) {
+  if (kernel === undefined || !could) {
     to.along("routing", (part) => encodeRoute(routing, part));
     return undefined;
   }
@@ -132,13 +132,13 @@ function routedBy(
   to.input("routing.logits", routing.logits, 0);
   to.output("routing.counts", routing.counts, 0);
   checkApart(operator, routing, to);
-  return { kernels, ...along };
+  return { kernel, ...along };
 }
 
 function checkRouting(
-  { ids, tokens, mostTokens }: DecodeOperator,
-  routing: NonNullable<DecodeOperator["routing"]>,
-  { topK, experts }: { readonly topK: number; readonly experts: number },
+  { ids, tokens, mostTokens, topK }: DecodeOperator,
+  routing: RouteOperator,
+  experts: number,
   to: OperatorEncoder,
 ): void {
   const same =
@@ -157,7 +157,7 @@ function checkRouting(
 /** Routing along writes ids and weights while the product reads its input and writes what the second takes. */
 function checkApart(
   { input, inner }: DecodeOperator,
-  routing: NonNullable<DecodeOperator["routing"]>,
+  routing: RouteOperator,
   to: OperatorEncoder,
 ): void {
   for (const name of ["ids", "weights"] as const) {

@@ -64,7 +64,7 @@ export function encodeRoute(operator: RouteOperator, to: OperatorEncoder): void 
       ...routing.others,
       sets: sets?.buffer.address ?? null,
       counts: own?.address ?? null,
-      options: routing.options | ((bits[own === undefined ? "sets" : "counts"] as number) ?? 0),
+      options: routing.options | (bits[own === undefined ? "sets" : "counts"] ?? 0),
     },
     coverGrid(kernel.entry, { most_tokens: mostTokens }),
   );

@@ -3,10 +3,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
-import { type FakeBuffer, FakeDevice } from "./harness.ts";
+import { addressOf, FakeDevice } from "./harness.ts";
 import { combineOf, decodeOf, NOTHING_TO_TIDY } from "./operators.ts";
-
-const addressOf = (buffer: unknown) => (buffer as FakeBuffer).address;
 
 describe("combine", () => {
   for (const [mode, rowType, outputType, width, name] of [

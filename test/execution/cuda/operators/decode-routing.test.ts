@@ -5,10 +5,8 @@ import { describe, it } from "node:test";
 import type { KernelWork } from "../../../../src/execution/cuda/work.ts";
 import type { DeviceBuffer, ProjectionSpec } from "../../../../src/execution/device.ts";
 import type { DecodeOperator, RouteOperator } from "../../../../src/execution/operators.ts";
-import { type FakeBuffer, FakeDevice } from "./harness.ts";
+import { addressOf, type FakeBuffer, FakeDevice } from "./harness.ts";
 import { decodeOf, routeOf, stepBuffers } from "./operators.ts";
-
-const addressOf = (buffer: unknown) => (buffer as FakeBuffer).address;
 
 /** Routing and what follows it, as one operator. */
 function routedDecodeOf(

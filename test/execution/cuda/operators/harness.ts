@@ -52,6 +52,8 @@ export class FakeBuffer implements CudaBuffer {
   }
 }
 
+export const addressOf = (buffer: unknown): bigint => (buffer as FakeBuffer).address;
+
 /** A kernel's work as the GPU would see it. */
 export interface SeenKernel {
   readonly name: string;
