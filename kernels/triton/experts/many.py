@@ -26,7 +26,7 @@ by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copie
 step before, whose stage is then free for the next operands. A warp group's accumulators are 64 rows by all columns.
 
 Stores. Accumulators go to rows of 16-byte pieces through shared memory, what the stages leave of it: BLOCK_N / 2
-columns at a time, which is all that a gated product has, and the half of a plain one.
+columns at a time, which is all that a gated product has, and the half of a plain one. A warp's rows stay its own.
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, as in grouped.py and with the same instructions:
 bits are those of its tiles of as many rows. But with a bias the sum begins with it: accumulators take all registers there are,
@@ -208,7 +208,9 @@ def _store(out, result, first, rows, column, width, out_pitch, keep=False):
     """Stores a tile's rows, as far as they are valid and the output is wide; if `keep`, so that the L2 gives them up last (l2.py)."""
     BLOCK_M: gl.constexpr = result.shape[0]
     COLUMNS: gl.constexpr = result.shape[1]
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
+    # A warp stores the rows whose sums it has, so that none waits for another: lanes side by side for a row of 16-byte pieces.
+    ACROSS: gl.constexpr = COLUMNS // 8
+    LAYOUT: gl.constexpr = gl.BlockedLayout([ACROSS // 2, 8], [32 // ACROSS, ACROSS], [gl.num_warps(), 1], [1, 0])
     result = gl.convert_layout(result.to(out.dtype.element_ty), LAYOUT)
     r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
     columns = column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
