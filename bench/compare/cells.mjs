@@ -57,17 +57,28 @@ const SHAPE_ENERGY = [
   [16384, "uniform"],
 ];
 
-/** Both processes hold the weights, and every peer its buffers: below this a card takes half of the experts of the largest shape. */
+/**
+ * Both processes hold the weights, and every peer its buffers: below this a card takes half of the experts of the largest shape. With
+ * no more than FEW_PEERS of the others an H100 held them all with 16384 tokens: 67 GiB at most.
+ */
 const MEMORY_FOR_ALL_EXPERTS = 100 * 2 ** 30;
+const MEMORY_WITH_FEW_PEERS = 75 * 2 ** 30;
+const FEW_PEERS = 3;
 
 export const PARTS = ["quick", ...SHAPES.map(({ name }) => name)];
 
-/** The cells of a part, shape by shape: [{ shape, cells: [{ tokens, routing, energy }] }]. */
-export function cellsOf(part, memoryBytes) {
+/**
+ * The cells of a part, shape by shape: [{ shape, cells: [{ tokens, routing, energy }] }].
+ *
+ * @param peers names of those that take part, if not all do
+ */
+export function cellsOf(part, memoryBytes, peers) {
+  const few = peers !== undefined && peers.length <= FEW_PEERS;
+  const allExperts = memoryBytes >= (few ? MEMORY_WITH_FEW_PEERS : MEMORY_FOR_ALL_EXPERTS);
   if (part === "quick") {
     const names = [...new Set(QUICK.map(([name]) => name))];
     return names.map((name) => ({
-      shape: fitted(name, memoryBytes),
+      shape: fitted(name, allExperts),
       cells: QUICK.filter(([each]) => each === name).map(([, tokens, routing]) => ({
         tokens,
         routing,
@@ -82,12 +93,12 @@ export function cellsOf(part, memoryBytes) {
       energy: includes(SHAPE_ENERGY, [tokens, routing]),
     })),
   );
-  return [{ shape: fitted(part, memoryBytes), cells }];
+  return [{ shape: fitted(part, allExperts), cells }];
 }
 
-function fitted(name, memoryBytes) {
+function fitted(name, allExperts) {
   const found = SHAPES.find((each) => each.name === name);
-  if (name !== "deepseek-v3" || memoryBytes >= MEMORY_FOR_ALL_EXPERTS) return found;
+  if (name !== "deepseek-v3" || allExperts) return found;
   const experts = found.experts / 2;
   return { ...found, experts, note: `${found.note}; ${experts} of 256 experts, for memory` };
 }

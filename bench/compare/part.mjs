@@ -46,7 +46,9 @@ export async function measurePart(bench, part, options) {
     result.cells.push({ shape: shape.name, tokens, routing, failed: message, contenders: [] });
     console.log(`${shape.name}, ${tokens} tokens, ${routing}: FAILED: ${error.stack}`);
   };
-  for (const { shape, cells } of part === "loops" ? loopCells() : cellsOf(part, memoryBytes)) {
+  for (const { shape, cells } of part === "loops"
+    ? loopCells()
+    : cellsOf(part, memoryBytes, options.peers)) {
     const asked = cells.filter(options.wants);
     if (asked.length === 0) continue;
     result.shapes.push(shape);

@@ -51,10 +51,14 @@ describe("the cells of a comparison", () => {
   });
 
   it("take half of the experts of the largest shape where memory is short, and say so", () => {
-    const experts = (memory: number) => (cellsOf("deepseek-v3", memory) as PartShape[])[0]?.shape;
+    const experts = (memory: number, peers?: string[]) =>
+      (cellsOf("deepseek-v3", memory, peers) as PartShape[])[0]?.shape;
     assert.equal(experts(141 * GIB)?.experts, 256);
     assert.equal(experts(79 * GIB)?.experts, 128);
     assert.match(experts(79 * GIB)?.note ?? "", /128 of 256 experts, for memory/);
+    assert.equal(experts(79 * GIB, ["a", "b", "c"])?.experts, 256);
+    assert.equal(experts(79 * GIB, ["a", "b", "c", "d"])?.experts, 128);
+    assert.equal(experts(39 * GIB, ["a"])?.experts, 128);
     assert.equal((cellsOf("mixtral-8x7b", 79 * GIB) as PartShape[])[0]?.shape.experts, 8);
   });
 });
