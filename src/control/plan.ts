@@ -92,6 +92,8 @@ export interface Plan {
   readonly realisation: Realisation;
   /** Why this realisation, in words. */
   readonly realisationReason: string;
+  /** Whether slices take turns with the whole device, on one stream; their compute units are then put to no use. */
+  readonly undivided: boolean;
   readonly slices: Readonly<Record<SliceId, Slice>>;
   /** By expert index. */
   readonly placements: readonly Placement[];

@@ -38,6 +38,9 @@ export const MAX_WAIT = 32;
 /** As many as may fall due together: with one jump an assignment, none of them is late. */
 const JUMP_AT = MAX_WAIT - EXPERT_SLICE_IDS.length;
 
+/** A single lane serves all slices one after the other: which these are, and in what order, makes no other graph. */
+const SINGLE_LANE_KEY = "single";
+
 /** What an expert costs beside its tokens, in tokens: having none expected does not mean that none come. */
 const BASE_COST = 1;
 
@@ -105,7 +108,8 @@ export class StreamScheduler {
         `The expected load has counts for ${counts?.length} experts but the plan has ${experts}.`,
       );
     }
-    const layout = this.#layOut(plan, holders);
+    const lanes = plan.undivided ? 1 : this.streams;
+    const layout = this.#layOut(plan, holders, lanes);
     const order = this.#order(plan, holders);
     const rank = (id: ExpertSliceId) => order.indexOf(id);
     const slicesOfLane = layout.map((ids) => [...ids].sort((a, b) => rank(a) - rank(b)));
@@ -117,28 +121,31 @@ export class StreamScheduler {
     );
     const { laneOf, expertsOfLane } = balance(plan, order, slicesOfLane, counts);
     return Object.freeze({
-      streams: this.streams,
+      streams: lanes,
       sliceOfLane: slicesOfLane.map((ids) => ids[0] as SliceId),
       slicesOfLane,
       priorityOfLane,
       expertsOfLane,
       laneOf,
-      laneKey: slicesOfLane
-        .map((ids, lane) => `${ids.join("+")}@${priorityOfLane[lane]}`)
-        .join(" "),
+      laneKey:
+        lanes === 1
+          ? SINGLE_LANE_KEY
+          : slicesOfLane.map((ids, lane) => `${ids.join("+")}@${priorityOfLane[lane]}`).join(" "),
       note: noteOn(slicesOfLane, holders, order),
     });
   }
 
   /**
-   * One lane at least for each slice that holds experts. The division before is kept while no slice is more than a lane
+   * One lane at least for each slice that holds experts, or one for all of an undivided device. The division before is kept while no slice is more than a lane
    * off its due, nor has half of it or less.
    */
-  #layOut(plan: Plan, holders: readonly ExpertSliceId[]): Layout {
-    if (this.streams < holders.length) {
+  #layOut(plan: Plan, holders: readonly ExpertSliceId[], lanes: number): Layout {
+    // The division before is kept for when there is one again.
+    if (lanes === 1) return [holders];
+    if (lanes < holders.length) {
       // The hottest have lanes of their own, the others share the last.
-      const own = holders.slice(0, this.streams - 1).map((id) => [id]);
-      this.#layout = [...own, holders.slice(this.streams - 1)];
+      const own = holders.slice(0, lanes - 1).map((id) => [id]);
+      this.#layout = [...own, holders.slice(lanes - 1)];
       return this.#layout;
     }
     const due = this.#due(plan, holders);
@@ -222,6 +229,9 @@ function noteOn(
   holders: readonly ExpertSliceId[],
   order: readonly ExpertSliceId[],
 ): string {
+  if (slicesOfLane.length === 1) {
+    return `A single lane: slices ${holders.join(", ")} take turns with the whole device.`;
+  }
   const shared = slicesOfLane.findIndex((ids) => ids.length > 1);
   if (shared !== -1) {
     const names = slicesOfLane[shared]?.join(" and ");

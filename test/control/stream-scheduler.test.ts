@@ -104,7 +104,24 @@ describe("lanes", () => {
     const one = new StreamScheduler({ streams: 1 }).assign(plan);
     checkAssignment(one, plan, 1);
     assert.deepEqual(one.expertsOfLane, [[0, 1, 2, 3, 4, 5, 6, 7]]);
-    assert.match(one.note, /A and B and C share lane 0/);
+    assert.match(one.note, /A single lane: slices A, B, C take turns with the whole device/);
+  });
+
+  test("of an undivided device all slices have one, and lanes are as before when it is divided", () => {
+    const plan = planFor(SKEWED);
+    const scheduler = new StreamScheduler({ streams: 4 });
+    const divided = scheduler.assign(plan);
+    const undivided = scheduler.assign({ ...plan, undivided: true });
+    checkAssignment(undivided, plan, 1);
+    assert.deepEqual(undivided.slicesOfLane, [["A", "B", "C"]]);
+    assert.deepEqual(scheduler.assign(plan).slicesOfLane, divided.slicesOfLane);
+  });
+
+  test("a single one is the same graph, whatever slices it serves", () => {
+    const keys = [SKEWED, new Int32Array(8).fill(9)].map(
+      (counts) => new StreamScheduler({ streams: 1 }).assign(planFor(counts)).laneKey,
+    );
+    assert.equal(keys[0], keys[1]);
   });
 
   test("are balanced, longest first, and run the busiest expert first", () => {

@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { ExpertProfiler } from "../../src/control/profiler.ts";
+import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
 import type { LayerTensors } from "../../src/data/host-weights.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
@@ -208,6 +209,31 @@ test("the number of streams is kept to, down to one", async () => {
     const { assignment } = await layer.control;
     for (const lane of assignment.laneOf) assert.ok(lane >= 0 && lane < streams);
   }
+});
+
+test("while a plan divides nothing a step has one stream, and its result is the same", async () => {
+  let undivided = false;
+  const policy: SlicePolicy = {
+    name: "now and then",
+    place: placeByHeat,
+    divide: (_view, work) => ({
+      ...{ weights: weighByWork((slice) => work[slice].share), undivided },
+      ...{ holdSmallChanges: true, why: "to see" },
+    }),
+  };
+  await using layer = layerWith({ streams: 3, slices: { policy } });
+  const hidden = skewed([2, 3], "undivided");
+  const expected = (await layer.forward(hidden)).output.data;
+  const control = await layer.control;
+  for (let i = 0; i < 40; i++) {
+    undivided = i % 3 === 0;
+    control.replan(new Int32Array(EXPERTS).fill(8));
+    const { output, stats } = await layer.forward(hidden);
+    assert.equal(stats.streams, undivided ? 1 : 3);
+    assert.deepEqual(output.data, expected);
+  }
+  // Two layouts of lanes, of which each is captured once.
+  assert.ok((await layer.statistics()).graphs.captures <= 2);
 });
 
 test("a profile outlives its layer", async () => {

@@ -51,6 +51,13 @@ export class Demands {
     return this.#pins;
   }
 
+  /** Whether anybody has asked for compute units. */
+  get ofCompute(): boolean {
+    return BUDGETED_SLICE_IDS.some(
+      (slice) => this.#reserved[slice] > 0 || this.#targets[slice] !== undefined,
+    );
+  }
+
   /** Quanta a slice has reserved. */
   reserved(slice: BudgetedSliceId): number {
     return this.#reserved[slice];

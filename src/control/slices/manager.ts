@@ -52,7 +52,7 @@ export interface SliceManagerOptions {
   readonly device?: PlanningDevice;
   /** A built-in policy by name, or one of your own; default "dynamic". */
   readonly policy?: PolicyName | SlicePolicy;
-  /** How budgets are made real; default "auto": shared, unless the adaptive policy measures partitions to be better. */
+  /** How budgets are made real; default "auto": shared, unless the adaptive policy measures partitions, or not dividing, to be better. */
   readonly realisation?: Realisation | "auto";
   /** Higher keeps its budget longer; default A 4, D 3, B 2, C 1. */
   readonly priorities?: Partial<Record<BudgetedSliceId, number>>;
@@ -149,6 +149,7 @@ export class SliceManager {
         policy: this.#policy.name,
         realisation: kind,
         realisationReason: reason,
+        undivided: view.mayUndivide && (division.undivided ?? false),
         load,
         heats: view.heats,
         sliceOf,
@@ -272,7 +273,10 @@ export class SliceManager {
 
   #view(counts: Int32Array, profile: ProfileView | undefined): LoadView {
     const experts = counts.length;
-    const common = { experts, counts, quanta: this.#quanta, realisations: this.#realisations };
+    const common = {
+      ...{ experts, counts, quanta: this.#quanta, realisations: this.#realisations },
+      mayUndivide: this.#asked === "auto" && !this.#demands.ofCompute,
+    };
     if (profile !== undefined) {
       // Loops, as from() with a function walks an iterator: 14 us more for 128 experts.
       const shares = new Float64Array(experts);

@@ -31,6 +31,7 @@ export interface Decisions {
   readonly policy: string;
   readonly realisation: Realisation;
   readonly realisationReason: string;
+  readonly undivided: boolean;
   readonly load: ExpertLoad;
   readonly heats: readonly Heat[];
   /** By expert index. */
@@ -57,7 +58,8 @@ const ROLES: Readonly<Record<SliceId, string>> = {
 const NO_BUDGET = { computeUnits: 0, bandwidthShare: 0 };
 
 export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
-  const { version, policy, realisation, realisationReason, load, heats, sliceOf } = decisions;
+  const { version, policy, realisation, realisationReason, undivided, load, heats, sliceOf } =
+    decisions;
   // The caller may fill its counts anew for the next batch; explanations speak of this one.
   const counts = load.counts.slice();
   const slices = makeSlices(decisions, counts, device);
@@ -69,7 +71,7 @@ export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
       slice,
       heat: heats[expert] as Heat,
       tokens: counts[expert] as number,
-      reason: `Expert ${expert} ${decisions.why(expert)}; slice ${slice} runs it with ${budgetInWords(decisions.budgets[slice], decisions.budgetReasons[slice], device)}.`,
+      reason: `Expert ${expert} ${decisions.why(expert)}; slice ${slice} runs it with ${budgetInWords(decisions, slice, device)}.`,
     });
   const describeAll = () => {
     placements ??= Object.freeze(sliceOf.map(describe));
@@ -98,6 +100,7 @@ export function makePlan(decisions: Decisions, device: PlanningDevice): Plan {
     policy,
     realisation,
     realisationReason,
+    undivided,
     slices,
     get placements() {
       return describeAll();
@@ -177,8 +180,16 @@ function counted(n: number, what: string): string {
   return `${n} ${what}${n === 1 ? "" : "s"}`;
 }
 
-function budgetInWords(budget: SliceBudget, why: string, device: PlanningDevice): string {
+function budgetInWords(
+  { budgets, budgetReasons, undivided }: Decisions,
+  slice: BudgetedSliceId,
+  device: PlanningDevice,
+): string {
   const { enforces, computeUnits } = device;
+  const budget = budgets[slice];
+  const units = undivided
+    ? `all ${computeUnits} compute units, in turn with the other slices (${budgetReasons[slice]})`
+    : `${budget.computeUnits} of ${computeUnits} compute units (${budgetReasons[slice]})`;
   const { bandwidth, cache } = enforces;
   const caveat = (enforced: { readonly available: boolean }) =>
     enforced.available ? "" : " (accounted for, not enforced)";
@@ -186,5 +197,5 @@ function budgetInWords(budget: SliceBudget, why: string, device: PlanningDevice)
     budget.cacheBytes === null
       ? "a cache of unknown size"
       : `${(budget.cacheBytes / MIB).toFixed(1)} MiB of cache${caveat(cache)}`;
-  return `${budget.computeUnits} of ${computeUnits} compute units (${why}), ${percent(budget.bandwidthShare)} of the bandwidth${caveat(bandwidth)} and ${bytes}`;
+  return `${units}, ${percent(budget.bandwidthShare)} of the bandwidth${caveat(bandwidth)} and ${bytes}`;
 }

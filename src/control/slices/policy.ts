@@ -23,6 +23,8 @@ export interface LoadView {
   readonly quanta: number;
   /** How budgets may be realised, the default first. */
   readonly realisations: readonly Realisation[];
+  /** Whether the device may be left undivided: not where compute units or a realisation were asked for by hand. */
+  readonly mayUndivide: boolean;
 }
 
 /** Where experts should be. */
@@ -56,6 +58,8 @@ export interface Division {
   readonly holdSmallChanges: boolean;
   /** Why the parts are what they are: ends a sentence about a slice's compute units. */
   readonly why: string;
+  /** True: not at all. Slices take turns with the whole device, on one stream, and the parts are put to no use. */
+  readonly undivided?: boolean;
   /** Absent: no opinion. */
   readonly realisation?: { readonly kind: Realisation; readonly reason: string };
 }

@@ -23,13 +23,19 @@ const SPREAD = Int32Array.of(180, 160, 150, 140, 140, 120, 100, 34);
 
 type Work = Readonly<Record<BudgetedSliceId, number>>;
 
-/** Seconds of a step in which each slice takes its work over its units, all at once. */
-function sideBySide(plan: Plan, work: Work): number {
-  return Math.max(
-    ...(["A", "B", "C", "D"] as const).map(
-      (slice) => work[slice] / Math.max(1e-9, plan.slices[slice].budget.computeUnits),
-    ),
-  );
+const SLICES = ["A", "B", "C", "D"] as const;
+
+/** Of the device what a slice keeps busy that has it for itself: so little that dividing always pays. */
+const ALONE = 1 / 64;
+
+/** Seconds of a step in which each slice takes its work over its units, all at once; in turn they keep `alone` of the device busy. */
+function sideBySide(plan: Plan, work: Work, alone = ALONE): number {
+  const units = (slice: BudgetedSliceId) => plan.slices[slice].budget.computeUnits;
+  if (plan.undivided) {
+    const all = SLICES.reduce((sum, slice) => sum + units(slice), 0);
+    return SLICES.reduce((sum, slice) => sum + work[slice], 0) / (all * alone);
+  }
+  return Math.max(...SLICES.map((slice) => work[slice] / Math.max(1e-9, units(slice))));
 }
 
 function best(device: PlanningDevice, work: Work): number {
@@ -217,6 +223,87 @@ test("a rest goes by the batch sizes there are, also when they are new", () => {
   run(200, 4, 0.3);
   run(60, 4, 0.6);
   assert.deepEqual(rested, [true, true, false]);
+});
+
+describe("not dividing", () => {
+  /** A machine that loses a fifth to being divided. */
+  const DEAR_DIVISION = 1.25;
+  /** Most steps of a search that has an eighth of the plans. */
+  const WHOLE_SEARCH = 40_000;
+  const undividedPart = (plans: readonly Plan[]) =>
+    plans.filter((plan) => plan.undivided).length / plans.length;
+  const begin = (name: string) => {
+    const policy = new AdaptivePolicy();
+    const manager = new SliceManager({ device: cpu(132), policy });
+    const random = randomFor(name);
+    const run = (alone: number, steps: number, counts = LOAD) => {
+      const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR, alone);
+      return simulate(manager, { seconds, noise: 0.03 }, steps, random, counts);
+    };
+    return { policy, manager, run };
+  };
+
+  test("is tried first, and not again in this search where it is not measured to be cheaper", () => {
+    const { run } = begin("adaptive divided");
+    const plans = run(ALONE, 2000);
+    const undivided = plans.flatMap((plan, step) => (plan.undivided ? [step] : []));
+    assert.equal(plans[0]?.undivided, false);
+    assert.ok(undivided.length > 0 && Math.max(...undivided) < 100, undivided.join());
+  });
+
+  test("where it is cheaper the search has few plans, and it is what is left in the end", () => {
+    const { policy, run } = begin("adaptive undivided");
+    const plans = run(DEAR_DIVISION, 100 + WHOLE_SEARCH);
+    const searching = undividedPart(plans.slice(100, 1000));
+    assert.ok(searching > 0.8 && searching < 1, `${searching} of the plans`);
+    assert.ok(policy.resting);
+    assert.equal(undividedPart(plans.slice(-100)), 1);
+    assert.match(
+      plans.at(-1)?.explain(0).reason ?? "",
+      /slice A runs it with all 132 compute units, in turn with the other slices \(measured \d+\.\d % cheaper per token than dividing the device, over \d+ steps of each\), /,
+    );
+  });
+
+  test("a division that the search finds takes over if it is cheaper", () => {
+    const { policy, run } = begin("adaptive undivided for now");
+    const plans = run(0.4, 100 + WHOLE_SEARCH);
+    assert.ok(undividedPart(plans.slice(100, 1000)) > 0.8);
+    assert.ok(policy.resting);
+    assert.equal(undividedPart(plans.slice(-100)), 0);
+    const found = sideBySide(plans.at(-1) as Plan, COLD_IS_DEAR) / best(gpu(), COLD_IS_DEAR);
+    assert.ok(found < NEAR, `${found} times the best`);
+  });
+
+  test("is put to the test again after the load has moved to other slices", () => {
+    const { policy, run } = begin("adaptive undivided, load");
+    run(DEAR_DIVISION, 100 + WHOLE_SEARCH);
+    assert.ok(policy.resting);
+    const plans = run(DEAR_DIVISION, 100 + WHOLE_SEARCH, SPREAD);
+    assert.equal(plans[0]?.undivided, false);
+    assert.equal(undividedPart(plans.slice(-100)), 1);
+  });
+
+  test("is neither tried nor kept where compute units or a realisation were asked for", () => {
+    const asked = begin("adaptive undivided, asked");
+    asked.manager.reserve("A", { computeUnits: 8 });
+    assert.equal(undividedPart(asked.run(DEAR_DIVISION, 500)), 0);
+    const late = begin("adaptive undivided, asked late");
+    assert.ok(undividedPart(late.run(DEAR_DIVISION, 500)) > 0);
+    late.manager.resize("A", 40);
+    assert.equal(undividedPart(late.run(DEAR_DIVISION, 500)), 0);
+    const policy = new AdaptivePolicy();
+    const shared = new SliceManager({ device: gpu(), policy, realisation: "shared" });
+    const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR, DEAR_DIVISION);
+    const plans = simulate(shared, { seconds }, 500, randomFor("adaptive undivided, shared"));
+    assert.equal(undividedPart(plans), 0);
+  });
+
+  test("and after a step has come to cost more", () => {
+    const { policy, run } = begin("adaptive undivided, cost");
+    run(DEAR_DIVISION, 100 + WHOLE_SEARCH);
+    assert.ok(policy.resting);
+    assert.equal(undividedPart(run(ALONE, 6000).slice(-100)), 0);
+  });
 });
 
 describe("realisation", () => {

@@ -11,7 +11,14 @@
  * the challenger is cheaper or dearer beyond the noise or the trial has taken
  * long enough. What won is moved on from, first in the same direction; when no
  * move wins, moves get smaller, and after the smallest the search rests, having
- * tried some tens of divisions. A load that spreads over the slices in another
+ * tried some tens of divisions.
+ *
+ * First of all the incumbent is held against not dividing at all, slices taking turns
+ * with the whole device, which serves best whatever fills it by itself. Where that wins
+ * the search has only every so many plans to try divisions with, and the others are not
+ * divided; what it finds in the end is held against not dividing once more.
+ *
+ * A load that spreads over the slices in another
  * way, or a step that has come to cost much more or less than it did, starts it
  * again.
  *
@@ -33,7 +40,8 @@ import type {
   WorkBySlice,
 } from "../policy.ts";
 import { percent, placeByHeat, weighByWork } from "../policy.ts";
-import { CostSamples, type Gain } from "../trial.ts";
+import type { Gain } from "../trial.ts";
+import { Arm, type Weights } from "./arm.ts";
 
 /** Parts of the device that a move shifts, coarse to fine. A thirty-second changes a step's time by less than trials can see. */
 const MOVE_SIZES = [1 / 8, 1 / 16, 1 / 32] as const;
@@ -48,6 +56,9 @@ const CONFIDENCE = 3;
 const LAST_VERDICT = 32;
 const VERDICTS_AT = [8, 16, LAST_VERDICT] as const;
 
+/** Part of the plans that a search has where not dividing is cheaper than what it started from: trials cost some tenths of a step each. */
+const SEARCH_SHARE = 1 / 8;
+
 /** Part of the tokens that has to move to other slices for what was learned to be put aside. */
 const LOAD_SHIFT = 0.2;
 
@@ -57,8 +68,6 @@ const NEWCOMER_SHARE = 0.05;
 /** Relative change of a step's cost, under a load that spreads as before, after which the search starts again. */
 const COST_SHIFT = 0.25;
 
-type Weights = Division["weights"];
-
 type Move =
   | {
       readonly kind: "shift";
@@ -66,7 +75,8 @@ type Move =
       /** All: in proportion to what they have. */
       readonly to: BudgetedSliceId | "all others";
     }
-  | { readonly kind: "realise"; readonly realisation: Realisation };
+  | { readonly kind: "realise"; readonly realisation: Realisation }
+  | { readonly kind: "undivide"; readonly search: "begins" | "ends" };
 
 interface Trial {
   readonly challenger: Arm;
@@ -77,54 +87,16 @@ interface Trial {
 }
 
 const STARTING = "in proportion to recent use, from where the search starts";
-const BEST_SO_FAR = "in the best division measured so far";
 const ON_TRIAL = "in a division that is being tried";
-
-/** One way to divide the device, and what it was measured to cost. */
-class Arm implements Division {
-  readonly weights: Weights;
-  readonly realisation: { readonly kind: Realisation; readonly reason: string };
-  readonly holdSmallChanges = false;
-  readonly why: string;
-  readonly #time = new CostSamples();
-  readonly #energy = new CostSamples();
-
-  constructor(weights: Weights, kind: Realisation, reason: string, why = BEST_SO_FAR) {
-    this.weights = weights;
-    this.why = why;
-    this.realisation = { kind, reason };
-  }
-
-  get samples(): number {
-    return this.#time.count;
-  }
-
-  addTime(seconds: number, tokens: number): void {
-    this.#time.add(seconds, tokens);
-  }
-
-  addEnergy(joules: number, tokens: number): void {
-    this.#energy.add(joules, tokens);
-  }
-
-  gainOver(other: Arm): Gain | undefined {
-    const time = this.#time.gainOver(other.#time);
-    const energy = this.#energy.gainOver(other.#energy);
-    if (time === undefined || energy === undefined) return time;
-    return { gain: time.gain + energy.gain, variance: time.variance + energy.variance };
-  }
-
-  /** The same division, nothing measured. */
-  afresh(reason = this.realisation.reason): Arm {
-    return new Arm(this.weights, this.realisation.kind, reason);
-  }
-}
+const UNDIVIDED_ON_TRIAL = "as not dividing is being tried";
 
 export class AdaptivePolicy implements SlicePolicy {
   readonly name = "adaptive";
   readonly #random: () => number;
   #incumbent: Arm | undefined;
   #trial: Trial | undefined;
+  /** While a search is under way and not dividing is cheaper than what it started from: what runs when it has no turn. */
+  #meanwhile: Arm | undefined;
   /** Divisions whose turn comes next: both sides of the trial, in random order. */
   #turns: Arm[] = [];
   /** Moves of the present size that are still to be tried from the incumbent. */
@@ -159,12 +131,12 @@ export class AdaptivePolicy implements SlicePolicy {
   divide(view: LoadView, work: WorkBySlice): Division {
     this.#view = view;
     this.#work = work;
-    const kind = this.#incumbent?.realisation.kind ?? (view.realisations[0] as Realisation);
-    if (this.#searched === undefined || hasShifted(this.#searched, work)) {
-      const weights = unit(weighByWork((slice) => work[slice].share));
-      const reason = `${kind} is what the search starts from.`;
-      this.#search(new Arm(weights, kind, reason, STARTING));
+    const arms = [this.#meanwhile, this.#incumbent, this.#trial?.challenger];
+    const refused = !view.mayUndivide && arms.some((arm) => arm?.undivided === true);
+    if (this.#searched === undefined || refused || hasShifted(this.#searched, work)) {
+      this.#search(this.#proportional());
     }
+    if (this.#meanwhile !== undefined && this.#random() >= SEARCH_SHARE) return this.#meanwhile;
     if (this.#trial === undefined) return this.#incumbent as Arm;
     if (this.#turns.length === 0) {
       const both = [this.#incumbent as Arm, this.#trial.challenger];
@@ -196,16 +168,28 @@ export class AdaptivePolicy implements SlicePolicy {
     this.#metered = undefined;
   }
 
-  /** Begins anew from an incumbent. */
+  /** Where a search starts that has no division to go on from. */
+  #proportional(): Arm {
+    const [view, work] = [this.#view as LoadView, this.#work as WorkBySlice];
+    const kind = this.#incumbent?.realisation.kind ?? (view.realisations[0] as Realisation);
+    const weights = unit(weighByWork((slice) => work[slice].share));
+    const reason = `${kind} is what the search starts from.`;
+    return new Arm(weights, kind, reason, { why: STARTING });
+  }
+
+  /** Begins anew from an incumbent, which divides. */
   #search(incumbent: Arm): void {
     const work = this.#work as WorkBySlice;
     const used = EXPERT_SLICE_IDS.filter((slice) => work[slice].experts > 0);
     this.#searched = { work, inUse: [...used, "D"] };
     this.#incumbent = incumbent;
     this.#endTrial();
+    this.#meanwhile = undefined;
     this.#reference = undefined;
     this.#level = 0;
     this.#untried = this.#allMoves();
+    const { mayUndivide } = this.#view as LoadView;
+    if (mayUndivide) this.#untried.unshift({ kind: "undivide", search: "begins" });
   }
 
   #endTrial(): void {
@@ -231,6 +215,12 @@ export class AdaptivePolicy implements SlicePolicy {
       if (size === undefined || size * quanta < 1) break;
       this.#level++;
       this.#untried = this.#allMoves();
+    }
+    if (this.#meanwhile !== undefined) {
+      this.#meanwhile = undefined;
+      this.#untried = [{ kind: "undivide", search: "ends" }];
+      this.#next();
+      return;
     }
     this.#reference = incumbent;
     this.#incumbent = incumbent.afresh();
@@ -261,13 +251,25 @@ export class AdaptivePolicy implements SlicePolicy {
   }
 
   #accept({ challenger, move }: Trial, gain: number, samples: number): void {
-    const { kind } = challenger.realisation;
-    const loser = (this.#incumbent as Arm).realisation.kind;
-    const saved = percent(1 - Math.exp(-gain));
-    const why = `${kind} was measured ${saved} cheaper per token than ${loser}, over ${samples} steps of each.`;
-    this.#incumbent = move.kind === "realise" ? challenger.afresh(why) : challenger;
+    const incumbent = this.#incumbent as Arm;
+    const measured = `measured ${percent(1 - Math.exp(-gain))} cheaper per token than`;
     this.#endTrial();
-    this.#untried = move.kind === "realise" ? this.#allMoves() : [move, ...this.#allMoves()];
+    if (move.kind === "shift") {
+      this.#incumbent = challenger;
+      this.#untried = [move, ...this.#allMoves()];
+    } else if (move.kind === "realise") {
+      const [winner, loser] = [challenger.realisation.kind, incumbent.realisation.kind];
+      this.#incumbent = challenger.afresh(
+        `${winner} was ${measured} ${loser}, over ${samples} steps of each.`,
+      );
+      this.#untried = this.#allMoves();
+    } else {
+      const undivided = challenger.undividedFor(
+        `${measured} dividing the device, over ${samples} steps of each`,
+      );
+      if (move.search === "begins") this.#meanwhile = undivided;
+      else this.#incumbent = undivided;
+    }
     this.#next();
   }
 
@@ -278,7 +280,7 @@ export class AdaptivePolicy implements SlicePolicy {
     const result = incumbent.gainOver(reference);
     const shift = Math.abs(result?.gain ?? 0);
     if (result !== undefined && shift > COST_SHIFT && shift > marginOf(result)) {
-      this.#search(incumbent.afresh());
+      this.#search(incumbent.undivided ? this.#proportional() : incumbent.afresh());
       return;
     }
     // With no batch size in common these are the first measurements to go by.
@@ -286,7 +288,7 @@ export class AdaptivePolicy implements SlicePolicy {
     this.#incumbent = incumbent.afresh();
   }
 
-  /** Every move there is from here, in random order. */
+  /** Every move there is from here to another division, in random order. */
   #allMoves(): Move[] {
     const { kind } = (this.#incumbent as Arm).realisation;
     const { realisations } = this.#view as LoadView;
@@ -310,7 +312,12 @@ export class AdaptivePolicy implements SlicePolicy {
   #make(incumbent: Arm, move: Move): Arm | undefined {
     const { weights, realisation } = incumbent;
     if (move.kind === "realise") {
-      return new Arm(weights, move.realisation, `${move.realisation} is being tried.`, ON_TRIAL);
+      return new Arm(weights, move.realisation, `${move.realisation} is being tried.`, {
+        why: ON_TRIAL,
+      });
+    }
+    if (move.kind === "undivide") {
+      return incumbent.undividedFor(UNDIVIDED_ON_TRIAL);
     }
     const size = MOVE_SIZES[this.#level] as number;
     const left = weights[move.from] - size;
@@ -319,7 +326,7 @@ export class AdaptivePolicy implements SlicePolicy {
       move.to === "all others"
         ? scale(weights, (1 - left) / (1 - weights[move.from]), { [move.from]: left })
         : { ...weights, [move.from]: left, [move.to]: weights[move.to] + size };
-    return new Arm(moved, realisation.kind, realisation.reason, ON_TRIAL);
+    return new Arm(moved, realisation.kind, realisation.reason, { why: ON_TRIAL });
   }
 }
 
