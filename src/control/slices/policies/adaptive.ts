@@ -16,7 +16,8 @@
  * First of all the incumbent is held against not dividing at all, slices taking turns
  * with the whole device, which serves best whatever fills it by itself. Where that wins
  * the search has only every so many plans to try divisions with, and the others are not
- * divided; what it finds in the end is held against not dividing once more.
+ * divided; what it finds in the end is held against not dividing once more. If the load
+ * moves meanwhile the search begins again, and still has no more.
  *
  * A load that spreads over the slices in another
  * way, or a step that has come to cost much more or less than it did, starts it
@@ -57,7 +58,7 @@ const LAST_VERDICT = 32;
 const VERDICTS_AT = [8, 16, LAST_VERDICT] as const;
 
 /** Part of the plans that a search has where not dividing is cheaper than what it started from: trials cost some tenths of a step each. */
-const SEARCH_SHARE = 1 / 8;
+const SEARCH_SHARE = 1 / 16;
 
 /** Part of the tokens that has to move to other slices for what was learned to be put aside. */
 const LOAD_SHIFT = 0.2;
@@ -134,7 +135,8 @@ export class AdaptivePolicy implements SlicePolicy {
     const arms = [this.#meanwhile, this.#incumbent, this.#trial?.challenger];
     const refused = !view.mayUndivide && arms.some((arm) => arm?.undivided === true);
     if (this.#searched === undefined || refused || hasShifted(this.#searched, work)) {
-      this.#search(this.#proportional());
+      const ahead = this.#meanwhile ?? this.#incumbent;
+      this.#search(this.#proportional(), ahead?.undivided && view.mayUndivide ? ahead : undefined);
     }
     if (this.#meanwhile !== undefined && this.#random() >= SEARCH_SHARE) return this.#meanwhile;
     if (this.#trial === undefined) return this.#incumbent as Arm;
@@ -177,19 +179,20 @@ export class AdaptivePolicy implements SlicePolicy {
     return new Arm(weights, kind, reason, { why: STARTING });
   }
 
-  /** Begins anew from an incumbent, which divides. */
-  #search(incumbent: Arm): void {
+  /** Begins anew from an incumbent, which divides. @param ahead not dividing, if that was cheaper before the load moved */
+  #search(incumbent: Arm, ahead?: Arm): void {
     const work = this.#work as WorkBySlice;
     const used = EXPERT_SLICE_IDS.filter((slice) => work[slice].experts > 0);
     this.#searched = { work, inUse: [...used, "D"] };
     this.#incumbent = incumbent;
     this.#endTrial();
-    this.#meanwhile = undefined;
+    this.#meanwhile = ahead;
     this.#reference = undefined;
     this.#level = 0;
     this.#untried = this.#allMoves();
     const { mayUndivide } = this.#view as LoadView;
-    if (mayUndivide) this.#untried.unshift({ kind: "undivide", search: "begins" });
+    if (mayUndivide && ahead === undefined)
+      this.#untried.unshift({ kind: "undivide", search: "begins" });
   }
 
   #endTrial(): void {
