@@ -26,7 +26,7 @@ interface Shares {
 /**
  * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. At 8 tiles of
  * 64 rows take up to 2 % more than those of 16 with uniform routing and up to 4 % less with Zipf 1.5 (on an H200, with
- * weights in rows, up to 11 %). Tiles of 32 took longer than either with uniform routing in most shapes: there are none.
+ * weights in rows, up to 11 %), and 10 to 13 % and up to 4 % more energy; time decides. Tiles of 32 took longer than either with uniform routing in most shapes: there are none.
  */
 const EXPERT_SHARES: Shares = { rows16: 4, rows64: 48 };
 /** Of experts in float32, whose products have no tensor cores unless asked for: what a tile is taller than its rows costs more. */
