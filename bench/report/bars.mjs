@@ -1,7 +1,7 @@
 /** The bars that the project set itself before measuring, and whether a result meets them. */
 
 import { COMMON_PEER, overCommonPeer, skewPenalties, weightRate } from "./figures.mjs";
-import { percent, plural, ratio } from "./format.mjs";
+import { percent, plural, ratio, ratioBeside } from "./format.mjs";
 
 const FINE = "qwen3-30b-a3b";
 const COARSE = "mixtral-8x7b";
@@ -88,7 +88,7 @@ function skew({ cells }) {
   if (penalties.length === 0) return { bar };
   const worst = least(penalties, ({ nexus }) => -nexus);
   const met = penalties.filter(({ nexus }) => nexus <= MOST_SKEW_PENALTY);
-  const figure = `${met.length} of ${plural(penalties.length, "cell")}; most ${ratio(worst.nexus)} (${worst.cell.name})`;
+  const figure = `${met.length} of ${plural(penalties.length, "cell")}; most ${ratioBeside(MOST_SKEW_PENALTY, worst.nexus)} (${worst.cell.name})`;
   return { bar, met: met.length === penalties.length, figure };
 }
 

@@ -15,6 +15,12 @@ export function ratio(value) {
   return `${value.toFixed(2)}x`;
 }
 
+/** A ratio beside a bar: another digit where two would read as the bar itself. */
+export function ratioBeside(bar, value) {
+  const short = ratio(value);
+  return short === ratio(bar) && value !== bar ? `${value.toFixed(3)}x` : short;
+}
+
 /** A share of 1 in percent, to a tenth where a percent would be coarse. */
 export function percent(share) {
   const value = share * 100;

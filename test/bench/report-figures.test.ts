@@ -147,6 +147,15 @@ describe("report figures", { skip }, () => {
     assert.match(bar("85 %").figure, /4\.31 of 4\.8 TB\/s, 89\.7 %/);
   });
 
+  it("a bar missed by less than a hundredth does not read as met", async () => {
+    const figure = async (us: number) => {
+      const skewed = cell(at(2048, "zipf:1.5"), [contender("nexus", us)]);
+      return (await barsOf([cell(at(2048), [contender("nexus", 100)]), skewed]))("Zipf 1.5").figure;
+    };
+    assert.match(await figure(110.3), /0 of 1 cell; most 1\.103x/);
+    assert.match(await figure(110), /1 of 1 cell; most 1\.10x/);
+  });
+
   it("bars say for which card they were set, and what was not measured", async () => {
     const { device, limits } = exampleResult();
     const bar = await barsOf([cell(at(1), [contender("nexus", 31)])], {
