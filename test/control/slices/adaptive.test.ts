@@ -228,6 +228,8 @@ test("a rest goes by the batch sizes there are, also when they are new", () => {
 describe("not dividing", () => {
   /** A machine that loses a fifth to being divided. */
   const DEAR_DIVISION = 1.25;
+  /** A third of the tokens hot, most of the others warm. */
+  const EVENER = Int32Array.of(400, 128, 128, 128, 128, 96, 12, 4);
   /** Most steps of a search that has a sixteenth of the plans. */
   const WHOLE_SEARCH = 80_000;
   const undividedPart = (plans: readonly Plan[]) =>
@@ -287,6 +289,15 @@ describe("not dividing", () => {
     }
   });
 
+  test("is given up in the middle of a search once dividing is cheaper, however the load moves", () => {
+    const { run } = begin("adaptive undivided, no more");
+    assert.ok(undividedPart(run(DEAR_DIVISION, 500).slice(100)) > 0.8);
+    const parts = [EVENER, LOAD, EVENER, LOAD].map((counts) =>
+      undividedPart(run(ALONE, 2000, counts).slice(1000)),
+    );
+    assert.deepEqual(parts, [0, 0, 0, 0]);
+  });
+
   test("is neither tried nor kept where compute units or a realisation were asked for", () => {
     const asked = begin("adaptive undivided, asked");
     asked.manager.reserve("A", { computeUnits: 8 });
@@ -295,6 +306,8 @@ describe("not dividing", () => {
     assert.ok(undividedPart(late.run(DEAR_DIVISION, 500)) > 0);
     late.manager.resize("A", 40);
     assert.equal(undividedPart(late.run(DEAR_DIVISION, 500)), 0);
+    late.manager.resize("A", null);
+    assert.ok(undividedPart(late.run(DEAR_DIVISION, 500)) > 0.5, "once nobody asks any more");
     const policy = new AdaptivePolicy();
     const shared = new SliceManager({ device: gpu(), policy, realisation: "shared" });
     const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR, DEAR_DIVISION);

@@ -16,8 +16,8 @@
  * First of all the incumbent is held against not dividing at all, slices taking turns
  * with the whole device, which serves best whatever fills it by itself. Where that wins
  * the search has only every so many plans to try divisions with, and the others are not
- * divided; what it finds in the end is held against not dividing once more. If the load
- * moves meanwhile the search begins again, and still has no more.
+ * divided, until a division is cheaper; what it finds in the end is held against not
+ * dividing once more. If the load moves meanwhile the search begins again, and still has no more.
  *
  * A load that spreads over the slices in another
  * way, or a step that has come to cost much more or less than it did, starts it
@@ -79,6 +79,15 @@ type Move =
   | { readonly kind: "realise"; readonly realisation: Realisation }
   | { readonly kind: "undivide"; readonly search: "begins" | "ends" };
 
+/** What a search is of. */
+interface Searched {
+  /** When it began. */
+  readonly work: WorkBySlice;
+  /** The slices that had some. */
+  readonly inUse: readonly BudgetedSliceId[];
+  readonly mayUndivide: boolean;
+}
+
 interface Trial {
   readonly challenger: Arm;
   /** What was done to the incumbent to make it. */
@@ -107,8 +116,7 @@ export class AdaptivePolicy implements SlicePolicy {
   #reference: Arm | undefined;
   #view: LoadView | undefined;
   #work: WorkBySlice | undefined;
-  /** The work when the search began, and the slices that had some. */
-  #searched: { readonly work: WorkBySlice; readonly inUse: readonly BudgetedSliceId[] } | undefined;
+  #searched: Searched | undefined;
   /** Tokens since the last joules, and the one division they ran under; null: there were several. */
   #metered: { readonly arm: Arm | null; readonly tokens: number } | undefined;
 
@@ -132,9 +140,9 @@ export class AdaptivePolicy implements SlicePolicy {
   divide(view: LoadView, work: WorkBySlice): Division {
     this.#view = view;
     this.#work = work;
-    const arms = [this.#meanwhile, this.#incumbent, this.#trial?.challenger];
-    const refused = !view.mayUndivide && arms.some((arm) => arm?.undivided === true);
-    if (this.#searched === undefined || refused || hasShifted(this.#searched, work)) {
+    const searched = this.#searched;
+    const otherwise = searched?.mayUndivide !== view.mayUndivide;
+    if (searched === undefined || otherwise || hasShifted(searched, work)) {
       const ahead = this.#meanwhile ?? this.#incumbent;
       this.#search(this.#proportional(), ahead?.undivided && view.mayUndivide ? ahead : undefined);
     }
@@ -183,14 +191,14 @@ export class AdaptivePolicy implements SlicePolicy {
   #search(incumbent: Arm, ahead?: Arm): void {
     const work = this.#work as WorkBySlice;
     const used = EXPERT_SLICE_IDS.filter((slice) => work[slice].experts > 0);
-    this.#searched = { work, inUse: [...used, "D"] };
+    const { mayUndivide } = this.#view as LoadView;
+    this.#searched = { work, inUse: [...used, "D"], mayUndivide };
     this.#incumbent = incumbent;
     this.#endTrial();
     this.#meanwhile = ahead;
     this.#reference = undefined;
     this.#level = 0;
     this.#untried = this.#allMoves();
-    const { mayUndivide } = this.#view as LoadView;
     if (mayUndivide && ahead === undefined)
       this.#untried.unshift({ kind: "undivide", search: "begins" });
   }
@@ -210,8 +218,9 @@ export class AdaptivePolicy implements SlicePolicy {
         const challenger = this.#make(incumbent, move);
         if (challenger === undefined) continue;
         this.#trial = { challenger, move, verdicts: 0 };
-        // What was measured before was of an older load: both sides start even.
+        // What was measured before was of an older load: all sides start even.
         this.#incumbent = incumbent.afresh();
+        this.#meanwhile = this.#meanwhile?.afresh();
         return;
       }
       const size = MOVE_SIZES[this.#level + 1];
@@ -235,11 +244,14 @@ export class AdaptivePolicy implements SlicePolicy {
     const samples = Math.min(challenger.samples, incumbent.samples);
     if (samples < (VERDICTS_AT[trial.verdicts] as number)) return;
     trial.verdicts++;
+    if (this.#meanwhile !== undefined && isCheaper(incumbent.gainOver(this.#meanwhile))) {
+      this.#meanwhile = undefined;
+    }
     const last = trial.verdicts === VERDICTS_AT.length;
     const result = challenger.gainOver(incumbent);
     const gain = result?.gain ?? 0;
     const margin = result === undefined ? Number.POSITIVE_INFINITY : marginOf(result);
-    if (gain > MIN_ADAPTIVE_GAIN && gain > margin) {
+    if (isCheaper(result)) {
       this.#accept(trial, gain, samples);
     } else if (last || gain + margin < MIN_ADAPTIVE_GAIN) {
       if (move.kind === "realise") {
@@ -333,15 +345,17 @@ export class AdaptivePolicy implements SlicePolicy {
   }
 }
 
+/** Enough to go by it. */
+function isCheaper(result: Gain | undefined): boolean {
+  return result !== undefined && result.gain > Math.max(MIN_ADAPTIVE_GAIN, marginOf(result));
+}
+
 function marginOf({ variance }: Gain): number {
   return CONFIDENCE * Math.sqrt(variance);
 }
 
 /** Whether the tokens now spread over the slices in another way than when the search began. */
-function hasShifted(
-  searched: { readonly work: WorkBySlice; readonly inUse: readonly BudgetedSliceId[] },
-  work: WorkBySlice,
-): boolean {
+function hasShifted(searched: Searched, work: WorkBySlice): boolean {
   let moved = 0;
   for (const slice of EXPERT_SLICE_IDS) {
     const { share } = work[slice];
