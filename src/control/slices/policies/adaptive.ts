@@ -16,8 +16,8 @@
  * First of all the incumbent is held against not dividing at all, slices taking turns
  * with the whole device, which serves best whatever fills it by itself. Where that wins
  * the search has only every so many plans to try divisions with, and the others are not
- * divided, until a division is cheaper; what it finds in the end is held against not
- * dividing once more. If the load moves meanwhile the search begins again, and still has no more.
+ * divided, until a division is cheaper. If none is the search rests there, and if the load
+ * moves meanwhile it begins again, and still has no more.
  *
  * A load that spreads over the slices in another
  * way, or a step that has come to cost much more or less than it did, starts it
@@ -77,7 +77,7 @@ type Move =
       readonly to: BudgetedSliceId | "all others";
     }
   | { readonly kind: "realise"; readonly realisation: Realisation }
-  | { readonly kind: "undivide"; readonly search: "begins" | "ends" };
+  | { readonly kind: "undivide" };
 
 /** What a search is of. */
 interface Searched {
@@ -199,8 +199,7 @@ export class AdaptivePolicy implements SlicePolicy {
     this.#reference = undefined;
     this.#level = 0;
     this.#untried = this.#allMoves();
-    if (mayUndivide && ahead === undefined)
-      this.#untried.unshift({ kind: "undivide", search: "begins" });
+    if (mayUndivide && ahead === undefined) this.#untried.unshift({ kind: "undivide" });
   }
 
   #endTrial(): void {
@@ -228,14 +227,10 @@ export class AdaptivePolicy implements SlicePolicy {
       this.#level++;
       this.#untried = this.#allMoves();
     }
-    if (this.#meanwhile !== undefined) {
-      this.#meanwhile = undefined;
-      this.#untried = [{ kind: "undivide", search: "ends" }];
-      this.#next();
-      return;
-    }
-    this.#reference = incumbent;
-    this.#incumbent = incumbent.afresh();
+    // No division was cheaper than not dividing, if that is ahead.
+    this.#reference = this.#meanwhile ?? incumbent;
+    this.#incumbent = this.#reference.afresh();
+    this.#meanwhile = undefined;
   }
 
   #judge(trial: Trial): void {
@@ -279,11 +274,9 @@ export class AdaptivePolicy implements SlicePolicy {
       );
       this.#untried = this.#allMoves();
     } else {
-      const undivided = challenger.undividedFor(
+      this.#meanwhile = challenger.undividedFor(
         `${measured} dividing the device, over ${samples} steps of each`,
       );
-      if (move.search === "begins") this.#meanwhile = undivided;
-      else this.#incumbent = undivided;
     }
     this.#next();
   }
