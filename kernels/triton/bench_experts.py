@@ -192,7 +192,7 @@ def cublas(weights, rows_per_expert):
 
 # One class for a whole step, by the even share of rows that an expert has: (largest share, rows of a tile). Classes side by
 # side lost on an H200: each launch wants every multiprocessor, and what padding gains is lost in waiting.
-CLASSES = [(4, 16), (48, 64), (float("inf"), 128)]
+CLASSES = [(2, 16), (16, 32), (48, 64), (float("inf"), 128)]
 # Tokens up to which the decode kernels are used.
 DECODE_TOKENS = 4
 

@@ -1,4 +1,4 @@
-"""Checks of the kernels for many rows (experts/many.py): bit for bit what grouped.py's tiles of as many rows give.
+"""Checks of the kernels of experts/many.py: bit for bit what grouped.py's tiles of as many rows give, or of 64.
 
 Part of test_experts.py, which holds both against float64. Whole outputs are compared, so that rows that are nobody's
 are seen to stay as they were.
@@ -15,7 +15,7 @@ from layout import paneled
 
 DEVICE = "cuda"
 # Rows of tiles.
-HEIGHTS = (128, 64)
+HEIGHTS = (128, 64, 32)
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # (n, k, rows of each expert). n is rows of weights: 64 is less than a tile has, 320 and 448 no whole number of tiles.
 # 192 is the least k.
@@ -65,7 +65,7 @@ def _both(checks, bundle, short, dtype, gated, gather, height, what, out_shape, 
     counted = () if dense else PIECES[1:]
     few, maybe = random.randrange(2, multiprocessors), random.choice(("dealt", *counted))
     runs = (
-        (f"{name}_rows{height}", multiprocessors, 8, False, "dealt"),
+        (launch.tall_enough(bundle, name, height), multiprocessors, 8, False, "dealt"),
         (f"{name}_many{height}", multiprocessors, 8, False, "dealt"),
         (f"{name}_many{height}", multiprocessors, 8, True, "dealt"),
         *((f"{name}_many{height}", multiprocessors, 8, False, pieces) for pieces in counted),
@@ -133,7 +133,7 @@ def _check_biases(checks, bundle, short, dtype, gated, height, n, k, counts, mul
     bias = torch.randn(len(counts), n, device=DEVICE)
     tiles, number = buckets.tiles[height], buckets.tile_counts[height]
     name = f"project_{'gated_logistic' if gated else 'plain_identity'}"
-    kernels = [f"{name}_extras_{short}_rows{height}", *[f"{name}_bias_{short}_many{height}"] * 3]
+    kernels = [launch.tall_enough(bundle, f"{name}_extras_{short}", height), *[f"{name}_bias_{short}_many{height}"] * 3]
     few = random.randrange(2, multiprocessors)
     outputs = []
     walks = ("dealt", "dealt", random.choice(PIECES[1:]), random.choice(PIECES[1:]))

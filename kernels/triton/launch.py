@@ -203,7 +203,13 @@ def project_name(bundle, short, gated, height, k, gather, in_step=False, bias=Fa
     many_name = f"{name}_{'bias_' if bias else ''}{short}_many{height}"
     many = bundle.entries.get(many_name, {}).get("selects")
     serves = many and in_range(many["k"], k) and (many["gather"] or not gather) and (in_step or not many.get("in_step"))
-    return many_name if serves else f"{name}_{'extras_' if bias else ''}{short}_rows{height}"
+    return many_name if serves else tall_enough(bundle, f"{name}_{'extras_' if bias else ''}{short}", height)
+
+
+def tall_enough(bundle, name, height):
+    """The lowest of grouped.py's kernels of this name that takes tiles of so many rows."""
+    heights = [int(each.removeprefix(f"{name}_rows")) for each in bundle.entries if each.startswith(f"{name}_rows")]
+    return f"{name}_rows{min(h for h in heights if h >= height)}"
 
 
 def activation_values(manifest, kind, alpha=1.702, limit=7.0):

@@ -150,11 +150,11 @@ def names(bundle, case, block_m, precision="ieee"):
         return f"project_{kind}_coded_extras_{short}_rows{block_m}", f"project_plain_coded_extras_{short}_rows{block_m}"
     second = launch.project_name(bundle, short, False, block_m, padded(case.intermediate), False, bias=case.bias)
     if logistic and case.scale is not None:
-        return f"project_{kind}_logistic_extras_{short}_rows{block_m}", second
+        return launch.tall_enough(bundle, f"project_{kind}_logistic_extras_{short}", block_m), second
     if logistic:
         return launch.project_name(bundle, short, True, block_m, padded(case.hidden), True, True, case.bias), second
-    # There are none for lower tiles: a kernel may be taller than the tiles of its list.
-    return f"project_{kind}_coded_extras_{short}_rows{max(64, block_m)}", second
+    # A kernel may be taller than the tiles of its list.
+    return launch.tall_enough(bundle, f"project_{kind}_coded_extras_{short}", block_m), second
 
 
 def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_type=None, shuffle=False, split=False):

@@ -1,4 +1,4 @@
-"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time. Tiles have 128 or 64 rows.
+"""The product of grouped.py for experts with many rows, on sm_90: the same numbers, in less time. Tiles have 128, 64 or 32 rows.
 
 Not Triton but Gluon, its lower half, where copies, barriers and layouts are written down. Triton's pipeline over
 all tiles of a program has no place in it for what a tile is: its entry on the list and its rows' slots, two loads that
@@ -25,8 +25,13 @@ All warps do everything else. A step's operands are asked for STAGES - 1 steps b
 by TMA with a barrier a stage, gathered rows of x by ordinary asynchronous copies. A step waits for the product of the
 step before, whose stage is then free for the next operands. A warp group's accumulators are 64 rows by all columns.
 
+Swapped. A warp group multiplies 64 rows of the first operand at least, and any number of columns of the second. So tiles of 32 rows
+are worked out the other way round, out^T = w . x^T: the tensor cores' work is 64 weights by 32 tokens, where it would be 64 tokens,
+half of which there are not, by 64 weights. That saves no time where products wait for memory; it saves energy.
+
 Stores. Accumulators go to rows of 16-byte pieces through shared memory, what the stages leave of it: BLOCK_N / 2
-columns at a time, which is all that a gated product has, and the half of a plain one. A warp's rows stay its own.
+columns at a time, which is all that a gated product has, and the half of a plain one. A warp's rows stay its own (but those of
+swapped tiles, which are turned round on that way).
 
 Bits. An output element is a sum over k in steps of BLOCK_K, in order, as in grouped.py and with the same instructions:
 bits are those of its tiles of as many rows. But with a bias the sum begins with it: accumulators take all registers there are,
@@ -51,6 +56,9 @@ from routing.bucket import BEGUN
 from .activation import join_gate
 from .grouped import CLAIM, DENSE, GATHER, HALF_TIME, IN_STEP, KEEP, PANEL, READ_ONCE, find_tile, first_panel_row
 from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
+
+# Rows of the first operand that a warp group multiplies at least: tiles of fewer are swapped.
+WARP_GROUP_ROWS = gl.constexpr(64)
 
 # So many steps before it asks for the operands of its next piece a program claims it, asks what it is, and asks where its rows are
 # and says that it is about to begin: what one asks for is there by the time of the next. (2, 3 and 2 steps earlier or later: within
@@ -127,6 +135,7 @@ def _step(
     those of step `step` of the tile that is asked for."""
     x, w, n, k, x_pitch, top_k, gather, order, a, b, bars, steps = operands
     pointers, first, rows, weight_row = asked
+    SWAPPED: gl.constexpr = a.shape[1] < WARP_GROUP_ROWS
     if not X_DESCRIPTOR:
         async_copy.wait_group(STAGES - 2)
         # What ordinary copies wrote is read by the tensor cores.
@@ -134,7 +143,10 @@ def _step(
         gl.thread_barrier()
     mbarrier.wait(bars.index(stage), phase)
     if MULTIPLY:
-        acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
+        if SWAPPED:
+            acc = warpgroup_mma(b.index(stage), a.index(stage).permute((1, 0)), acc, is_async=True)
+        else:
+            acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, is_async=True)
         acc = warpgroup_mma_wait(1, deps=[acc])
     gl.thread_barrier()
     free = gl.where(stage == 0, STAGES - 1, stage - 1)
@@ -210,7 +222,8 @@ def _store(out, result, first, rows, column, width, out_pitch, keep=False):
     COLUMNS: gl.constexpr = result.shape[1]
     # A warp stores the rows whose sums it has, so that none waits for another: lanes side by side for a row of 16-byte pieces.
     ACROSS: gl.constexpr = COLUMNS // 8
-    LAYOUT: gl.constexpr = gl.BlockedLayout([ACROSS // 2, 8], [32 // ACROSS, ACROSS], [gl.num_warps(), 1], [1, 0])
+    ROWS: gl.constexpr = BLOCK_M * ACROSS // (32 * gl.num_warps())
+    LAYOUT: gl.constexpr = gl.BlockedLayout([ROWS, 8], [32 // ACROSS, ACROSS], [gl.num_warps(), 1], [1, 0])
     result = gl.convert_layout(result.to(out.dtype.element_ty), LAYOUT)
     r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
     columns = column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
@@ -257,14 +270,18 @@ def project_many(
     DEPENDENT: gl.constexpr,
 ):
     WARPS: gl.constexpr = gl.num_warps()
-    gl.static_assert(BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
+    SWAPPED: gl.constexpr = BLOCK_M < WARP_GROUP_ROWS
+    gl.static_assert(SWAPPED or BLOCK_M == 16 * WARPS, "a warp has 16 rows of the accumulators")
     gl.static_assert(BLOCK_K == PANEL, "a step is a panel")
     ELEMENT: gl.constexpr = out.dtype.element_ty
     # A warp's copy is four rows of 128 bytes.
     COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M if SWAPPED else BLOCK_N, 16])
     A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, BLOCK_K], ELEMENT)
     B: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_K], ELEMENT)
+    # Lanes side by side have a row's columns, as it is stored: those that an activation joins in one thread's registers.
+    ACROSS: gl.constexpr = BLOCK_N // 16
+    TURNED: gl.constexpr = gl.BlockedLayout([BLOCK_M * ACROSS // (32 * WARPS), 16], [32 // ACROSS, ACROSS], [WARPS, 1], [1, 0])
     a = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_M, BLOCK_K], A)
     b = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_N, BLOCK_K], B)
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -319,15 +336,18 @@ def project_many(
     turn = 0
     while work < total:
         this = (pointers, first, rows, first_panel_row(matrix, column, n, k))
-        acc = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
+        acc = gl.zeros([BLOCK_N, BLOCK_M] if SWAPPED else [BLOCK_M, BLOCK_N], gl.float32, layout=SUMS)
         if BIAS:
             # Of this tile, asked for when the one before was done.
-            acc = acc + gl.convert_layout(next_bias, gl.SliceLayout(0, SUMS))[None, :]
+            if SWAPPED:
+                acc = acc + gl.convert_layout(next_bias, gl.SliceLayout(1, SUMS))[:, None]
+            else:
+                acc = acc + gl.convert_layout(next_bias, gl.SliceLayout(0, SUMS))[None, :]
         turn += 1
         place = next_place(place, further, programs)
         pieces = (begun, box, programs, claim, in_step, begun_by_round(turn, programs, total))
         # A single warp group has rows of every tile.
-        if WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
+        if SWAPPED or WARPS == 4 or _rows_from_own_on(gl.where(half_time, rows, BLOCK_M)) > 0:
             acc, stage, phase, work, pointers, next_matrix, next_first, next_rows, next_column = _product(
                 acc, operands, this, walk, turn * programs + place, pieces, once, stage, phase,
                 X_DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, COPIES, True,
@@ -340,9 +360,13 @@ def project_many(
         if BIAS:
             next_bias = _bias(bias, next_matrix, next_column, n, work < total, BLOCK_N)
         if GATED:
+            if SWAPPED:
+                acc = gl.convert_layout(acc.permute([1, 0]), TURNED)
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
             result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
             _store(out, result, first, rows, column // 2, width, out_pitch, keep)
+        elif SWAPPED:
+            _store(out, acc.permute([1, 0]), first, rows, column, width, out_pitch)
         else:
             left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
             _store(out, left, first, rows, column, width, out_pitch)

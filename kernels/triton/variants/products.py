@@ -103,8 +103,8 @@ def project(element, gated, activations, tile, *, precision="ieee", extras=True,
 # (BLOCK_N, BLOCK_K, warps, stages) of the products for many rows, by BLOCK_M. Of 128 rows, four stages of 48 KiB and 32 KiB
 # for the stores are what a block's shared memory holds. Of 64, with two blocks a multiprocessor, the second product's weights are
 # asked for before the first one is done, which takes 1 % less of a step than Triton's kernel. The first one is faster only where
-# programs go in step. Neither is for lower tiles.
-MANY_TILES = {128: (256, 64, 8, 4), 64: (128, 64, 4, 4)}
+# programs go in step. Of 32, swapped, there are no others.
+MANY_TILES = {128: (256, 64, 8, 4), 64: (128, 64, 4, 4), 32: (128, 64, 4, 4)}
 GLUON_ELEMENTS = {"bfloat16": bfloat16, "float16": float16}
 
 
@@ -149,7 +149,7 @@ def project_many(element, gated, block_m, bias=False):
             **({"bias": True} if bias else {}),
             "gather": "x" not in described,
             # Only for products that go in step: without, Triton's kernel is as fast or up to 4 % faster.
-            **({"in_step": True} if gated and block_m < 128 else {}),
+            **({"in_step": True} if gated and block_m == 64 else {}),
             "k": {"least": (stages - 1) * block_k},
         },
     )

@@ -48,7 +48,8 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
   const choices = operator.routed
     ? routedSets(ids, padded, operator, to)
     : markedSets(ids, tokens, padded, operator, to);
-  const rows = expertTileRows(context, rowType, slots / experts, buckets.weightBytes);
+  const { weightBytes } = buckets;
+  const rows = expertTileRows(context, rowType, { slots, experts, weightBytes });
   const lists = listsOf(order, { experts, lanes, mostTokens, topK, rows }, context);
   const fillPrograms = Math.min(context.facts.multiprocessors, Math.ceil(mostTokens / WORD_TOKENS));
   const listPrograms = kernel.entry.grid.shares_of_a_list ?? 1;

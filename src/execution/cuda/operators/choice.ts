@@ -18,27 +18,34 @@ import type { OperatorContext } from "./context.ts";
 import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
 import { inCache } from "./lasting.ts";
 
-/** Most rows a matrix has on average for tiles of 16 and of 64 rows; beyond, the tallest. */
+/** Most rows a matrix has on average for tiles of 16, 32 and 64 rows; beyond, the tallest. */
 interface Shares {
   readonly rows16: number;
+  readonly rows32: number;
   readonly rows64: number;
 }
 /**
- * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. At 8 tiles of
- * 64 rows take up to 2 % more than those of 16 with uniform routing and up to 4 % less with Zipf 1.5 (on an H200, with
- * weights in rows, up to 11 %), and 10 to 13 % and up to 4 % more energy; time decides. Tiles of 32 took longer than either with uniform routing in most shapes: there are none.
+ * Of experts, measured on an H100: at a share of 32 tiles of 64 rows take the least time, at 64 those of 128. Steps on tiles of 32
+ * rows instead of 64 take 0.1 to 0.4 % less time at shares of 8 and 16 (medium 1.6 and, with Zipf 1.5, 6.5 % less) and 3 to 10 % less
+ * energy; instead of 16 they take up to 0.6 % less time at 4, and as much energy.
  */
-const EXPERT_SHARES: Shares = { rows16: 4, rows64: 48 };
+const EXPERT_SHARES: Shares = { rows16: 2, rows32: 16, rows64: 48 };
+/**
+ * Of experts that are larger than the L2, of which a second tile reads weights from memory once more: mixtral-8x7b with a
+ * share of 16 and Zipf 1.5 takes 3.4 % more time on tiles of 32 rows than of 64 (and 10 % less energy), DeepSeek-V3's shape with 8
+ * between 0.3 % less and 0.4 % more (7 to 10 % less).
+ */
+const LARGE_EXPERT_SHARES: Shares = { rows16: 2, rows32: 8, rows64: 48 };
 /** Of experts in float32, whose products have no tensor cores unless asked for: what a tile is taller than its rows costs more. */
-const FLOAT32_SHARES: Shares = { rows16: 8, rows64: 48 };
+const FLOAT32_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 48 };
 /**
  * Of experts whose weights are all found in the L2, where reading them fewer times gains nothing: there more
  * and lower tiles take less time, measured on an H100 up to a share of 1024 (8 experts of 3 MiB, half of its L2): at 256
  * 37.9 us a step instead of 42.7 on tiles of 128 rows, at 4 18.1 on those of 16 instead of 21.4 on 64.
  */
-const CACHED_SHARES: Shares = { rows16: 8, rows64: 1024 };
+const CACHED_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 1024 };
 /** Of all rows with one matrix, which makes so few tiles that low ones keep more multiprocessors busy. */
-export const DENSE_SHARES: Shares = { rows16: 8, rows64: 128 };
+export const DENSE_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 128 };
 
 /** What a kernel knows of activations: none, the formula of SwiGLU and its relatives, or any by a code. */
 export type ActivationSet = "identity" | "logistic" | "coded";
@@ -77,8 +84,9 @@ function precisionOf(element: RowType, { float32 }: Pick<OperatorContext, "float
 }
 
 /** The rows that tiles should have for so many rows a matrix. */
-function wantedRows(share: number, { rows16, rows64 }: Shares): number {
+function wantedRows(share: number, { rows16, rows32, rows64 }: Shares): number {
   if (share <= rows16) return 16;
+  if (share <= rows32) return 32;
   return share <= rows64 ? 64 : 128;
 }
 
@@ -93,33 +101,47 @@ export function tileRows(
     operator: "project",
     element,
     precision: precisionOf(element, context),
-    // The kernels with extras can do what the ones without them can.
-    extras: true,
   };
   const kernels = context.kernels.all(selects);
-  const tallest = new Map<string, number>();
-  const heights = kernels.map((kernel) => {
-    const { gated, activations } = kernel.entry.selects;
-    const rows = rowsOf(kernel);
-    const product = `${gated} ${activations}`;
-    tallest.set(product, Math.max(rows, tallest.get(product) ?? 0));
-    return rows;
-  });
   if (kernels.length === 0) context.kernels.missing(selects);
+  // The kernels with extras can do what the ones without them can.
+  const tallest = new Map<string, number>();
+  for (const kernel of kernels.filter((each) => can("extras", each))) {
+    const { gated, activations } = kernel.entry.selects;
+    const product = `${gated} ${activations}`;
+    tallest.set(product, Math.max(rowsOf(kernel), tallest.get(product) ?? 0));
+  }
   const most = Math.min(...tallest.values());
   const wanted = wantedRows(share, shares);
-  return Math.min(most, ...heights.filter((rows) => rows >= wanted));
+  return Math.min(most, ...kernels.map(rowsOf).filter((rows) => rows >= wanted));
 }
 
-/** Rows of a tile in lists for experts of so many bytes of weights in all. */
+/** Choices that are to be spread over experts. */
+export interface ExpertRows {
+  readonly slots: number;
+  readonly experts: number;
+  /** Bytes of the weights of all experts; unknown ones are taken for many. */
+  readonly weightBytes: number | undefined;
+}
+
+/** Rows of a tile in lists for experts. */
 export function expertTileRows(
   context: Pick<OperatorContext, "kernels" | "float32" | "facts">,
   element: RowType,
-  share: number,
-  weightBytes?: number,
+  rows: ExpertRows,
 ): number {
-  const ofType = element === "float32" ? FLOAT32_SHARES : EXPERT_SHARES;
-  return tileRows(context, element, share, inCache(context, weightBytes) ? CACHED_SHARES : ofType);
+  return tileRows(context, element, rows.slots / rows.experts, sharesOf(context, element, rows));
+}
+
+function sharesOf(
+  context: Pick<OperatorContext, "facts">,
+  element: RowType,
+  { experts, weightBytes }: ExpertRows,
+): Shares {
+  if (inCache(context, weightBytes)) return CACHED_SHARES;
+  if (element === "float32") return FLOAT32_SHARES;
+  const ofExpert = weightBytes === undefined ? undefined : weightBytes / experts;
+  return inCache(context, ofExpert) ? EXPERT_SHARES : LARGE_EXPERT_SHARES;
 }
 
 /**

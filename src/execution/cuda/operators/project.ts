@@ -31,11 +31,11 @@ const TILE_GROUP = 8;
 const LOW_ROWS = 64;
 
 /**
- * Products on tiles of at most so many rows, which share multiprocessors, let the kernel behind them start late, when it need
+ * Products on tiles of at most so many rows, whose blocks share multiprocessors, let the kernel behind them start late, when it need
  * not crowd (kernels/triton/overlap.py); so second ones start early however few their blocks. So do first ones: behind buckets
  * nearly all of the GPU is free.
  */
-const LATE_ROWS = 32;
+const LATE_ROWS = 16;
 
 /**
  * How programs come by their pieces (kernels/triton/experts/pieces.py). On tall tiles of matrices that have on average up to
@@ -168,7 +168,7 @@ function encodeLane(
   const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
   const { weightBytes } = rows.buckets;
   const share = slots / experts;
-  const height = expertTileRows(context, element, share, weightBytes);
+  const height = expertTileRows(context, element, { slots, experts, weightBytes });
   const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
   if (lists === undefined) {
     to.fail(

@@ -99,7 +99,7 @@ function projectMany(
       ...own.selects,
       gather: gated,
       ...(bias && { bias }),
-      ...(gated && rows < 128 && { in_step: true }),
+      ...(gated && rows === 64 && { in_step: true }),
       k,
     },
     maps: { ...(!gated && { x: [rows, 64] }), w: box },
@@ -116,6 +116,7 @@ function projects(arch: string): Variant[] {
         for (const bias of [false, true]) {
           found.push(projectMany(element, gated, 128, 256, bias));
           found.push(projectMany(element, gated, 64, 128, bias));
+          found.push(projectMany(element, gated, 32, 128, bias));
         }
       }
     }

@@ -61,6 +61,24 @@ describe("a product of many rows", () => {
     }
   });
 
+  it("takes its kernels for tiles of 32 rows, where weights come from memory", async () => {
+    const few = { ...MANY, mostTokens: 32 };
+    const cached = (await FakeDevice.open()).context.facts.l2Bytes;
+    for (const [weightBytes, inputs, height] of [
+      [cached, INPUTS, "rows16"],
+      [cached + 1, INPUTS, "many32"],
+      // Rows that are too short for it go through a taller one, by the same list.
+      [cached + 1, 128, "rows64"],
+    ] as const) {
+      const first = await lane(few, { inputs, gated: true }, {}, SILU, weightBytes);
+      const gathers = first.device.kernel(first.operator).name;
+      assert.equal(gathers, `project_gated_logistic_bf16_${height}`);
+      const second = await lane(few, { inputs }, { gather: false }, NONE, weightBytes);
+      const { name } = second.device.kernel(second.operator);
+      assert.equal(name, `project_plain_identity_bf16_${height}`);
+    }
+  });
+
   it("takes the others where rows are short", async () => {
     const type = { inputs: 128 };
     const first = await lane(MANY, { ...type, gated: true }, {}, SILU);
@@ -101,7 +119,7 @@ describe("a product of many rows", () => {
 
   it("takes the others for coded activations and fewer rows", async () => {
     const inOrder = { gather: false };
-    const few = { ...MANY, mostTokens: 16 };
+    const few = { ...MANY, mostTokens: 8 };
     for (const [expected, sizes, spec, rows, activation] of [
       ["project_gated_logistic_extras_bf16_rows16", few, { gated: true, bias: true }, {}, SILU],
       ["project_plain_identity_extras_bf16_rows16", few, { bias: true }, inOrder, NONE],

@@ -15,44 +15,55 @@ import { lane, projectAll } from "./operators.ts";
 
 const CLAMPED: Activation = { kind: "swiglu-clamped", alpha: 1.702, limit: 7 };
 
+const MANY = { slots: 5000, experts: 1, weightBytes: undefined };
+
 describe("the height of tiles", () => {
   for (const [capability, precision, element, heights] of [
-    [[9, 0], "ieee", "bfloat16", [16, 16, 64, 64, 128, 128]],
-    [[9, 0], "ieee", "float16", [16, 16, 64, 64, 128, 128]],
-    [[9, 0], "ieee", "float32", [16, 16, 64, 64, 64, 64]],
-    [[9, 0], "tf32", "float32", [16, 16, 64, 64, 64, 64]],
-    [[8, 0], "ieee", "bfloat16", [16, 16, 64, 64, 128, 128]],
-    [[12, 1], "ieee", "bfloat16", [64, 64, 64, 64, 64, 64]],
-    [[12, 1], "ieee", "float32", [64, 64, 64, 64, 64, 64]],
+    [[9, 0], "ieee", "bfloat16", [16, 16, 32, 32, 64, 64, 128, 128]],
+    [[9, 0], "ieee", "float16", [16, 16, 32, 32, 64, 64, 128, 128]],
+    [[9, 0], "ieee", "float32", [16, 16, 64, 16, 64, 64, 64, 64]],
+    [[9, 0], "tf32", "float32", [16, 16, 64, 16, 64, 64, 64, 64]],
+    [[8, 0], "ieee", "bfloat16", [16, 16, 64, 64, 64, 64, 128, 128]],
+    [[12, 1], "ieee", "bfloat16", [64, 64, 64, 64, 64, 64, 64, 64]],
+    [[12, 1], "ieee", "float32", [64, 64, 64, 64, 64, 64, 64, 64]],
   ] as const) {
     it(`of ${element} (${precision}) on ${capability.join(".")} follows the even share`, async () => {
       const device = await FakeDevice.open({ capability }, precision);
-      const low = element === "float32" ? 8 : 4;
-      const found = [0.01, low, low + 0.5, 48, 49, 5000].map((share) =>
-        expertTileRows(device.context, element, share),
+      const weightBytes = 2 * device.context.facts.l2Bytes;
+      const [low, middle] = element === "float32" ? [8, 8] : [2, 16];
+      const found = [0.01, low, low + 0.5, middle, middle + 0.5, 48, 49, 5000].map((share) =>
+        expertTileRows(device.context, element, { slots: 2 * share, experts: 2, weightBytes }),
       );
       assert.deepEqual(found, heights);
       const dense = [0.01, 8, 8.5, 128, 129, 5000].map((share) =>
         tileRows(device.context, element, share, DENSE_SHARES),
       );
-      assert.deepEqual(dense, heights);
+      // There are none of 32 rows in between.
+      assert.deepEqual(dense, [...heights.slice(0, 2), ...heights.slice(4)]);
     });
   }
 
   it("is never more than what every product's kernels take", async () => {
     // An 8.6's blocks have less shared memory: here, not enough for the tallest kernels.
     const device = await FakeDevice.open({ capability: [8, 6], sharedPerBlockOptin: 200 * 100 });
-    assert.equal(expertTileRows(device.context, "bfloat16", 5000), 64);
+    assert.equal(expertTileRows(device.context, "bfloat16", MANY), 64);
   });
 
   it("is lower up to a larger share where the L2 holds all weights", async () => {
     const { context } = await FakeDevice.open();
-    const heights = (weightBytes: number) =>
-      [4, 5, 8, 9, 48, 49, 1024, 1025].map((share) =>
-        expertTileRows(context, "bfloat16", share, weightBytes),
+    const heights = (weightBytes?: number) =>
+      [2, 3, 8, 9, 16, 17, 48, 49, 1024, 1025].map((share) =>
+        expertTileRows(context, "bfloat16", { slots: 8 * share, experts: 8, weightBytes }),
       );
-    assert.deepEqual(heights(context.facts.l2Bytes), [16, 16, 16, 64, 64, 64, 64, 128]);
-    assert.deepEqual(heights(context.facts.l2Bytes + 1), [16, 64, 64, 64, 64, 128, 128, 128]);
+    const { l2Bytes } = context.facts;
+    assert.deepEqual(heights(l2Bytes), [16, 16, 16, 64, 64, 64, 64, 64, 64, 128]);
+    const usual = [16, 32, 32, 32, 32, 64, 64, 128, 128, 128];
+    assert.deepEqual(heights(l2Bytes + 1), usual);
+    assert.deepEqual(heights(8 * l2Bytes), usual);
+    // Of experts that the L2 cannot hold even one of, tiles are taller.
+    const large = [16, 32, 32, 64, 64, 64, 64, 128, 128, 128];
+    assert.deepEqual(heights(8 * l2Bytes + 8), large);
+    assert.deepEqual(heights(), large);
   });
 });
 
@@ -251,10 +262,10 @@ describe("a lane's product", () => {
     const exceeds = fits + 64;
     const claimed = ["half", "claimed"];
     const inStep = ["in step"];
-    // A share of 4, 5, 48, 49, 64, 65, 128, 129, 256 and 257 rows: with small matrices, large ones and those beyond the L2.
+    // A share of 2, 4, 48, 49, 64, 65, 128, 129, 256 and 257 rows: with small matrices, large ones and those beyond the L2.
     for (const [tokens, ofSmall, ofLarge, beyond] of [
-      [16, [], [], []],
-      [20, inStep, inStep, inStep],
+      [8, [], [], []],
+      [16, inStep, inStep, inStep],
       [192, inStep, inStep, inStep],
       [196, claimed, claimed, inStep],
       [256, claimed, claimed, inStep],
@@ -280,17 +291,17 @@ describe("a lane's product", () => {
       const { work } = device.kernel(operator);
       return [true, false].map((product) => work.early(work.blocks(1000), { ...work, product }));
     };
-    // What is in front: a product, or something else. Rows a matrix: 4, 48 and 256.
-    assert.deepEqual(await early(16, true), [true, true]);
+    // What is in front: a product, or something else. Rows a matrix: 2, 48 and 256.
+    assert.deepEqual(await early(8, true), [true, true]);
     assert.deepEqual(await early(192, true), [true, true]);
     assert.deepEqual(await early(1024, true), [false, false]);
-    assert.deepEqual(await early(16, false), [true, false]);
+    assert.deepEqual(await early(8, false), [true, false]);
     assert.deepEqual(await early(192, false), [true, false]);
     assert.deepEqual(await early(1024, false), [true, false]);
   });
 
   it("takes input scales and rows as they stand", async () => {
-    const sizes = { experts: 8, topK: 2, mostTokens: 16 };
+    const sizes = { experts: 8, topK: 2, mostTokens: 8 };
     const { device, operator, buffers } = await lane(sizes, { bias: true }, { gather: false });
     assert.equal(device.kernel(operator).values["options"], 2 | 128);
     assert.equal(device.kernel(operator).name, "project_plain_identity_extras_bf16_rows16");
