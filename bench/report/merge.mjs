@@ -15,7 +15,7 @@ const KNOWN_CARD = { name: /^NVIDIA H(100|200)/, teraflops: 989 };
  * fast at all times; cells that several parts hold are pooled. The order of the results does
  * not matter: they are sorted by date.
  *
- * @param results what `readResult` returned
+ * @param unsorted the results that `readResults` returned
  * @throws ResultError if they come from different devices, or none of them is of peers
  */
 export function merge(unsorted) {
@@ -51,7 +51,7 @@ export function merge(unsorted) {
       ...(replaced === 0
         ? []
         : [
-            `${plural(replaced, "cell")} measured again with another seed or number of batches: the later part counts.`,
+            `${plural(replaced, "cell")} measured again with another seed, number of batches or number of experts: the later part counts.`,
           ]),
       ...unknownLimits(parts),
     ],
@@ -80,11 +80,15 @@ function cellsOf(part) {
   return cells.map((cell) => ({
     ...cell,
     part: mode,
+    experts: cell.experts ?? expertsOf(part, cell.shape),
     queued: part.queuedBursts === true,
     limits: knownLimits(part),
     energy: energy.filter((each) => cellName(each) === cellName(cell)),
   }));
 }
+
+/** Cells from before they named their number of experts: what the file says of their shape. */
+const expertsOf = ({ shapes }, name) => shapes.find((shape) => shape.name === name)?.experts;
 
 /** Cells of the loops are others than those beside peers, even of the same layer and batch. */
 const cellKey = (cell) => `${cellName(cell)}${cell.part === LOOPS ? ", loops" : ""}`;
@@ -130,6 +134,9 @@ function differences(results, parts) {
     ...differing("commits", results, ({ commit }) => commit),
     ...differing("seeds", parts, ({ seed }) => seed),
     ...differing("versions", parts, ({ versions }) => versions),
+    ...[...new Set(parts.flatMap(({ shapes }) => shapes.map(({ name }) => name)))].flatMap((name) =>
+      differing(`numbers of experts of ${name}`, parts, (part) => expertsOf(part, name)),
+    ),
   ];
 }
 

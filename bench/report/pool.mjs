@@ -8,8 +8,9 @@ import { groupBy, labelOf } from "./figures.mjs";
 const isMeasured = ({ failed }) => failed === undefined;
 
 /**
- * Another seed or number of batches draws other tokens, so that the latest part's count. What
- * failed is forgotten where a later part measured it.
+ * Another seed or number of batches draws other tokens, and another number of experts (a card with less memory
+ * takes half of the largest shape's) is another layer: then the latest part's count. What failed is forgotten where a
+ * later part measured it.
  *
  * @param cells of all parts, those of the earliest first
  * @returns { cells, failedCells, pooled: how many are of several parts, replaced: how many
@@ -20,7 +21,8 @@ export function pool(cells, keyOf) {
     const measured = group.filter(isMeasured);
     const latest = measured.at(-1);
     const alike = measured.filter(
-      ({ seed, batches }) => seed === latest.seed && batches === latest.batches,
+      ({ seed, batches, experts }) =>
+        seed === latest.seed && batches === latest.batches && experts === latest.experts,
     );
     return { alike, replaced: measured.length - alike.length, failure: failureOf(group) };
   });

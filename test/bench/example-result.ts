@@ -21,6 +21,7 @@ export interface ExampleCell {
   tokens: number;
   routing: string;
   seed: number;
+  experts?: number;
   batches?: number;
   expertsUsed: number;
   imbalance: number;

@@ -123,9 +123,35 @@ describe("report parts", { skip }, () => {
       merged.warnings.map((warning: string) => warning.split(":")[0]),
       [
         "1 cell was measured in more than one part",
-        "1 cell measured again with another seed or number of batches",
+        "1 cell measured again with another seed, number of batches or number of experts",
       ],
     );
+  });
+
+  it("a cell of another number of experts is replaced, not pooled", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const part = (day: number, us: number, experts?: number, ofShape = 128) => ({
+      ...{ ...whole, date: `2026-11-${day}T10:00:00.000Z`, energy: [] },
+      shapes: whole.shapes.map((shape) => ({ ...shape, experts: ofShape })),
+      cells: [cell(at(64), [timed("nexus", [[us]])], experts === undefined ? {} : { experts })],
+    });
+    const rounds = (...parts: object[]) => {
+      const { cells, warnings } = merge(parts);
+      return { rounds: cells[0].contenders[0].rounds, warnings };
+    };
+    // Cells that name their experts, and older files, whose shapes do.
+    for (const [early, late] of [
+      [part(24, 100, 128), part(25, 90, 256, 256)],
+      [part(24, 100), part(25, 90, undefined, 256)],
+      [part(24, 100), part(25, 90, 256, 256)],
+    ] as const) {
+      const { rounds: counted, warnings } = rounds(early, late);
+      assert.deepEqual(counted, [[90]]);
+      assert.match(warnings[0], /different numbers of experts of qwen3-30b-a3b: 128 .*, 256 /);
+      assert.match(warnings.at(-1), /^1 cell measured again with another .*number of experts/);
+    }
+    assert.deepEqual(rounds(part(24, 100), part(25, 90, 128)).rounds, [[100], [90]]);
   });
 
   it("what failed is named unless a later part measured it", async () => {
