@@ -3,6 +3,7 @@
 import { median } from "../gpu/support.mjs";
 import { energyOf } from "./energy.mjs";
 import { NexusContender } from "./nexus.mjs";
+import { Refused } from "./options.mjs";
 import { takeTurns } from "./rounds.mjs";
 
 /** Batches that take turns: enough that a step's experts are not in the cache from the replay before. */
@@ -47,26 +48,27 @@ async function measureReady(site, shape, { tokens, routing, energy, batches }, {
       facts,
       time: async (replays) => (await peers.ask("time", { contender: id, replays })).samples,
       run: (seconds) => peers.ask("run", { contender: id, seconds }),
+      mayFail: true,
     })),
     ...limit,
   ];
-  const taken = await takeTurns(contenders, { rounds: site.rounds, batches, seed });
+  const { taken, failed } = await takeTurns(contenders, { rounds: site.rounds, batches, seed });
   const results = contenders.map((contender) => {
+    const { name, mode } = contender.facts;
+    if (failed.has(contender)) return { name, mode, failed: failed.get(contender) };
     const rounds = taken.get(contender);
     return { ...contender.facts, samples: rounds.flat(), rounds };
   });
+  const measuredLimit = limit.length > 0 && !failed.has(limit[0]) ? results.pop() : undefined;
   const weights = 3 * shape.hidden * shape.intermediate;
   const cell = {
-    ...{ shape: shape.name, tokens, routing, seed, batches },
+    ...{ shape: shape.name, experts: shape.experts, tokens, routing, seed, batches },
     expertsUsed: drawn.expertsUsed,
     imbalance: drawn.imbalance,
     weightBytes: Math.round(2 * weights * drawn.expertsUsed),
     gflop: (2 * weights * tokens * shape.topK) / 1e9,
-    ...(limit.length > 0 && { limit: results.at(-1) }),
-    contenders: [
-      ...results.slice(0, results.length - limit.length),
-      ...drawn.contenders.filter(({ failed }) => failed !== undefined),
-    ],
+    ...(measuredLimit && { limit: measuredLimit }),
+    contenders: [...results, ...drawn.contenders.filter(({ failed }) => failed !== undefined)],
   };
   return { cell, energy: energy ? await energies(site, contenders, cell) : [] };
 }
@@ -82,7 +84,7 @@ async function limitOf(peers, { expertsUsed }) {
   }
   const time = async (replays) =>
     (await peers.ask("time", { contender: "cublas", replays })).samples;
-  return [{ facts: { name: "cublas" }, time }];
+  return [{ facts: { name: "cublas" }, time, mayFail: true }];
 }
 
 /** Nexus, the fastest peer, and the loop that was fastest. */
@@ -97,7 +99,12 @@ async function energies(site, contenders, { shape, tokens, routing, contenders: 
   const measured = [];
   for (const { name, mode } of asked) {
     const contender = contenders.find(({ facts }) => facts.name === name && facts.mode === mode);
-    const reading = await energyOf(site.device, (seconds) => contender.run(seconds));
+    const reading = await energyOf(site.device, (seconds) => contender.run(seconds)).catch(
+      (error) => {
+        if (contender.mayFail !== true || error instanceof Refused) throw error;
+        return { unavailable: error.message };
+      },
+    );
     measured.push({
       shape,
       tokens,

@@ -5,6 +5,7 @@
  */
 
 import { Random } from "../gpu/support.mjs";
+import { Refused } from "./options.mjs";
 
 /** A burst is about so long: long enough for the clocks to settle under this contender's load. */
 const BURST_US = 20_000;
@@ -12,14 +13,30 @@ const LEAST_REPLAYS = 3;
 const MOST_REPLAYS = 60;
 
 /**
- * @param contenders [{ time(replays) }]
+ * A contender that may fail (`mayFail`) has no more turns once it cannot be timed: the others go on without it.
+ *
+ * @param contenders [{ time(replays), mayFail? }]
  * @param plan { rounds, batches, seed }
- * @returns a map from contender to its rounds: microseconds of every replay
+ * @returns { taken: a map from contender to its rounds, microseconds of every replay; failed: one from contender to the
+ *   reason, of those that could not be timed }
+ * @throws what a contender that may not fail throws, and any error that says that there is nobody to ask any more
  */
 export async function takeTurns(contenders, { rounds, batches, seed }) {
+  const failed = new Map();
+  const timed = async (contender, replays) => {
+    if (failed.has(contender)) return undefined;
+    try {
+      return await contender.time(replays);
+    } catch (error) {
+      if (contender.mayFail !== true || error instanceof Refused) throw error;
+      failed.set(contender, error.message);
+      return undefined;
+    }
+  };
   const replays = new Map();
   for (const contender of contenders) {
-    const look = await contender.time(batches);
+    const look = await timed(contender, batches);
+    if (look === undefined) continue;
     const us = look.reduce((sum, each) => sum + each, 0) / look.length;
     const wanted = Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, Math.round(BURST_US / us)));
     replays.set(contender, Math.ceil(wanted / batches) * batches);
@@ -29,8 +46,9 @@ export async function takeTurns(contenders, { rounds, batches, seed }) {
   for (let round = 0; round < rounds; round++) {
     for (const turn of random.permutation(contenders.length)) {
       const contender = contenders[turn];
-      taken.get(contender).push(await contender.time(replays.get(contender)));
+      const burst = await timed(contender, replays.get(contender));
+      if (burst !== undefined) taken.get(contender).push(burst);
     }
   }
-  return taken;
+  return { taken, failed };
 }

@@ -74,7 +74,8 @@ describe("turns", () => {
       },
     });
     const contenders = [contender("a", 10), contender("b", 1000), contender("c", 50_000)];
-    const taken = await take(contenders, plan);
+    const { taken, failed } = await take(contenders, plan);
+    assert.equal(failed.size, 0);
     return { asked, rounds: contenders.map((each) => taken.get(each) as number[][]) };
   };
 
@@ -108,6 +109,42 @@ describe("turns", () => {
     const asked = (await order(1)).split(",");
     const before = new Set(asked.flatMap((each, i) => (each === "a 60" ? [asked[i - 1]] : [])));
     assert.ok(before.size > 1, "not always after the same other");
+  });
+});
+
+describe("a contender that cannot be timed", () => {
+  const plan = { rounds: 4, batches: 1, seed: 1 };
+  const good = { time: async (replays: number) => new Array(replays).fill(1000) };
+  /** Times as many bursts as it is told to, and then fails. */
+  const failing = (bursts: number, error: Error) => {
+    let left = bursts;
+    return {
+      mayFail: true,
+      async time(replays: number) {
+        left--;
+        if (left < 0) throw error;
+        return new Array(replays).fill(1000);
+      },
+    };
+  };
+
+  it("has no more turns, and its reason is kept; the others have all of theirs", async () => {
+    const { takeTurns } = await load("rounds.mjs");
+    for (const bursts of [0, 3]) {
+      const bad = failing(bursts, new Error("not queued within 2560 us each"));
+      const { taken, failed } = await takeTurns([good, bad], plan);
+      assert.deepEqual([...failed], [[bad, "not queued within 2560 us each"]]);
+      assert.equal(taken.get(good).length, 4);
+    }
+  });
+
+  it("ends the cell if it is Nexus, or if nobody is left to ask", async () => {
+    const { takeTurns } = await load("rounds.mjs");
+    const { Refused } = await load("options.mjs");
+    const nexus = { ...failing(1, new Error("wrong")), mayFail: false };
+    await assert.rejects(takeTurns([good, nexus], plan), /wrong/);
+    const gone = failing(1, new Refused("the peers' process is gone"));
+    await assert.rejects(takeTurns([good, gone], plan), /is gone/);
   });
 });
 

@@ -21,10 +21,16 @@ class FakePeers {
   readonly files: string[] = [];
   readonly #right: boolean;
   readonly #layer: Error | undefined;
+  readonly #time: Error | undefined;
 
-  constructor({ right = true, layer }: { right?: boolean; layer?: Error } = {}) {
+  constructor({
+    right = true,
+    layer,
+    time,
+  }: { right?: boolean; layer?: Error; time?: Error } = {}) {
     this.#right = right;
     this.#layer = layer;
+    this.#time = time;
   }
 
   async ask(what: string, request: Request = {}): Promise<unknown> {
@@ -54,6 +60,7 @@ class FakePeers {
       case "cublas":
         throw new Error("no such thing here");
       case "time":
+        if (this.#time !== undefined) throw this.#time;
         return { samples: new Array(request["replays"] as number).fill(50) };
       default:
         throw new Error(what);
@@ -104,6 +111,7 @@ describe("a part of the comparison", () => {
     const [cell, ...more] = result.cells;
     assert.equal(more.length, 0);
     assert.deepEqual([cell.tokens, cell.routing, cell.batches], [1, "uniform", 16]);
+    assert.equal(cell.experts, 8);
     assert.equal(cell.weightBytes, 2 * 3 * 512 * 1024 * 2);
     const names = cell.contenders.map(({ name }: { name: string }) => name);
     assert.deepEqual(names, ["nexus", "nexus-again", "p", "q"]);
@@ -118,6 +126,19 @@ describe("a part of the comparison", () => {
     }
     assert.equal(cell.contenders[0].rowError, 0.01);
     assert.equal(result.conditions.length, 1);
+  });
+
+  it("goes on without a peer that cannot be timed, whose reason stands in the cell", async () => {
+    const reason = "peers, time: RuntimeError: 16 replays of p were not queued within 2560 us each";
+    const { failed, result } = await measured(new FakePeers({ time: new Error(reason) }));
+    assert.equal(failed, false);
+    const [cell] = result.cells;
+    assert.equal(cell.failed, undefined);
+    assert.equal(cell.contenders[0].rounds.length, 2);
+    assert.deepEqual(cell.contenders.slice(2), [
+      { name: "p", mode: "graph", failed: reason },
+      { name: "q", mode: "graph", failed: "too large" },
+    ]);
   });
 
   it("times nothing where Nexus is wrong, and says by how much", async () => {
