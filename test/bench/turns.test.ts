@@ -2,16 +2,21 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
+import { inTemporaryFolder } from "../cli/nexus.ts";
 import { withEmulated } from "../execution/cuda/emulator/harness.ts";
 
 const gpu = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../../bench/gpu");
 const load = (file: string) => import(pathToFileURL(path.join(gpu, file)).href);
 const { parseCell, timeCells } = await load("steps.mjs");
-const { comparison } = await load("turns.mjs");
+const { comparison, takeTurns } = await load("turns.mjs");
 const support = await load("support.mjs");
+
+const run = (...args: string[]) =>
+  spawnSync(process.execPath, [path.join(gpu, "turns.mjs"), ...args], { encoding: "utf8" });
 
 describe("builds in turn", () => {
   it("take cells by name", () => {
@@ -60,21 +65,60 @@ describe("builds in turn", () => {
     ]);
   });
 
+  it("have every round saved as soon as it is over, whatever a later one does", () => {
+    const saved: string[] = [];
+    const save = (rounds: { build: string }[]) =>
+      saved.push(rounds.map(({ build }) => build).join(" "));
+    const plan = {
+      rounds: 2,
+      builds: [
+        ["old", "a"],
+        ["new", "b"],
+      ],
+    };
+    const us = { "small:1:uniform": 10 };
+    assert.equal(takeTurns(plan, () => us, save).length, 4);
+    assert.deepEqual(saved, ["", "old", "old new", "old new old", "old new old new"]);
+    saved.length = 0;
+    let left = 3;
+    const time = () => {
+      left--;
+      if (left < 0) throw new Error("the build in b failed");
+      return us;
+    };
+    assert.throws(() => takeTurns(plan, time, save), /the build in b failed/);
+    assert.equal(saved.at(-1), "old new old");
+  });
+
+  it("say in a line which build failed, and leave a file of what was measured before", () =>
+    inTemporaryFolder(async (folder) => {
+      const out = path.join(folder, "turns.json");
+      const { status, stderr } = run(
+        ...["--cells", "small:1", "--out", out],
+        ...[`a=${path.join(folder, "none")}`, "b=."],
+      );
+      assert.equal(status, 1);
+      assert.match(stderr, /\nthe build in .*none failed \(1\)\n$/);
+      assert.deepEqual(JSON.parse(readFileSync(out, "utf8")).rounds, []);
+    }));
+
   it("are asked for in one way: anything else is one line, exit code 2", () => {
-    for (const args of [
-      [],
-      ["a=."],
-      ["--cells", "small:1", "a=."],
-      ["--cells", "small:1", "a=.", "b"],
-      ["--cells", "small:1", "--rounds", "0", "a=.", "b=."],
-      ["--cells", "tiny:1", "a=.", "b=."],
-    ]) {
-      const script = path.join(gpu, "turns.mjs");
-      const { status, stderr } = spawnSync(process.execPath, [script, ...args], {
-        encoding: "utf8",
-      });
+    for (const [args, expected] of [
+      [[], /^usage: /],
+      [["a=."], /^usage: /],
+      [["--cells", "small:1", "a=."], /^usage: /],
+      [["--cells", "small:1", "a=.", "b"], /^usage: /],
+      [["--cells", "small:1", "a=.", "=."], /^usage: /],
+      [["--cells", "small:1", "a=.", "b="], /^usage: /],
+      [["--cells", "small:1", "--rounds", "0", "a=.", "b=."], /^usage: /],
+      [["--cells", "tiny:1", "a=.", "b=."], /^There is no cell "tiny:1"/],
+      [["--cells", "small:1", "a=.", "a=.."], /^Two builds are called "a"/],
+      [["--cells", "small:1", "--fast", "a=.", "b=."], /--fast/],
+      [["--cells", "small:1", "--out", "/nowhere/x.json", "a=.", "b=."], /\/nowhere\/x\.json/],
+    ] as const) {
+      const { status, stderr } = run(...args);
       assert.deepEqual([status, stderr.trim().split("\n").length], [2, 1], stderr);
-      assert.match(stderr, args.includes("tiny:1") ? /^There is no cell "tiny:1"/ : /^usage: /);
+      assert.match(stderr, expected);
     }
   });
 });
