@@ -11,12 +11,25 @@ import {
 } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
 
+/** What a reader would take for somebody else's code and is not: said before its figures are. */
+const REBUILT = [
+  {
+    peer: COMMON_PEER,
+    text: `**vLLM itself is not run.** ${COMMON_PEER} is its fused-MoE schedule rebuilt in Triton, with vLLM's published tile settings among those tried.`,
+  },
+  {
+    peer: "scattermoe-schedule",
+    text: "**ScatterMoE itself is not run.** scattermoe-schedule is its schedule rebuilt in Triton, with its published setting among those tried.",
+  },
+];
+
 export function leadBlocks(figures, bars) {
   const { device, compared, lost, failedCells, warnings } = figures;
   const failures = failedCells.map((cell) => `${cellName(cell)}: ${cell.failed}`);
   return [
     heading(1, `Nexus beside its peers on ${article(device.name)}`),
     paragraph(fastestText(figures)),
+    ...rebuiltBlocks([...figures.cells, ...figures.loopCells]),
     ...hostPacedBlocks(figures),
     ...(compared.length === 0 ? [] : lossBlocks(lost)),
     ...energyLossBlocks(figures.cells),
@@ -26,6 +39,12 @@ export function leadBlocks(figures, bars) {
     ...warnings.map((warning) => paragraph(`**Mind:** ${warning}`)),
     ...(compared.length === 0 ? [] : [heading(2, "Bars"), barTable(bars)]),
   ];
+}
+
+function rebuiltBlocks(cells) {
+  const names = new Set(cells.flatMap(({ contenders }) => contenders.map(({ name }) => name)));
+  const texts = REBUILT.filter(({ peer }) => names.has(peer)).map(({ text }) => text);
+  return texts.length === 0 ? [] : [paragraph(texts.join(" "))];
 }
 
 function hostPacedBlocks({ hostPaced, surelyOverBestPeer, surelyOverCommonPeer }) {

@@ -4,7 +4,8 @@
  *   node bench/report/main.mjs RESULT.json [MORE.json ...] --out DIR
  *
  * Several results are parts of one benchmark on one device; files of the drift, traffic
- * and counter measurements and of `nexus bench --ablation --json` may stand among them. Writes
+ * and counter measurements and of `nexus bench --ablation --json` may stand among them. Other files of
+ * JSON are left out and named on standard error. Writes
  * DIR/report.md with its charts (*.svg) beside it, and DIR/index.html with everything in it. Needs dist/.
  */
 
@@ -13,7 +14,7 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { toHtml, toMarkdown } from "./document.mjs";
 import { merge } from "./merge.mjs";
-import { ResultError, readResult } from "./read.mjs";
+import { ResultError, readResults } from "./read.mjs";
 import { reportOf } from "./report.mjs";
 
 const EXIT_BAD_INPUT = 2;
@@ -28,7 +29,10 @@ function main() {
       "usage: node bench/report/main.mjs RESULT.json [MORE.json ...] --out DIR",
     );
   }
-  const { title, blocks } = reportOf(merge(files.map(readResult)));
+  const { results, others } = readResults(files);
+  if (others.length > 0)
+    console.error(`Left out, nothing that a report shows: ${others.join(", ")}`);
+  const { title, blocks } = reportOf(merge(results));
   mkdirSync(values.out, { recursive: true });
   const write = (name, content) => writeFileSync(path.join(values.out, name), content);
   for (const { kind, file, svg } of blocks) if (kind === "figure") write(file, `${svg}\n`);

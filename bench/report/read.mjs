@@ -14,22 +14,43 @@ const BESIDE = {
   "bench --ablation": { kind: "ablations", list: "results" },
 };
 
+const KNOWN = [FORMAT, ...Object.keys(BESIDE)].join(", ");
+
 /** A result file that cannot be reported on. The message names the file. */
 export class ResultError extends Error {}
 
-/** @throws ResultError */
-export function readResult(file) {
-  let result;
+/**
+ * The results in some files, and the names of those files that hold something else: a benchmark leaves other files, too,
+ * which have no place in a report.
+ *
+ * @throws ResultError if a file cannot be read, if a result is faulty, or if there is none
+ */
+export function readResults(files) {
+  const read = files.map((file) => ({ file, result: parsed(file) }));
+  const known = read.filter(({ result }) => isKnown(result));
+  if (known.length === 0) {
+    throw new ResultError(`None of the files is one of ${KNOWN}: ${files.join(", ")}.`);
+  }
+  for (const { file, result } of known) {
+    const fault = faultOf(result);
+    if (fault !== undefined) throw new ResultError(`${file}: ${fault}`);
+  }
+  const others = read.filter(({ result }) => !isKnown(result));
+  return { results: known.map(({ result }) => result), others: others.map(({ file }) => file) };
+}
+
+function parsed(file) {
   try {
-    result = JSON.parse(readFileSync(file, "utf8"));
+    return JSON.parse(readFileSync(file, "utf8"));
   } catch (cause) {
     // The parser's message quotes the file, line ends and all.
     const why = cause.message.replace(/\s+/g, " ");
     throw new ResultError(`${file} cannot be read as JSON: ${why}`, { cause });
   }
-  const fault = faultOf(result);
-  if (fault !== undefined) throw new ResultError(`${file}: ${fault}`);
-  return result;
+}
+
+function isKnown(result) {
+  return result?.format === FORMAT || kindOf(result) !== undefined;
 }
 
 /** Where a file of another measurement belongs in a report; undefined for results beside peers. */
@@ -40,9 +61,8 @@ export function kindOf(result) {
 /** What is wrong with a file's content, or undefined. */
 export function faultOf(result) {
   const beside = BESIDE[result?.format ?? result?.command];
-  if (beside === undefined && result?.format !== FORMAT) {
-    const known = [FORMAT, ...Object.keys(BESIDE)].join(", ");
-    return `it is none of ${known}: "format" is ${JSON.stringify(result?.format)}.`;
+  if (!isKnown(result)) {
+    return `it is none of ${KNOWN}: "format" is ${JSON.stringify(result?.format)}.`;
   }
   if (typeof result.device?.name !== "string") return "device.name is missing.";
   return beside === undefined ? faultOfPeers(result) : faultOfList(result, beside.list);

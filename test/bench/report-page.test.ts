@@ -1,13 +1,13 @@
 /** The report as files: faults are named, charts and page are well formed. */
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
 import { inTemporaryFolder } from "../cli/nexus.ts";
 import { cell, contender, exampleLoops, exampleResult } from "./example-result.ts";
-import { at, BESIDE, folder, load, main, skip } from "./report-support.ts";
+import { at, BESIDE, figuresOf, folder, load, main, skip } from "./report-support.ts";
 
 describe("report page", { skip }, () => {
   it("faults of a file are named", async () => {
@@ -44,8 +44,10 @@ describe("report page", { skip }, () => {
       const markdown = read("report.md");
       const lines = markdown.split("\n");
       assert.match(lines[2] as string, /fastest in 70 of 72 cells.*geometric mean of 1\.\d\dx/);
-      assert.match(lines[4] as string, /A peer is faster beyond the noise in 2 cells/);
-      assert.match(lines[6] as string, /64 tokens, uniform: .*triton-kernels .* us \(\d+ %\)/);
+      assert.match(lines[4] as string, /vLLM itself is not run.*rebuilt in Triton/);
+      assert.doesNotMatch(markdown, /ScatterMoE/, "which has no part in these results");
+      assert.match(lines[6] as string, /A peer is faster beyond the noise in 2 cells/);
+      assert.match(lines[8] as string, /64 tokens, uniform: .*triton-kernels .* us \(\d+ %\)/);
       assert.ok(markdown.includes("does not install | here"));
       assert.match(
         markdown,
@@ -103,16 +105,48 @@ describe("report page", { skip }, () => {
       assert.equal(page.match(/<table>/g)?.length, markdown.match(/^\| ---/gm)?.length);
     }));
 
-  it("files that are none are refused with a line", () => {
-    const run = (...args: string[]) => {
-      try {
-        execFileSync(process.execPath, [main, ...args], { stdio: "pipe" });
-        return { status: 0, stderr: "" };
-      } catch (error) {
-        const { status, stderr } = error as { status: number; stderr: Buffer };
-        return { status, stderr: String(stderr) };
-      }
+  const run = (...args: string[]) =>
+    spawnSync(process.execPath, [main, ...args], { encoding: "utf8" });
+
+  it("files of other measurements are left out and named, unless there is nothing else", () =>
+    inTemporaryFolder(async (folder) => {
+      const write = (name: string, content: unknown) => {
+        const file = path.join(folder, name);
+        writeFileSync(file, JSON.stringify(content));
+        return file;
+      };
+      const result = write("quick.json", exampleResult());
+      const others = [write("bars.json", { rows: [] }), write("next.json", { format: "x/2" })];
+      const { status, stderr } = run(...others, result, "--out", folder);
+      assert.equal(status, 0, stderr);
+      assert.equal(stderr, `Left out, nothing that a report shows: ${others.join(", ")}\n`);
+      assert.match(readFileSync(path.join(folder, "report.md"), "utf8"), /fastest in 70 of 72/);
+      const none = run(...others, "--out", folder);
+      assert.equal(none.status, 2);
+      assert.match(none.stderr, /^None of the files is one of nexus-peers\/1, .*: .*bars\.json, /);
+      // What says that it is a result must be one.
+      const faulty = write("faulty.json", { ...exampleResult(), cells: 1 });
+      assert.match(
+        run(result, faulty, "--out", folder).stderr,
+        /faulty\.json: cells is not a list/,
+      );
+    }));
+
+  it("the heat map says what its outlines mean: cells that a peer won beyond the noise", async () => {
+    const { speedupChart } = await load("charts/speedup.mjs");
+    const outlines = async (peer: number) => {
+      const nexus = [contender("nexus", 100), contender("nexus-again", 100)];
+      const { compared } = await figuresOf([cell(at(64), [...nexus, contender("x", peer)])]);
+      const svg: string = speedupChart(compared);
+      assert.match(svg, /outlined: a peer is faster beyond the noise</);
+      return svg.match(/stroke-width="2"/g)?.length ?? 0;
     };
+    assert.equal(await outlines(80), 1);
+    assert.equal(await outlines(99.5), 0, "within the noise");
+    assert.equal(await outlines(150), 0, "Nexus is faster");
+  });
+
+  it("files that are none are refused with a line", () => {
     for (const [args, expected] of [
       [["/nowhere.json", "--out", "/tmp/x"], /nowhere\.json cannot be read/],
       [["--out", "/tmp/x"], /^usage: /],

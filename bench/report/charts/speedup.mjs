@@ -35,7 +35,8 @@ export function speedupChart(cells) {
       width: Math.max(620, 32 + LABEL_WIDTH + tokens.length * CELL_WIDTH),
       height: top - SHAPE_GAP + 20,
       title: "Speed-up over the best peer of each cell",
-      subtitle: "blue: Nexus is faster; orange: a peer is faster; outlined: beyond the noise",
+      subtitle:
+        "blue: Nexus is faster; orange: a peer is faster; outlined: a peer is faster beyond the noise",
     },
     text(16, 68, "tokens", { class: "soft" }),
     tokens.map((count) =>
