@@ -28,8 +28,9 @@ export class MoELayer implements AsyncDisposable {
   readonly #source: LayerWeights;
   readonly #options: LayerOptions;
   #engine: Promise<LayerEngine> | undefined;
+  /** Of the calls that came so far. */
   #tail: Promise<unknown> = Promise.resolve();
-  #closed = false;
+  #closing: Promise<void> | undefined;
 
   /**
    * A layer from a spec and its weights. The weights are copied to the device by
@@ -108,12 +109,11 @@ export class MoELayer implements AsyncDisposable {
     const onDevice = given === undefined || given instanceof DeviceTensor;
     const logits = onDevice ? given : toTensor(given, "options.logits");
     if (logits !== undefined) this.#checkLogits(logits, input);
-    const engine = await this.#start();
-    // One step at a time: steps share the buffers.
-    const step = this.#tail.then(() => {
-      if (this.#closed) throw new DisposedError("The MoE layer");
-      return engine.step({ input, logits, routing: options.routing ?? false });
-    });
+    if (this.#closing !== undefined) throw new DisposedError("The MoE layer");
+    const started = this.#start();
+    const request = { input, logits, routing: options.routing ?? false };
+    // One step at a time: steps share the buffers. From here on the call will be waited for.
+    const step = this.#tail.then(async () => (await started).step(request));
     this.#tail = step.catch(() => {});
     return step;
   }
@@ -138,13 +138,14 @@ export class MoELayer implements AsyncDisposable {
     return (await this.#start()).statistics();
   }
 
-  /** Waits for the step in flight and frees all device memory; harmless when repeated. */
-  async close(): Promise<void> {
-    this.#closed = true;
-    await this.#tail;
-    const engine = this.#engine;
-    this.#engine = undefined;
-    await engine?.then((each) => each[Symbol.dispose]()).catch(() => {});
+  /** Waits for all calls made before it and frees all device memory; harmless when repeated. */
+  close(): Promise<void> {
+    this.#closing ??= this.#tail.then(async () => {
+      const engine = this.#engine;
+      this.#engine = undefined;
+      await engine?.then((each) => each[Symbol.dispose]()).catch(() => {});
+    });
+    return this.#closing;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -152,7 +153,7 @@ export class MoELayer implements AsyncDisposable {
   }
 
   #start(): Promise<LayerEngine> {
-    if (this.#closed) return Promise.reject(new DisposedError("The MoE layer"));
+    if (this.#closing !== undefined) return Promise.reject(new DisposedError("The MoE layer"));
     this.#engine ??= LayerEngine.open(this.spec, this.#source, this.#options).catch((error) => {
       this.#engine = undefined;
       throw error;

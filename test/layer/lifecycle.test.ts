@@ -81,25 +81,35 @@ test("layers on one device run side by side", () =>
     await Promise.all(layers.map((layer) => layer.close()));
   }));
 
-test("closing waits for the step in flight; what comes after it is refused", () =>
+test("closing waits for all calls before it; what comes after it is refused", () =>
   leavesNothing(device, async () => {
     const { spec, tensors } = smallLayer("lifecycle close");
     const layer = await new MoELayer(spec, tensors, { device }).ready();
     const hidden = batch(normal(randomFor("lifecycle close"), 50 * HIDDEN), HIDDEN);
     const expected = (await layer.forward(hidden)).output.data;
     const calls = Array.from({ length: 8 }, () => layer.forward(hidden));
+    let ended = 0;
+    for (const call of calls) void call.then(() => ended++);
     const closing = layer.close();
-    const late = layer.forward(hidden);
-    const results = await Promise.allSettled([...calls, late]);
+    await assert.rejects(layer.forward(hidden), DisposedError);
     await closing;
-    // Each either ran to its end or was refused, and none ran after one was refused.
-    const outcomes = results.map((result) => {
-      if (result.status === "fulfilled") assert.deepEqual(result.value.output.data, expected);
-      else assert.ok(result.reason instanceof DisposedError, String(result.reason));
-      return result.status;
-    });
-    assert.equal(outcomes.at(-1), "rejected");
-    assert.ok(outcomes.lastIndexOf("fulfilled") < outcomes.indexOf("rejected"), outcomes.join());
+    assert.equal(ended, calls.length);
+    for (const { output } of await Promise.all(calls)) assert.deepEqual(output.data, expected);
+  }));
+
+test("a call that fails holds up neither those after it nor closing", () =>
+  leavesNothing(device, async () => {
+    const { spec, tensors } = smallLayer("lifecycle close bad");
+    const layer = new MoELayer(spec, tensors, { device });
+    const hidden = batch(normal(randomFor("lifecycle close bad"), 3 * HIDDEN), HIDDEN);
+    const bad = { data: hidden.data.map(() => Number.NaN), shape: hidden.shape };
+    const calls = [hidden, bad, hidden].map((each) => layer.forward(each));
+    const settled = Promise.allSettled(calls);
+    await layer.close();
+    assert.deepEqual(
+      (await settled).map(({ status }) => status),
+      ["fulfilled", "rejected", "fulfilled"],
+    );
   }));
 
 test("a closed layer refuses everything by name; closing again is harmless", () =>
@@ -135,9 +145,22 @@ test("a layer that was never used closes, and one that is still loading", () =>
     const layer = new MoELayer(spec, slow, { device });
     const ready = layer.ready();
     const call = layer.forward({ data: new Float32Array(HIDDEN), shape: [HIDDEN] });
-    const refused = assert.rejects(call, DisposedError);
     await layer.close();
-    await Promise.allSettled([ready]);
+    await ready;
+    assert.deepEqual((await call).output.shape, [HIDDEN]);
+
+    const idle = new MoELayer(spec, slow, { device });
+    const loading = idle.ready();
+    await Promise.all([idle.close(), idle.close()]);
+    await loading;
+
+    const failing: LayerWeights = { ...slow, expert: () => Promise.reject(new Error("no disk")) };
+    const broken = new MoELayer(spec, failing, { device });
+    const refused = assert.rejects(
+      broken.forward({ data: new Float32Array(HIDDEN), shape: [HIDDEN] }),
+      /no disk/,
+    );
+    await broken.close();
     await refused;
   }));
 
