@@ -73,16 +73,7 @@ export function toTensor(like: TensorLike, name: string): Tensor {
       `${name} has its data in a ${given}; use one of ${DATA_TYPES.map((type) => type.name).join(", ")}.`,
     );
   }
-  if (!Array.isArray(shape)) {
-    throw new ShapeError(
-      `${name} has no shape; it must be a list of its extents, such as [${like.data.length}].`,
-    );
-  }
-  if (shape.some((n) => !Number.isInteger(n) || n < 0)) {
-    throw new ShapeError(
-      `${name} has shape [${shape.map(String).join(", ")}]; every extent must be a whole number, 0 or more.`,
-    );
-  }
+  checkShape(shape, name, like.data.length);
   if (sizeOf(shape) !== like.data.length) {
     throw new ShapeError(
       `${name} has shape [${shape.join(", ")}], which is ${sizeOf(shape)} elements, but its data has ${like.data.length}.`,
@@ -102,6 +93,23 @@ export function toTensor(like: TensorLike, name: string): Tensor {
     );
   }
   return { dtype, shape: [...shape], data: like.data };
+}
+
+/**
+ * @param elements for the example in the message
+ * @throws ShapeError unless the shape is a list of whole numbers, 0 or more
+ */
+export function checkShape(shape: readonly number[], name: string, elements: number): void {
+  if (!Array.isArray(shape)) {
+    throw new ShapeError(
+      `${name} has no shape; it must be a list of its extents, such as [${elements}].`,
+    );
+  }
+  if (shape.some((n) => !Number.isInteger(n) || n < 0)) {
+    throw new ShapeError(
+      `${name} has shape [${shape.map(String).join(", ")}]; every extent must be a whole number, 0 or more.`,
+    );
+  }
 }
 
 function inferDType(data: TensorData, name: string): DType {

@@ -14,7 +14,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { requireObject, shown } from "../execution/checks.ts";
 import type { EnergySource } from "../execution/device.ts";
 
 /** Energy measured over a stretch of work. */
@@ -95,7 +95,7 @@ export class EnergyMonitor {
    * @throws InvalidArgumentError if there is no source
    */
   constructor(source: EnergySource, now: () => number = () => performance.now()) {
-    requireObject(source, "source", "an energy source, such as device.energy");
+    requireSource(source);
     this.source = source;
     this.#now = now;
   }
@@ -234,6 +234,15 @@ function counterFailed(failure: string): EnergyReading {
 
 function unavailable(reason: string): EnergyReading {
   return { available: false, reason };
+}
+
+/** @throws InvalidArgumentError unless it can be read, or says that it cannot */
+function requireSource(source: EnergySource): void {
+  const rule = "an energy source, such as device.energy";
+  requireObject(source, "source", rule);
+  if (source.available === false) return;
+  if (source.available === true && typeof source.joules === "function") return;
+  throw new InvalidArgumentError(`source is ${shown(source)}; it must be ${rule}.`);
 }
 
 function checkTokens(tokens: number): void {

@@ -10,7 +10,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
@@ -36,6 +36,8 @@ export interface GraphManagerOptions {
   /** Most graphs kept, 1 or more; default 16. */
   readonly capacity?: number;
 }
+
+const OPTIONS: Fields<GraphManagerOptions> = { device: true, warmup: true, capacity: true };
 
 /** A step to run. */
 export interface RecordedStep {
@@ -82,15 +84,9 @@ export class GraphManager implements Disposable {
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: GraphManagerOptions) {
     requireObject(options, "options", "an object such as { device }");
+    refuseUnknown(options, "options", OPTIONS);
     const { device, warmup = DEFAULT_WARMUP, capacity = DEFAULT_CAPACITY } = options;
-    if (!Number.isInteger(warmup) || warmup < 0) {
-      throw new InvalidArgumentError(`warmup is ${warmup}; it must be a whole number, 0 or more.`);
-    }
-    if (!Number.isInteger(capacity) || capacity < 1) {
-      throw new InvalidArgumentError(
-        `capacity is ${capacity}; it must be a whole number, 1 or more.`,
-      );
-    }
+    checkGraphOptions(options);
     requireObject(device, "options.device", "a device from openDevice()");
     this.#device = device;
     this.#warmup = warmup;
@@ -193,6 +189,21 @@ export class GraphManager implements Disposable {
     this.#entries.delete(oldest[0]);
     this.#evictions++;
     retire(oldest[1]);
+  }
+}
+
+/** @throws InvalidArgumentError for numbers out of range */
+export function checkGraphOptions({
+  warmup = DEFAULT_WARMUP,
+  capacity = DEFAULT_CAPACITY,
+}: Omit<GraphManagerOptions, "device">): void {
+  if (!Number.isInteger(warmup) || warmup < 0) {
+    throw new InvalidArgumentError(`warmup is ${warmup}; it must be a whole number, 0 or more.`);
+  }
+  if (!Number.isInteger(capacity) || capacity < 1) {
+    throw new InvalidArgumentError(
+      `capacity is ${capacity}; it must be a whole number, 1 or more.`,
+    );
   }
 }
 

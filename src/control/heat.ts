@@ -11,6 +11,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
+import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
 import type { Heat } from "./plan.ts";
 
 /** Thresholds on an expert's share of the tokens, as multiples of the even share 1 / E. */
@@ -41,6 +42,13 @@ export const HEAT_MULTIPLES: HeatMultiples = {
   coldLeave: 0.75,
 };
 
+const FIELDS: Fields<HeatMultiples> = {
+  hotEnter: true,
+  hotLeave: true,
+  coldEnter: true,
+  coldLeave: true,
+};
+
 /** The thresholds for a given number of experts. */
 export class HeatScale {
   readonly multiples: HeatMultiples;
@@ -49,8 +57,10 @@ export class HeatScale {
   readonly #coldEnter: number;
   readonly #coldLeave: number;
 
-  /** @throws InvalidArgumentError unless 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter */
+  /** @throws InvalidArgumentError for unknown thresholds, and unless 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter */
   constructor(experts: number, multiples: HeatMultiples = HEAT_MULTIPLES) {
+    requireObject(multiples, "thresholds", "multiples of the even share by name");
+    refuseUnknown(multiples, "thresholds", FIELDS);
     const { hotEnter, hotLeave, coldEnter, coldLeave } = multiples;
     const ordered =
       0 <= coldEnter &&

@@ -9,7 +9,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -71,6 +71,14 @@ export interface ProfilerOptions {
   /** When an expert becomes and stops being hot or cold. */
   readonly thresholds?: HeatMultiples;
 }
+
+const OPTIONS: Fields<ProfilerOptions> = {
+  experts: true,
+  window: true,
+  halfLife: true,
+  minimumDwell: true,
+  thresholds: true,
+};
 
 /** Joules measured; null: no reading yet; "lost": no reading will ever cover these steps. */
 export type StepJoules = number | null | "lost";
@@ -153,6 +161,7 @@ export class ExpertProfiler implements ProfileView {
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: ProfilerOptions) {
     requireObject(options, "options", "an object such as { experts: 8 }");
+    refuseUnknown(options, "options", OPTIONS);
     const { experts, window = DEFAULT_WINDOW, halfLife = DEFAULT_HALF_LIFE } = options;
     const { minimumDwell = DEFAULT_MINIMUM_DWELL, thresholds = HEAT_MULTIPLES } = options;
     checkWhole(experts, 1, MAX_EXPERTS, "experts");

@@ -13,7 +13,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
 import {
   EXPERT_SLICE_IDS,
   type ExpertLoad,
@@ -69,6 +69,8 @@ export interface StreamSchedulerOptions {
   readonly streams?: number;
 }
 
+const OPTIONS: Fields<StreamSchedulerOptions> = { streams: true };
+
 /** The slices of each lane. */
 type Layout = readonly (readonly ExpertSliceId[])[];
 
@@ -81,6 +83,7 @@ export class StreamScheduler {
   /** @throws InvalidArgumentError unless `streams` is a whole number from 1 to 64 */
   constructor(options: StreamSchedulerOptions = {}) {
     requireObject(options, "options", "an object, or left out");
+    refuseUnknown(options, "options", OPTIONS);
     const { streams = DEFAULT_STREAMS } = options;
     if (!Number.isInteger(streams) || streams < 1 || streams > MAX_STREAMS) {
       throw new InvalidArgumentError(

@@ -5,7 +5,7 @@
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { requireOptions } from "../execution/checks.ts";
+import { type Fields, requireOptions, shown } from "../execution/checks.ts";
 import type {
   Device,
   DeviceBuffer,
@@ -15,7 +15,7 @@ import type {
 } from "../execution/device.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
-import type { DType } from "../tensor.ts";
+import type { DType, MatrixView } from "../tensor.ts";
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
 import type { ExpertsSpec } from "./spec.ts";
 import { productCount } from "./step-buffers.ts";
@@ -23,6 +23,8 @@ import { validateExpertCount, validateExpertsSpec } from "./validate.ts";
 import type { ProductWeights } from "./weights.ts";
 
 const NO_ACTIVATION: Activation = { kind: "none" };
+
+const OPTIONS: Fields<{ device?: Device }> = { device: true };
 
 export class Experts implements Disposable {
   readonly device: Device;
@@ -63,7 +65,7 @@ export class Experts implements Disposable {
   ): Promise<Experts> {
     validateExpertsSpec(spec, "experts");
     validateExpertCount(count);
-    requireOptions(options);
+    requireOptions(options, OPTIONS);
     const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
     const device = options.device ?? (await defaultDevice());
     return Experts.load(device, spec, count, async (i) => weightsOf(i));
@@ -104,6 +106,11 @@ export class Experts implements Disposable {
       await fill?.(products);
       for (let expert = 0; fill === undefined && expert < count; expert++) {
         const weights = await source(expert);
+        if (!Array.isArray(weights)) {
+          throw new InvalidArgumentError(
+            `The weight source gave ${shown(weights)} for expert ${expert}; it must give the list of its products.`,
+          );
+        }
         for (const [i, projection] of products.entries()) {
           await writeProduct(projection, expert, weights[i], i);
         }
@@ -188,15 +195,21 @@ async function writeProduct(
   weights: ProductWeights | undefined,
   product: number,
 ): Promise<void> {
-  const { gated, bias } = projection.spec;
+  const { gated, bias, dtype } = projection.spec;
   const missing = (what: string): never => {
     throw new ShapeError(
       `Expert ${index} has no ${what} for product ${product + 1}; its form needs one.`,
     );
   };
+  const fitting = (matrix: MatrixView): MatrixView => {
+    if (matrix.dtype === dtype) return matrix;
+    throw new ShapeError(
+      `The weight source gave ${matrix.dtype} for product ${product + 1} of expert ${index}, and the experts' spec has dtype ${dtype}. Set that to "${matrix.dtype}", or convert the weights.`,
+    );
+  };
   if (weights === undefined) return missing("weights");
-  await projection.write(index, "value", weights.value);
-  if (gated) await projection.write(index, "gate", weights.gate ?? missing("gate"));
+  await projection.write(index, "value", fitting(weights.value ?? missing("matrix")));
+  if (gated) await projection.write(index, "gate", fitting(weights.gate ?? missing("gate")));
   if (!bias) return;
   projection.writeBias(index, "value", weights.valueBias ?? missing("bias"));
   if (gated) projection.writeBias(index, "gate", weights.gateBias ?? missing("gate bias"));

@@ -6,7 +6,7 @@
  */
 
 import { ShapeError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
 import {
   type DType,
   type MatrixView,
@@ -47,8 +47,8 @@ export interface ExpertTensors {
 
 /** All weights of a layer as host tensors. */
 export interface LayerTensors {
-  /** [experts, hidden]. */
-  readonly gate: TensorLike;
+  /** [experts, hidden]; may be left out if every step is given its logits. */
+  readonly gate?: TensorLike;
   readonly gateBias?: TensorLike;
   readonly selectionBias?: TensorLike;
   readonly experts: ExpertTensors;
@@ -57,21 +57,48 @@ export interface LayerTensors {
   readonly sharedGate?: TensorLike;
 }
 
+const LAYER: Fields<LayerTensors> = {
+  gate: true,
+  gateBias: true,
+  selectionBias: true,
+  experts: true,
+  shared: true,
+  sharedGate: true,
+};
+const EXPERTS: Fields<ExpertTensors> = {
+  gate: true,
+  up: true,
+  gateUp: true,
+  gateUpLayout: true,
+  down: true,
+  layers: true,
+  transposed: true,
+  gateBias: true,
+  upBias: true,
+  gateUpBias: true,
+  downBias: true,
+  layerBiases: true,
+};
+
 /**
  * Wraps host tensors as a weight source.
  *
- * @throws ShapeError naming the tensor that is missing, has another shape than the spec asks for,
- *   or is given though the spec does not ask for it
+ * @throws ShapeError naming the tensor that is missing, has another shape or element type than the
+ *   spec asks for, or is given though the spec does not ask for it
+ * @throws InvalidArgumentError for a tensor of an unknown name
  */
 export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerWeights {
   const { experts: count, bias, selectionBias } = spec.router;
+  refuseUnknown(tensors, "weights", LAYER);
   refuseUnused("", tensors, {
-    gateBias: [bias || "the spec's router.bias is not true"],
+    gateBias: [
+      bias || "the spec's router.bias is not true",
+      tensors.gate !== undefined || "gate is not given",
+    ],
     selectionBias: [selectionBias || "the spec's router.selectionBias is not true"],
     shared: [spec.shared !== undefined || "the spec has no shared"],
     sharedGate: [spec.shared?.gate || "the spec's shared.gate is not true"],
   });
-  const gate = matrix(tensors.gate, "gate", count, spec.hiddenSize);
   const experts = hostExpertWeights(
     spec.experts,
     count,
@@ -79,10 +106,13 @@ export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerW
     "experts",
   );
   const weights: LayerWeights = {
-    gate: async () => gate,
     expert: async (i) => experts(i),
   };
-  if (bias) {
+  if (tensors.gate !== undefined) {
+    const gate = matrix(tensors.gate, "gate", count, spec.hiddenSize);
+    weights.gate = async () => gate;
+  }
+  if (bias && tensors.gate !== undefined) {
     const values = vector(need(tensors.gateBias, "gateBias"), "gateBias", count);
     weights.gateBias = async () => values;
   }
@@ -120,9 +150,14 @@ export function hostExpertWeights(
 ): (index: number) => readonly ProductWeights[] {
   const { hiddenSize: hidden, intermediateSize: inner, bias } = spec;
   requireObject(tensors, name, "tensors by name, such as { gate, up, down }");
+  refuseUnknown(tensors, name, EXPERTS);
   refuseUnusedExperts(spec, tensors, name);
   const at = (source: PerExpert | undefined, label: string, outputs: number, inputs: number) =>
-    expertMatrix(need(source, label), label, count, outputs, inputs, tensors.transposed ?? false);
+    expertMatrix(need(source, label), label, count, outputs, inputs, {
+      transposed: tensors.transposed ?? false,
+      dtype: spec.dtype,
+      field: specOf(name),
+    });
   const biasOf = (source: PerExpert | undefined, label: string, outputs: number) =>
     bias ? expertVector(need(source, label), label, count, outputs) : undefined;
 
@@ -188,7 +223,7 @@ function refuseUnused<T extends object>(prefix: string, tensors: T, uses: Uses<T
 }
 
 function refuseUnusedExperts(spec: ExpertsSpec, tensors: ExpertTensors, name: string): void {
-  const field = name === "shared" ? "shared.experts" : "experts";
+  const field = specOf(name);
   const form = (wanted: ExpertsSpec["form"]) =>
     spec.form === wanted || `the spec's ${field}.form is "${spec.form}", not "${wanted}"`;
   const bias = spec.bias || `the spec's ${field}.bias is false, not true`;
@@ -210,6 +245,11 @@ function refuseUnusedExperts(spec: ExpertsSpec, tensors: ExpertTensors, name: st
     downBias: [form("gated"), bias],
     layerBiases: [form("mlp"), bias, fits(tensors.layerBiases)],
   });
+}
+
+/** What a set of experts is called in the spec. */
+function specOf(name: string): string {
+  return name === "shared" ? "shared.experts" : "experts";
 }
 
 /** The gate and the up matrix inside one [2I, inputs] view. */
@@ -236,8 +276,15 @@ function expertMatrix(
   count: number,
   outputs: number,
   inputs: number,
-  transposed: boolean,
+  stored: { readonly transposed: boolean; readonly dtype: DType; readonly field: string },
 ): (index: number) => MatrixView {
+  const { transposed, dtype, field } = stored;
+  const typed = (tensor: Tensor, label: string): Tensor => {
+    if (tensor.dtype === dtype) return tensor;
+    throw new ShapeError(
+      `${label} is ${tensor.dtype}, and the spec's ${field}.dtype is ${dtype}. Set that to "${tensor.dtype}", or give the tensor in ${dtype}.`,
+    );
+  };
   const [rows, columns] = transposed ? [inputs, outputs] : [outputs, inputs];
   const view = (tensor: Tensor, offset: number): MatrixView => ({
     dtype: tensor.dtype,
@@ -250,11 +297,11 @@ function expertMatrix(
   });
   if (isList(source)) {
     const tensors = listOf(source, name, count).map((like, i) =>
-      shaped(like, `${name}[${i}]`, [rows, columns]),
+      typed(shaped(like, `${name}[${i}]`, [rows, columns]), `${name}[${i}]`),
     );
     return (i) => view(tensors[i] as Tensor, 0);
   }
-  const packed = shaped(source, name, [count, rows, columns], count === 1);
+  const packed = typed(shaped(source, name, [count, rows, columns], count === 1), name);
   return (i) => view(packed, i * rows * columns);
 }
 

@@ -8,8 +8,9 @@
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { requireOptions } from "../execution/checks.ts";
+import { type Fields, requireOptions } from "../execution/checks.ts";
 import { type Device, type DeviceBuffer, rowBytes } from "../execution/device.ts";
+import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { RoutingRule } from "../execution/operators.ts";
 import {
@@ -56,6 +57,16 @@ export interface RouterOptions {
   readonly device?: Device;
 }
 
+const OPTIONS: Fields<RouterOptions> = {
+  topK: true,
+  rule: true,
+  gate: true,
+  gateBias: true,
+  selectionBias: true,
+  capacityFactor: true,
+  device: true,
+};
+
 export class Router implements Disposable {
   readonly #options: RouterOptions;
   readonly #gate: MatrixView | undefined;
@@ -69,7 +80,7 @@ export class Router implements Disposable {
 
   /** @throws InvalidArgumentError, ShapeError naming the option that does not fit */
   constructor(options: RouterOptions) {
-    requireOptions(options);
+    requireOptions(options, OPTIONS);
     this.#options = { ...options };
     this.#gateBias = floats(options.gateBias, "gateBias");
     this.#selectionBias = floats(options.selectionBias, "selectionBias");
@@ -85,7 +96,7 @@ export class Router implements Disposable {
   /**
    * Routes one batch.
    *
-   * @param hidden float [T, H]
+   * @param hidden float [T, H], on the host, as the buckets are
    * @param logits float [T, E]; may be left out if the router has a gate
    * @throws InvalidLogitsError naming the first row without finite weights
    * @throws ShapeError, InvalidArgumentError, DisposedError
@@ -252,6 +263,11 @@ async function routeOnce(
 }
 
 function matrixOf(like: TensorLike, name: string): Tensor {
+  if (like instanceof DeviceTensor) {
+    throw new InvalidArgumentError(
+      `${name} is a device tensor, and the router takes host tensors. Copy it first: await ${name}.toHost().`,
+    );
+  }
   const tensor = toTensor(like, name);
   if (tensor.shape.length !== 2) {
     throw new ShapeError(`${name} has shape [${tensor.shape.join(", ")}]; it must have two axes.`);

@@ -298,11 +298,14 @@ export class LayerRouter implements StepRouting, Disposable {
     rowWeights: DType,
   ): Promise<LayerRouter> {
     const { experts } = router;
+    const gate =
+      source.gate && fittingMatrix(await source.gate(), "The router's gate", experts, hiddenSize);
     const tensors: RouterTensors = {
-      gate: fittingMatrix(await source.gate(), "The router's gate", experts, hiddenSize),
-      gateBias: router.bias
-        ? fittingVector(await source.gateBias?.(), "The router's bias", experts)
-        : undefined,
+      gate,
+      gateBias:
+        gate && router.bias
+          ? fittingVector(await source.gateBias?.(), "The router's bias", experts)
+          : undefined,
       selectionBias: router.selectionBias
         ? fittingVector(await source.selectionBias?.(), "The router's selection bias", experts)
         : undefined,

@@ -4,17 +4,60 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import type { Activation, RoutingRule } from "../execution/operators.ts";
-import type { AggregationSpec, ExpertsSpec, LayerSpec, RouterSpec } from "./spec.ts";
+import { type Fields, refuseUnknown } from "../execution/checks.ts";
+import type { Activation, GroupLimit, RoutingRule } from "../execution/operators.ts";
+import type {
+  AggregationSpec,
+  ExpertsSpec,
+  LayerSpec,
+  RouterSpec,
+  SharedExpertSpec,
+} from "./spec.ts";
 
 /** Largest expert count the routing kernels are built for (known models: up to 896). */
 export const MAX_EXPERTS = 1024;
 /** Largest top_k the routing kernels are built for (known models: up to 22). */
 export const MAX_TOP_K = 32;
 
+const LAYER: Fields<LayerSpec> = {
+  hiddenSize: true,
+  router: true,
+  experts: true,
+  shared: true,
+  aggregation: true,
+};
+const ROUTER: Fields<RouterSpec> = {
+  experts: true,
+  topK: true,
+  rule: true,
+  bias: true,
+  selectionBias: true,
+  capacityFactor: true,
+};
+const RULE: Fields<RoutingRule> = {
+  scoring: true,
+  renormalize: true,
+  scale: true,
+  groupLimit: true,
+  jitter: true,
+};
+const GROUP_LIMIT: Fields<GroupLimit> = { groups: true, keep: true, score: true };
+const EXPERTS: Fields<ExpertsSpec> = {
+  form: true,
+  depth: true,
+  hiddenSize: true,
+  intermediateSize: true,
+  activation: true,
+  bias: true,
+  dtype: true,
+};
+const SHARED: Fields<SharedExpertSpec> = { experts: true, gate: true };
+const ACTIVATION: Fields<Activation> = { kind: true, alpha: true, limit: true };
+const AGGREGATION: Fields<AggregationSpec> = { mode: true, weightsApplyTo: true, residual: true };
+
 /** @throws InvalidArgumentError naming the field, its value and what it may be */
 export function validateLayerSpec(spec: LayerSpec): void {
-  group("spec", spec);
+  group("spec", spec, LAYER);
   whole("hiddenSize", spec.hiddenSize, 1);
   validateRouterSpec(spec.router);
   validateExpertsSpec(spec.experts, "experts");
@@ -26,7 +69,7 @@ export function validateLayerSpec(spec: LayerSpec): void {
     );
   }
   if (spec.shared !== undefined) {
-    group("shared", spec.shared);
+    group("shared", spec.shared, SHARED);
     yesOrNo("shared.gate", spec.shared.gate);
     validateExpertsSpec(spec.shared.experts, "shared.experts");
     if (spec.shared.experts.hiddenSize !== spec.hiddenSize) {
@@ -44,7 +87,7 @@ export function validateLayerSpec(spec: LayerSpec): void {
 }
 
 export function validateRouterSpec(spec: RouterSpec): void {
-  group("router", spec);
+  group("router", spec, ROUTER);
   whole("router.experts", spec.experts, 1, MAX_EXPERTS);
   whole("router.topK", spec.topK, 1, Math.min(MAX_TOP_K, spec.experts));
   validateRule(spec.rule, spec.experts, spec.topK);
@@ -60,7 +103,7 @@ export function validateRouterSpec(spec: RouterSpec): void {
 }
 
 export function validateRule(rule: RoutingRule, experts: number, topK: number): void {
-  group("rule", rule);
+  group("rule", rule, RULE);
   const scorings = ["softmax", "sigmoid", "topk-softmax", "topk-sigmoid", "sparsemixer"];
   oneOf("rule.scoring", rule.scoring, scorings);
   const scoresAll = rule.scoring === "softmax" || rule.scoring === "sigmoid";
@@ -80,7 +123,7 @@ export function validateRule(rule: RoutingRule, experts: number, topK: number): 
   }
   const limit = rule.groupLimit;
   if (limit === undefined) return;
-  group("rule.groupLimit", limit);
+  group("rule.groupLimit", limit, GROUP_LIMIT);
   if (!scoresAll) {
     fail("rule.groupLimit", limit.groups, `has no meaning for scoring "${rule.scoring}"`);
   }
@@ -104,7 +147,7 @@ export function validateRule(rule: RoutingRule, experts: number, topK: number): 
 }
 
 export function validateExpertsSpec(spec: ExpertsSpec, name: string): void {
-  group(name, spec);
+  group(name, spec, EXPERTS);
   oneOf(`${name}.form`, spec.form, ["gated", "mlp"]);
   whole(`${name}.hiddenSize`, spec.hiddenSize, 1);
   whole(`${name}.intermediateSize`, spec.intermediateSize, 1);
@@ -123,7 +166,7 @@ export function validateExpertCount(count: number): void {
 }
 
 function validateActivation(activation: Activation, form: "gated" | "mlp", name: string): void {
-  group(name, activation);
+  group(name, activation, ACTIVATION);
   const kinds = ["none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid", "swiglu-clamped"];
   oneOf(`${name}.kind`, activation.kind, kinds);
   if (activation.kind !== "swiglu-clamped") return;
@@ -137,7 +180,7 @@ function validateActivation(activation: Activation, form: "gated" | "mlp", name:
 }
 
 export function validateAggregation(spec: AggregationSpec): void {
-  group("aggregation", spec);
+  group("aggregation", spec, AGGREGATION);
   oneOf("aggregation.mode", spec.mode, ["sum", "concat"]);
   oneOf("aggregation.weightsApplyTo", spec.weightsApplyTo, ["output", "input"]);
   yesOrNo("aggregation.residual", spec.residual);
@@ -160,8 +203,9 @@ function yesOrNo(name: string, value: unknown): void {
   oneOf(name, value, [true, false]);
 }
 
-function group(name: string, value: unknown): void {
+function group(name: string, value: object, fields: Readonly<Record<string, true>>): void {
   if (typeof value !== "object" || value === null) fail(name, value, "must be an object");
+  refuseUnknown(value, name, fields);
 }
 
 function fail(name: string, value: unknown, rule: string): never {

@@ -18,9 +18,9 @@ export interface ProductWeights {
 
 /** Gives a layer its weights. Every matrix view is [outputs, inputs], with any strides. */
 export interface LayerWeights {
-  /** [experts, hidden]. */
-  gate(): Promise<MatrixView>;
-  /** [experts]; only if the router has a bias. */
+  /** [experts, hidden]. Left out: every step must be given its logits. */
+  gate?(): Promise<MatrixView>;
+  /** [experts]; only if there is a gate and the router has a bias. */
   gateBias?(): Promise<Float32Array>;
   /** [experts]; only if the router has a selection bias. */
   selectionBias?(): Promise<Float32Array>;

@@ -28,12 +28,44 @@ export function requireObject(value: unknown, name: string, rule: string): void 
   throw new InvalidArgumentError(`${name} is ${shown(value)}; it must be ${rule}.`);
 }
 
-/** @throws InvalidArgumentError unless the options are an object, with a device if they have one at all */
-export function requireOptions(options: { readonly device?: Device | undefined }): void {
-  requireObject(options, "options", "an object, or left out");
-  const { device } = options;
-  if (device === undefined || typeof device?.allocate === "function") return;
+/** The names of an object's fields; the compiler sees to it that none is left out. */
+export type Fields<T> = Readonly<Record<T extends unknown ? keyof T & string : never, true>>;
+
+/**
+ * A misspelt option that is ignored would change results or speed without a word.
+ *
+ * @throws InvalidArgumentError if the object has a field that nobody would look at
+ */
+export function refuseUnknown(
+  value: object,
+  name: string,
+  fields: Readonly<Record<string, true>>,
+): void {
+  for (const key in value) {
+    if (Object.hasOwn(fields, key)) continue;
+    throw new InvalidArgumentError(
+      `${name}.${key} is unknown; use ${Object.keys(fields).join(", ")}.`,
+    );
+  }
+}
+
+/** @throws InvalidArgumentError unless the value is a device */
+export function requireDevice(device: Device, name: string): void {
+  if (typeof device?.allocate === "function") return;
   throw new InvalidArgumentError(
-    `options.device is ${shown(device)}; it must be a device from openDevice(), or left out for the default one.`,
+    `${name} is ${shown(device)}; it must be a device from openDevice().`,
   );
+}
+
+/**
+ * @param fields all that the options may have
+ * @throws InvalidArgumentError unless they are an object of known fields, with a device if they have one at all
+ */
+export function requireOptions(
+  options: { readonly device?: Device | undefined },
+  fields: Readonly<Record<string, true>>,
+): void {
+  requireObject(options, "options", "an object, or left out");
+  refuseUnknown(options, "options", fields);
+  if (options.device !== undefined) requireDevice(options.device, "options.device");
 }

@@ -7,6 +7,7 @@
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import {
   BYTES_PER_ELEMENT,
+  checkShape,
   type DType,
   sizeOf,
   type Tensor,
@@ -14,6 +15,7 @@ import {
   toFloat32,
   toTensor,
 } from "../tensor.ts";
+import { requireDevice, requireObject } from "./checks.ts";
 import type { Device, DeviceBuffer } from "./device.ts";
 
 export class DeviceTensor implements Disposable {
@@ -26,8 +28,8 @@ export class DeviceTensor implements Disposable {
    * Takes over `buffer`, which holds at least the shape's elements.
    *
    * @param dtype float32, or a 16-bit type that the device's own rows have
-   * @throws InvalidArgumentError if the device works in no such type
-   * @throws ShapeError if the buffer is too small
+   * @throws InvalidArgumentError if the device works in no such type, or is none
+   * @throws ShapeError if the shape is none, or the buffer is too small
    */
   constructor(
     device: Device,
@@ -35,6 +37,9 @@ export class DeviceTensor implements Disposable {
     shape: readonly number[],
     dtype: DType = "float32",
   ) {
+    requireDevice(device, "device");
+    requireObject(buffer, "buffer", "device memory, such as device.allocate() gives");
+    checkShape(shape, "The device tensor", Math.floor(buffer.byteLength / 4));
     if (!worksIn(device, dtype)) {
       throw new InvalidArgumentError(
         `${device.properties.name} has no tensors of ${String(dtype)}. Use float32, which every device has.`,
@@ -60,6 +65,7 @@ export class DeviceTensor implements Disposable {
    * @throws OutOfDeviceMemoryError
    */
   static fromHost(device: Device, like: TensorLike): DeviceTensor {
+    requireDevice(device, "device");
     const tensor = toTensor(like, "tensor");
     const dtype = worksIn(device, tensor.dtype) ? tensor.dtype : "float32";
     const data = dtype === "float32" ? toFloat32(tensor) : tensor.data;

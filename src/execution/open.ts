@@ -4,7 +4,7 @@
  */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "./checks.ts";
+import { type Fields, refuseUnknown, requireObject } from "./checks.ts";
 import { openCpuDevice } from "./cpu/device.ts";
 import type { Device, DeviceKind } from "./device.ts";
 
@@ -17,11 +17,18 @@ export interface OpenDeviceOptions {
   /** CUDA only: which of the visible GPUs. Default: the first. */
   readonly ordinal?: number;
   /**
-   * CUDA only: how float32 rows are multiplied. `ieee`, the default: as they are; `tf32`:
-   * cut to 10 bits of mantissa for the tensor cores, several times as fast.
+   * CUDA only, of no effect on a CPU: how float32 rows are multiplied. `ieee`, the default: as
+   * they are; `tf32`: cut to 10 bits of mantissa for the tensor cores, several times as fast.
    */
   readonly float32?: "ieee" | "tf32";
 }
+
+const OPTIONS: Fields<OpenDeviceOptions> = {
+  kind: true,
+  threads: true,
+  ordinal: true,
+  float32: true,
+};
 
 /**
  * Opens a device. Whoever opens it closes it. With `"auto"`, `threads` asks for the CPU
@@ -32,7 +39,11 @@ export interface OpenDeviceOptions {
  */
 export async function openDevice(options: OpenDeviceOptions = {}): Promise<Device> {
   requireObject(options, "options", "an object, or left out");
-  const { kind = "auto" } = options;
+  refuseUnknown(options, "options", OPTIONS);
+  const { kind = "auto", float32 = "ieee" } = options;
+  if (float32 !== "ieee" && float32 !== "tf32") {
+    throw new InvalidArgumentError(`float32 is "${String(float32)}". Use "ieee" or "tf32".`);
+  }
   switch (kind) {
     case "auto":
       return options.threads === undefined ? openBest(options) : openCpu(options);

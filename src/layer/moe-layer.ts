@@ -15,13 +15,17 @@ import type { LayerSpec } from "../data/spec.ts";
 import { validateLayerSpec } from "../data/validate.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { requireObject, requireOptions, shown } from "../execution/checks.ts";
+import { requireObject, shown } from "../execution/checks.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { sizeOf, type Tensor, type TensorLike, toTensor } from "../tensor.ts";
 import type { ControlLoop } from "./control-loop.ts";
 import type { ForwardOptions, ForwardResult, LayerOptions, LayerStatistics } from "./forward.ts";
+import { checkForwardOptions, checkLayerOptions, checkSource } from "./layer-arguments.ts";
 import { LayerEngine } from "./layer-engine.ts";
 import type { LayerModules } from "./layer-modules.ts";
+
+/** Of a step without options, which then costs no check of them. */
+const NO_OPTIONS: ForwardOptions = {};
 
 export class MoELayer implements AsyncDisposable {
   readonly spec: LayerSpec;
@@ -36,16 +40,20 @@ export class MoELayer implements AsyncDisposable {
    * A layer from a spec and its weights. The weights are copied to the device by
    * `ready()` or the first `forward()`.
    *
-   * @param weights host tensors, or a source that gives one matrix at a time
-   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together
+   * @param weights host tensors, or a source that gives one matrix at a time. Without a gate every
+   *   step must be given its logits
+   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together, or an option is
+   *   unknown or out of range
+   * @throws DeviceUnavailableError if the device that is given cannot realise slices as asked
    */
   constructor(spec: LayerSpec, weights: LayerTensors | LayerWeights, options: LayerOptions = {}) {
     validateLayerSpec(spec);
     requireObject(weights, "weights", "tensors by name, or a weight source");
-    requireOptions(options);
+    checkLayerOptions(options, spec);
     this.spec = spec;
     this.#options = options;
     this.#source = isSource(weights) ? weights : hostLayerWeights(spec, weights);
+    checkSource(this.#source);
   }
 
   /**
@@ -66,8 +74,7 @@ export class MoELayer implements AsyncDisposable {
       );
     }
     requireObject(options, "options", "an object with the index of a layer, such as { layer: 0 }");
-    requireOptions(options);
-    const { layer } = options;
+    const { layer, ...rest } = options;
     if (!Number.isInteger(layer) || layer < 0) {
       throw new InvalidArgumentError(
         `options.layer is ${shown(layer)}; it must be the index of a decoder layer, 0 or more.`,
@@ -75,7 +82,7 @@ export class MoELayer implements AsyncDisposable {
     }
     const { spec, weights } = await readLayer(directory, { layer });
     try {
-      return await new MoELayer(spec, weights, options).ready();
+      return await new MoELayer(spec, weights, rest).ready();
     } finally {
       await weights[Symbol.asyncDispose]();
     }
@@ -88,27 +95,38 @@ export class MoELayer implements AsyncDisposable {
   }
 
   /**
-   * Runs the layer on a batch.
+   * Runs the layer on a batch. Calls need not be awaited: they run one after the other, in order.
+   *
+   * NaN and infinities are not looked for: in hidden states or weights they go through the products
+   * into the outputs of their tokens, as in any other arithmetic. Only the logits are checked, as
+   * routing cannot work with such: those of the gate show most bad hidden states, and those that are
+   * given (`options.logits`) show none.
    *
    * @param hidden float [T, H], or with any leading axes. A host tensor gives float32 back, a
    *   DeviceTensor a DeviceTensor of its own element type. Hidden states and logits are read
    *   when the step's turn comes: leave them unchanged until the promise resolves.
    * @throws InvalidLogitsError naming the token whose logits are not finite; the layer stays usable
-   * @throws ShapeError, InvalidArgumentError, OutOfDeviceMemoryError, DisposedError
+   * @throws InvalidArgumentError, also without logits for a layer without a gate
+   * @throws ShapeError, OutOfDeviceMemoryError, DisposedError
    */
   forward(hidden: TensorLike, options?: ForwardOptions): Promise<ForwardResult>;
   forward(hidden: DeviceTensor, options?: ForwardOptions): Promise<ForwardResult<DeviceTensor>>;
   async forward(
     hidden: TensorLike | DeviceTensor,
-    options: ForwardOptions = {},
+    options: ForwardOptions = NO_OPTIONS,
   ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
-    requireObject(options, "options", "an object, or left out");
+    if (options !== NO_OPTIONS) checkForwardOptions(options);
     const input = hidden instanceof DeviceTensor ? hidden : toTensor(hidden, "hidden");
     this.#checkInput(input);
     const { logits: given } = options;
     const onDevice = given === undefined || given instanceof DeviceTensor;
     const logits = onDevice ? given : toTensor(given, "options.logits");
     if (logits !== undefined) this.#checkLogits(logits, input);
+    else if (this.#source.gate === undefined) {
+      throw new InvalidArgumentError(
+        "The layer has no gate to compute logits with. Pass options.logits, or give the layer's weights a gate.",
+      );
+    }
     if (this.#closing !== undefined) throw new DisposedError("The MoE layer");
     const started = this.#start();
     const request = { input, logits, routing: options.routing ?? false };

@@ -94,9 +94,10 @@ export async function referenceLogits(
   hidden: Float64Array,
 ): Promise<Float64Array> {
   const bias = spec.router.bias ? await weights.gateBias?.() : undefined;
-  const gate = decodeMatrix(await weights.gate());
+  const gate = await weights.gate?.();
+  if (gate === undefined) throw new TypeError("The router's gate is missing.");
   const tokens = hidden.length / spec.hiddenSize;
-  return multiply(hidden, gate, tokens, spec.router.experts, bias);
+  return multiply(hidden, decodeMatrix(gate), tokens, spec.router.experts, bias);
 }
 
 async function referenceShared(

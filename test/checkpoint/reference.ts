@@ -23,7 +23,7 @@ export async function referenceForward(
   input: Float32Array,
 ): Promise<ReferenceResult> {
   const { hiddenSize, router } = spec;
-  const gate = dense(await source.gate());
+  const gate = dense((await source.gate?.()) as MatrixView);
   const gateBias = router.bias ? await source.gateBias?.() : undefined;
   const selectionBias = router.selectionBias ? await source.selectionBias?.() : undefined;
   const experts: Product[][] = [];

@@ -32,7 +32,9 @@ describe("openDevice", () => {
       );
     }
     await assert.rejects(openDevice({ kind: "cuda", ordinal: -1 }), InvalidArgumentError);
-    await assert.rejects(openDevice({ float32: "fp8" as "ieee" }), InvalidArgumentError);
+    for (const kind of ["auto", "cpu", "cuda"] as const) {
+      await assert.rejects(openDevice({ kind, float32: "fp8" as "ieee" }), InvalidArgumentError);
+    }
     await assert.rejects(openDevice({ kind: "tpu" as DeviceKind }), InvalidArgumentError);
     await assert.rejects(openDevice({ threads: 0 }), InvalidArgumentError);
   });

@@ -97,12 +97,12 @@ export function inFloat32(
       shared: { ...spec.shared, experts: { ...spec.shared.experts, dtype: "float32" } },
     }),
   };
-  const { gateBias, selectionBias, shared, sharedGate } = source;
+  const { gate, gateBias, selectionBias, shared, sharedGate } = source;
   return {
     spec: wide,
     source: {
-      gate: async () => widened(await source.gate()),
       expert: async (i) => (await source.expert(i)).map(product),
+      ...(gate && { gate: async () => widened(await gate.call(source)) }),
       ...(gateBias && { gateBias: () => gateBias.call(source) }),
       ...(selectionBias && { selectionBias: () => selectionBias.call(source) }),
       ...(shared && { shared: async () => (await shared.call(source)).map(product) }),

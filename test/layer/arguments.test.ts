@@ -57,7 +57,7 @@ const ENTRIES: Readonly<Record<string, readonly [name: string, call: (value: nev
     "Router gate": ["gate", (value) => new Router({ topK: 1, gate: value })],
     "Router gateBias": [
       "gateBias",
-      (value) => new Router({ topK: 1, gate: tensors.gate, gateBias: value }),
+      (value) => new Router({ topK: 1, gate: as(tensors.gate), gateBias: value }),
     ],
     "Router selectionBias": [
       "selectionBias",

@@ -72,6 +72,36 @@ test("other logits route as the reference does, in any float type and with any l
   }
 });
 
+test("a layer that is always given its logits needs no gate", async () => {
+  const random = randomFor("logits no gate");
+  const { spec, tensors, source } = unitGateLayer("logits no gate");
+  const { gate: _, ...gateless } = tensors;
+  const { gate: __, ...rest } = source;
+  await using gated = new MoELayer(spec, tensors, { device });
+  const biased = { ...spec, router: { ...spec.router, bias: true } };
+  for (const layer of [
+    new MoELayer(spec, gateless, { device }),
+    new MoELayer(biased, gateless, { device }),
+    new MoELayer(spec, rest, { device }),
+  ]) {
+    await using _layer = layer;
+    for (const tokens of [1, 300, 1]) {
+      const hidden = batch(normal(random, tokens * EXPERTS), EXPERTS);
+      const want = (await gated.forward(hidden, { logits: hidden })).output;
+      assert.deepEqual((await layer.forward(hidden, { logits: hidden })).output, want);
+      await assert.rejects(layer.forward(hidden), {
+        name: "InvalidArgumentError",
+        message: /has no gate.*options\.logits/,
+      });
+    }
+  }
+  const gateBias = tensorOf(new Float32Array(EXPERTS), [EXPERTS]);
+  assert.throws(
+    () => new MoELayer(biased, { ...gateless, gateBias }, { device }),
+    /gateBias is given but would not be used: gate is not given/,
+  );
+});
+
 test("logits go with device tensors too", async () => {
   const random = randomFor("logits device tensor");
   const { spec, tensors } = unitGateLayer("logits device tensor");

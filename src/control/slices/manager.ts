@@ -15,6 +15,7 @@ import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
 import type { ProfileView } from "../profiler.ts";
 import { Budgets } from "./budgets.ts";
+import { checkNames, checkPolicy, checkReservation, checkUnits } from "./checks.ts";
 import { Demands, type Reservation } from "./demands.ts";
 import { makePlan } from "./plan-value.ts";
 import {
@@ -85,15 +86,15 @@ export class SliceManager {
    * @throws DeviceUnavailableError if the device cannot realise budgets as asked
    */
   constructor(options: SliceManagerOptions = {}) {
-    requireObject(options, "options", "an object, or left out");
+    checkNames(options);
     const { device = thisMachine(), policy = "dynamic", realisation = "auto" } = options;
     const { priorities = {}, maxExperts = {}, expertBytes } = options;
     requirePlanningDevice(device);
-    requireObject(priorities, "priorities", "numbers by slice, or left out");
     requireObject(maxExperts, "maxExperts", "numbers by slice, or left out");
     this.#device = device;
     this.#quanta = quantaOf(device);
-    this.#policy = typeof policy === "string" ? policyNamed(policy) : policy;
+    this.#policy =
+      typeof policy === "string" ? policyNamed(policy) : checkPolicy(policy, POLICY_NAMES);
     this.#asked = realisation;
     this.#realisations = usableRealisations(device, realisation);
     for (const [slice, priority] of Object.entries(priorities)) {
@@ -200,7 +201,7 @@ export class SliceManager {
    * @throws InvalidArgumentError if it cannot be met; nothing changes then
    */
   reserve(slice: BudgetedSliceId, minimum: Reservation): void {
-    requireObject(minimum, "minimum", "an object such as { computeUnits: 1 }");
+    checkReservation(minimum);
     this.#demands.reserve(slice, minimum);
   }
 
@@ -211,6 +212,7 @@ export class SliceManager {
    * @throws InvalidArgumentError if it cannot be met; nothing changes then
    */
   resize(slice: BudgetedSliceId, computeUnits: number | null): void {
+    if (computeUnits !== null) checkUnits(computeUnits);
     this.#demands.resize(slice, computeUnits);
   }
 
