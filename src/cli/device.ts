@@ -10,7 +10,7 @@ export interface DeviceFlags {
   readonly threads?: number;
   /** Which of the visible GPUs. */
   readonly gpu?: number;
-  /** How a GPU multiplies float32 rows. */
+  /** How a GPU multiplies float32 rows, where one is used. */
   readonly float32?: "ieee" | "tf32";
 }
 
@@ -24,7 +24,7 @@ export interface DeviceSummary
 }
 
 /**
- * Flags that only one kind of device has ask for that kind.
+ * --threads asks for the CPU and --gpu for a GPU; --float32 asks for neither, as in openDevice().
  *
  * @throws InvalidArgumentError if the flags contradict each other
  * @throws DeviceUnavailableError saying why, and what would change that
@@ -39,12 +39,14 @@ export async function openFromFlags(flags: DeviceFlags): Promise<Device> {
     );
   }
   if (device === "cuda" && forCpu !== undefined) {
-    throw new InvalidArgumentError(`${forCpu} is for the CPU device. Leave it out, or --device.`);
+    throw new InvalidArgumentError(
+      `${forCpu} is for the CPU device. Drop ${forCpu}, or drop --device cuda.`,
+    );
   }
   if (device === "cpu" && forGpu !== undefined) {
-    throw new InvalidArgumentError(`${forGpu} is for a GPU. Leave it out, or --device.`);
+    throw new InvalidArgumentError(`${forGpu} is for a GPU. Drop ${forGpu}, or drop --device cpu.`);
   }
-  const implied = forCpu !== undefined ? "cpu" : forGpu !== undefined ? "cuda" : "auto";
+  const implied = forCpu !== undefined ? "cpu" : gpu !== undefined ? "cuda" : "auto";
   return openDevice({
     kind: device === "auto" ? implied : device,
     ...(threads !== undefined && { threads }),

@@ -46,10 +46,10 @@ export function withDeviceOptions(command: Command): Command {
     )
     .option("--gpu <n>", "which GPU, counted from 0 (default: the first)", wholeNumber(0))
     .addOption(
-      new Option("--float32 <how>", "how a GPU multiplies float32 (default: ieee)").choices([
-        "ieee",
-        "tf32",
-      ]),
+      new Option(
+        "--float32 <how>",
+        "how a GPU, if one is used, multiplies float32 (default: ieee)",
+      ).choices(["ieee", "tf32"]),
     );
 }
 

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { openFromFlags, summaryOf } from "../../src/cli/device.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
+import { openDevice } from "../../src/execution/open.ts";
 
 test("a number of threads asks for the CPU, whatever else there is", async () => {
   for (const device of ["auto", "cpu"] as const) {
@@ -16,11 +17,17 @@ test("a number of threads asks for the CPU, whatever else there is", async () =>
   }
 });
 
+test("float32 asks for no kind of device, as in openDevice", async () => {
+  await using byFlag = await openFromFlags({ device: "auto", float32: "tf32" });
+  await using byOption = await openDevice({ float32: "tf32" });
+  assert.equal(byFlag.properties.kind, byOption.properties.kind);
+});
+
 test("flags of one kind of device with the other are refused by name", async () => {
   const refused = [
-    [{ device: "cpu", gpu: 0 }, /--gpu/],
-    [{ device: "cpu", float32: "tf32" }, /--float32/],
-    [{ device: "cuda", threads: 2 }, /--threads/],
+    [{ device: "cpu", gpu: 0 }, /Drop --gpu, or drop --device cpu\.$/],
+    [{ device: "cpu", float32: "tf32" }, /Drop --float32, or drop --device cpu\.$/],
+    [{ device: "cuda", threads: 2 }, /Drop --threads, or drop --device cuda\.$/],
     [{ device: "auto", threads: 2, gpu: 1 }, /--threads.*--gpu/],
   ] as const;
   for (const [flags, message] of refused) {

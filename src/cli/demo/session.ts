@@ -116,8 +116,10 @@ export async function runDemo(options: DemoOptions): Promise<DemoReport> {
   const batchOf = (wanted: ExpertPopularity) =>
     makeHiddenStates(weights, wanted, TOKENS_PER_STEP, inputs);
 
-  const bound = ERROR_BOUND[options.float32 ?? "ieee"];
   await using device = await openFromFlags(options);
+  // A CPU has no tf32, whatever was asked for.
+  const onGpu = device.properties.kind === "cuda";
+  const bound = ERROR_BOUND[onGpu ? (options.float32 ?? "ieee") : "ieee"];
   await using layer = await new MoELayer(spec, weights, { device }).ready();
   using progress = new Progress();
   const seconds: number[] = [];
