@@ -1,6 +1,7 @@
 /** The ablation for people: one table for each layer, batch size and skew, as they come. */
 
-import { describeLimits } from "../bench/report.ts";
+import { describeLimits, doubts, ratioCell } from "../bench/report.ts";
+import type { Timing } from "../bench/timing.ts";
 import { describeDevice, fact } from "../describe.ts";
 import { formatNumber, LINE_WIDTH, plural, wrap } from "../terminal/format.ts";
 import type { Style } from "../terminal/style.ts";
@@ -52,8 +53,12 @@ export function ablationTable(
         { title: "tokens/J", align: "right" },
         { title: `of ${floor.limit}`, align: "right" },
       ],
-      rungs.map((rung, i) => rungRow(rung, i, onGpu)),
+      rungs.map((rung, i) => rungRow(rung, rungs[i - 1], onGpu)),
     ),
+    ...doubts(style, {
+      ratios: rungs.slice(1).map(({ seconds }, i) => [rungs[i]?.seconds as Timing, seconds]),
+      shares: rungs.map(({ shareOfLimit }) => shareOfLimit),
+    }),
     ...(result.singleOperator
       ? indented(
           "The experts of so few tokens are a single operator without lanes; slices and streams change nothing.",
@@ -62,18 +67,18 @@ export function ablationTable(
   ];
 }
 
-function rungRow(rung: RungResult, index: number, onGpu: boolean): Cell[] {
+function rungRow(rung: RungResult, before: RungResult | undefined, onGpu: boolean): Cell[] {
   const { name, streams, seconds, deviceSeconds, speedup, tokensPerSecond, shareOfLimit, energy } =
     rung;
   const onDevice = deviceSeconds ? formatNumber(deviceSeconds.median * 1e6) : "-";
   return [
-    index === 0 ? name : `+ ${name}`,
+    before === undefined ? name : `+ ${name}`,
     `${streams}`,
     formatNumber(seconds.median * 1e6),
     ...(onGpu ? [onDevice] : []),
-    speedup === undefined
+    speedup === undefined || before === undefined
       ? ""
-      : { text: `${speedup.toFixed(2)}x`, format: speedup >= 1 ? "green" : "yellow" },
+      : ratioCell(speedup, before.seconds, seconds),
     formatNumber(tokensPerSecond),
     energy.available ? formatNumber(energy.tokensPerJoule) : "-",
     `${(shareOfLimit * 100).toFixed(1)} %`,

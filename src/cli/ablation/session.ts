@@ -21,7 +21,7 @@ import { BareStep, type LoadedLayer, loadedLayer, oneLane } from "../bench/bare-
 import { ERROR_BOUND } from "../bench/cell.ts";
 import { deviceSeconds } from "../bench/device-clock.ts";
 import { Inputs } from "../bench/inputs.ts";
-import { type MachineLimits, measureLimits } from "../bench/machine-limits.ts";
+import { largerOf, type MachineLimits, measureLimits } from "../bench/machine-limits.ts";
 import { checkFits } from "../bench/presets.ts";
 import { type Effort, type Timing, timeOne, timingOf } from "../bench/timing.ts";
 import { type Floor, floorOf, type Work, workOf } from "../bench/work.ts";
@@ -116,7 +116,8 @@ export async function runAblation(
   for (const preset of presets) checkFits(device, preset, dtypeOf(preset));
   using progress = new Progress();
   progress.show(0, "measuring what the machine can do");
-  const limits = await measureLimits(device, new Set(presets.map(dtypeOf)));
+  const dtypes = new Set(presets.map(dtypeOf));
+  let limits = await measureLimits(device, dtypes);
   const head: AblationHead = {
     nexus: packageVersion(),
     command: "bench --ablation",
@@ -134,24 +135,51 @@ export async function runAblation(
   const total = presets.length * sizes.length * routing.length;
   for (const preset of presets) {
     const dtype = dtypeOf(preset);
-    const weights = new FilledLayer(preset, dtype, seed);
-    const spec = layerSpecOf(preset, dtype);
-    using modules = await LayerModules.load(device, spec, weights);
-    const layer = loadedLayer(device, spec, modules);
-    for (const tokens of sizes) {
-      for (const skew of routing) {
-        const cell = { preset, dtype, tokens, skew };
-        const name = `${preset.name}, ${tokens} tokens, ${formatSkew(skew)}`;
-        const onRung = (done: number, rung: string) =>
-          progress.show((results.length + done) / total, `${name}: ${rung}`);
-        const result = await ablate(layer, weights, limits, cell, options, onRung);
-        results.push(result);
-        progress.clear();
-        events.onResult(head, result);
-      }
-    }
+    const cells = sizes.flatMap((tokens) =>
+      routing.map((skew): Cell => ({ preset, dtype, tokens, skew })),
+    );
+    const measured = await ablatePreset(device, limits, cells, options, (done, label) =>
+      progress.show((results.length + done) / total, label),
+    );
+    results.push(...measured);
+    // Machines change speed: a limit that was measured while this one was slow is none.
+    progress.show(results.length / total, "measuring again what the machine can do");
+    limits = largerOf(limits, await measureLimits(device, dtypes));
+    progress.clear();
+    for (const result of measured) events.onResult({ ...head, limits }, beside(limits, result));
   }
-  return { ...head, results };
+  return { ...head, limits, results: results.map((result) => beside(limits, result)) };
+}
+
+/** The same result, its shares of other limits. */
+function beside(limits: MachineLimits, result: AblationResult): AblationResult {
+  const floor = floorOf(result, limits, result.dtype);
+  const share = (rung: RungResult) => floor.seconds / rung.seconds.median;
+  const rungs = result.rungs.map((rung) => ({ ...rung, shareOfLimit: share(rung) }));
+  return { ...result, floor, rungs };
+}
+
+/** @param cells of one preset, whose weights are made once */
+async function ablatePreset(
+  device: Device,
+  limits: MachineLimits,
+  cells: readonly Cell[],
+  options: AblationOptions,
+  onRung: (done: number, label: string) => void,
+): Promise<AblationResult[]> {
+  const [{ preset, dtype }] = cells as [Cell];
+  const weights = new FilledLayer(preset, dtype, options.seed);
+  const spec = layerSpecOf(preset, dtype);
+  using modules = await LayerModules.load(device, spec, weights);
+  const layer = loadedLayer(device, spec, modules);
+  const results: AblationResult[] = [];
+  for (const cell of cells) {
+    const name = `${preset.name}, ${cell.tokens} tokens, ${formatSkew(cell.skew)}`;
+    const onCell = (done: number, rung: string) =>
+      onRung(results.length + done, `${name}: ${rung}`);
+    results.push(await ablate(layer, weights, limits, cell, options, onCell));
+  }
+  return results;
 }
 
 interface Cell {

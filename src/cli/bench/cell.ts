@@ -154,18 +154,7 @@ export async function measureCell(
   const onClock = await graphTiming(bench, tokens, inputs, ours);
 
   const work = workOf(preset, dtype, tokens, used);
-  const rate = (seconds: Timing): Rate => {
-    const gflops = work.gflop / seconds.median;
-    const gigabytesPerSecond = work.weightBytes / seconds.median / 1e9;
-    return {
-      seconds,
-      tokensPerSecond: tokens / seconds.median,
-      gflops,
-      gigabytesPerSecond,
-      shareOfArithmetic: gflops / (limits.gflops[dtype] as number),
-      shareOfBandwidth: gigabytesPerSecond / limits.gigabytesPerSecond,
-    };
-  };
+  const rate = (seconds: Timing) => rateOf({ ...work, tokens, dtype }, seconds, limits);
   return {
     preset: preset.name,
     dtype,
@@ -179,6 +168,34 @@ export async function measureCell(
     ...(onClock && { graph: rate(onClock) }),
     sequential: rate(theirs),
     speedup: theirs.median / ours.median,
+  };
+}
+
+/** The same cell, its shares of other limits. */
+export function beside(limits: MachineLimits, cell: CellResult): CellResult {
+  const again = ({ seconds }: Rate) => rateOf(cell, seconds, limits);
+  return {
+    ...cell,
+    nexus: again(cell.nexus),
+    ...(cell.graph && { graph: again(cell.graph) }),
+    sequential: again(cell.sequential),
+  };
+}
+
+function rateOf(
+  { gflop, weightBytes, tokens, dtype }: Pick<CellResult, keyof Work | "tokens" | "dtype">,
+  seconds: Timing,
+  limits: MachineLimits,
+): Rate {
+  const gflops = gflop / seconds.median;
+  const gigabytesPerSecond = weightBytes / seconds.median / 1e9;
+  return {
+    seconds,
+    tokensPerSecond: tokens / seconds.median,
+    gflops,
+    gigabytesPerSecond,
+    shareOfArithmetic: gflops / (limits.gflops[dtype] as number),
+    shareOfBandwidth: gigabytesPerSecond / limits.gigabytesPerSecond,
   };
 }
 

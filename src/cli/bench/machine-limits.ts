@@ -3,7 +3,8 @@
  * project's own product of large square matrices; memory, on a CPU, by products of a
  * single row with a matrix that no cache holds, and on a GPU by copies from device
  * memory to device memory. They are what the machine was seen to do, not the data
- * sheet's figures; a vendor's library may multiply faster.
+ * sheet's figures; a vendor's library may multiply faster. Machines that others use
+ * change speed, so limits are measured again and the larger ones count.
  */
 
 import type { Device, DeviceKind } from "../../execution/device.ts";
@@ -50,6 +51,19 @@ export async function measureLimits(
   const seconds = await fastestProduct(device, "float32", 1, STREAM_INPUTS, outputs);
   const gigabytesPerSecond = STREAM_BYTES / seconds / 1e9;
   return { gflops, productSize: size, gigabytesPerSecond, memoryTest: "weights read for one row" };
+}
+
+/** Of two measurements of the same machine the larger figures. */
+export function largerOf(a: MachineLimits, b: MachineLimits): MachineLimits {
+  const gflops: Partial<Record<DType, number>> = { ...a.gflops };
+  for (const [dtype, value] of Object.entries(b.gflops) as [DType, number][]) {
+    gflops[dtype] = Math.max(value, gflops[dtype] ?? 0);
+  }
+  return {
+    ...a,
+    gflops,
+    gigabytesPerSecond: Math.max(a.gigabytesPerSecond, b.gigabytesPerSecond),
+  };
 }
 
 /** GB/s, of bytes read and bytes written together. */

@@ -3,12 +3,13 @@
 import type { DType } from "../../tensor.ts";
 import type { Preset } from "../../workload/presets.ts";
 import { describeDevice, fact } from "../describe.ts";
-import { formatNumber, formatShare, plural } from "../terminal/format.ts";
+import { formatNumber, formatShare, LINE_WIDTH, plural, wrap } from "../terminal/format.ts";
 import type { Style } from "../terminal/style.ts";
 import { type Cell, table } from "../terminal/table.ts";
 import type { CellResult, Rate } from "./cell.ts";
 import type { MachineLimits } from "./machine-limits.ts";
 import type { BenchHead } from "./session.ts";
+import { spreadOf, type Timing, withinSpread } from "./timing.ts";
 
 export function benchHead(style: Style, head: BenchHead): string[] {
   const rows =
@@ -32,7 +33,7 @@ export function describeLimits(limits: MachineLimits): string {
 
 export function benchPreset(
   style: Style,
-  { device }: BenchHead,
+  { device, limits }: BenchHead,
   preset: Preset,
   dtype: DType,
   cells: readonly CellResult[],
@@ -57,14 +58,53 @@ export function benchPreset(
       ],
       cells.flatMap((cell) => cellRows(cell, device.kind === "cuda" ? 1e6 : 1e3)),
     ),
+    ...note(
+      style,
+      `Limits: ${formatNumber(limits.gflops[dtype] as number)} GFLOP/s and ${formatNumber(limits.gigabytesPerSecond)} GB/s, the most that was measured before and after.`,
+    ),
+    ...doubts(style, {
+      ratios: cells.map(({ nexus, sequential }) => [nexus.seconds, sequential.seconds]),
+      shares: cells.flatMap((cell) => {
+        const { shareOfArithmetic, shareOfBandwidth } = cell.graph ?? cell.nexus;
+        return [shareOfArithmetic, shareOfBandwidth];
+      }),
+    }),
   ];
+}
+
+/** A ratio of two times, marked where it says nothing. */
+export function ratioCell(ratio: number, a: Timing, b: Timing): Cell {
+  const text = `${ratio.toFixed(2)}x`;
+  if (withinSpread(a, b)) return { text: `~${text}`, format: "dim" };
+  return { text, format: ratio >= 1 ? "green" : "yellow" };
+}
+
+/** What is to be said of a table whose figures say less than they seem to. */
+export function doubts(
+  style: Style,
+  shown: {
+    readonly ratios: readonly (readonly [Timing, Timing])[];
+    readonly shares: readonly number[];
+  },
+): string[] {
+  const within = shown.ratios.some(([a, b]) => withinSpread(a, b));
+  const impossible = shown.shares.some((share) => share > 1);
+  return [
+    ...(within ? note(style, "~ is a difference within the spread of the times.") : []),
+    ...(impossible
+      ? note(style, "Over 100 %: the machine changed speed; shares are unreliable.")
+      : []),
+  ];
+}
+
+function note(style: Style, text: string): string[] {
+  return wrap(text, { width: LINE_WIDTH - 2 }).map((line) => style("dim", `  ${line}`));
 }
 
 /** @param unit parts of a second that times are shown in */
 function cellRows(cell: CellResult, unit: number): Cell[][] {
   const { nexus, graph, sequential, speedup } = cell;
   const best = graph ?? nexus;
-  const faster = `${speedup.toFixed(2)}x`;
   return [
     [
       `${cell.tokens}`,
@@ -79,7 +119,7 @@ function cellRows(cell: CellResult, unit: number): Cell[][] {
       "",
       "",
       "",
-      { text: faster, format: speedup >= 1 ? "green" : "yellow" },
+      ratioCell(speedup, nexus.seconds, sequential.seconds),
       "",
       "",
       { text: "of limit", format: "dim" },
@@ -91,11 +131,10 @@ function cellRows(cell: CellResult, unit: number): Cell[][] {
 
 function rateCells(rate: Rate, unit: number): Cell[] {
   const { seconds, tokensPerSecond, gflops, gigabytesPerSecond } = rate;
-  const { median, lowerQuartile, upperQuartile } = seconds;
+  const { median } = seconds;
   return [
     formatNumber(median * unit),
-    // Half the distance between the quartiles, of the median.
-    `±${Math.round(((upperQuartile - lowerQuartile) / 2 / median) * 100)} %`,
+    `±${Math.round((spreadOf(seconds) / median) * 100)} %`,
     formatNumber(tokensPerSecond),
     formatNumber(gflops),
     formatNumber(gigabytesPerSecond),

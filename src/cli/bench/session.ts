@@ -1,7 +1,7 @@
 /** What `nexus bench` does: every preset's weights once, every cell of it in turn. */
 
 import { cpus } from "node:os";
-import type { PolicyName } from "../../control/index.ts";
+import type { PolicyName } from "../../control/slices/manager.ts";
 import type { Device } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
 import type { DType } from "../../tensor.ts";
@@ -13,8 +13,8 @@ import { type DeviceFlags, type DeviceSummary, openFromFlags, summaryOf } from "
 import { Progress } from "../terminal/progress.ts";
 import { packageVersion } from "../version.ts";
 import { loadedLayer } from "./bare-step.ts";
-import { type CellResult, type CellSpec, measureCell } from "./cell.ts";
-import { type MachineLimits, measureLimits } from "./machine-limits.ts";
+import { beside, type CellResult, type CellSpec, measureCell } from "./cell.ts";
+import { largerOf, type MachineLimits, measureLimits } from "./machine-limits.ts";
 import { checkFits, DEFAULT_PRESETS, DEFAULT_ROUTING, DEFAULT_TOKENS } from "./presets.ts";
 import { SequentialLayer } from "./sequential.ts";
 import type { Effort } from "./timing.ts";
@@ -56,8 +56,9 @@ export interface BenchReport {
 export type BenchHead = Omit<BenchReport, "cells">;
 
 export interface BenchEvents {
+  /** @param head with the limits as they were measured first */
   onBegin(head: BenchHead): void;
-  /** The cells of one preset are done. */
+  /** The cells of one preset are done. @param head with the limits as they have been measured until then */
   onPreset(head: BenchHead, preset: Preset, dtype: DType, cells: readonly CellResult[]): void;
 }
 
@@ -72,7 +73,8 @@ export async function runBench(options: BenchOptions, events: BenchEvents): Prom
 
   using progress = new Progress();
   progress.show(0, "measuring what the machine can do");
-  const limits = await measureLimits(device, new Set(presets.map(dtypeOf)));
+  const dtypes = new Set(presets.map(dtypeOf));
+  let limits = await measureLimits(device, dtypes);
   const head = await headOf(options, device, limits);
   progress.clear();
   events.onBegin(head);
@@ -87,10 +89,14 @@ export async function runBench(options: BenchOptions, events: BenchEvents): Prom
       progress.show((cells.length + done * specs.length) / total, label),
     );
     cells.push(...results);
+    // Machines change speed: a limit that was measured while this one was slow is none.
+    progress.show(cells.length / total, "measuring again what the machine can do");
+    limits = largerOf(limits, await measureLimits(device, dtypes));
+    const shown = results.map((cell) => beside(limits, cell));
     progress.clear();
-    events.onPreset(head, preset, dtypeOf(preset), results);
+    events.onPreset({ ...head, limits }, preset, dtypeOf(preset), shown);
   }
-  return { ...head, cells };
+  return { ...head, limits, cells: cells.map((cell) => beside(limits, cell)) };
 }
 
 async function measurePreset(

@@ -75,6 +75,16 @@ export async function timeOne(
   return timingOf(samples);
 }
 
+/** Half the distance between the quartiles. */
+export function spreadOf({ lowerQuartile, upperQuartile }: Timing): number {
+  return (upperQuartile - lowerQuartile) / 2;
+}
+
+/** Whether two medians are no farther apart than the times of either spread: their ratio then says nothing. */
+export function withinSpread(a: Timing, b: Timing): boolean {
+  return Math.abs(a.median - b.median) <= Math.max(spreadOf(a), spreadOf(b));
+}
+
 export function timingOf(samples: readonly number[]): Timing {
   return {
     median: quantile(samples, 0.5),

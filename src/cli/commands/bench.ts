@@ -34,12 +34,14 @@ eagerly. The outputs of the two are compared first. A call goes from hidden
 states to outputs, in host memory on a CPU and in device memory on a GPU; there
 the row "graph" is one replay of the step alone, by the GPU's own clock. Times
 are medians after warm-up; the spread is half the distance between the
-quartiles. Weights and tokens are made up; the batch changes from call to call.
+quartiles, and ~ marks a ratio of times that are no farther apart than that.
+Weights and tokens are made up; the batch changes from call to call.
 GB/s counts the weights of the experts that a batch uses, once. Skew is the
 tokens of the busiest expert over the mean. The last line of a cell is the
-share of what the same device reached in this run: with these kernels in one
-large product, and in reading weights for a single row (CPU) or copying within
-device memory (GPU, bytes read and written). JSON holds every sample.
+share of what the same device reached in this run, before or after: with these
+kernels in one large product, and in reading weights for a single row (CPU) or
+copying within device memory (GPU, bytes read and written). JSON holds every
+sample.
 
 --ablation takes the step apart instead: experts one by one, then fused kernels,
 a captured graph, slices by load, and streams (--streams, default 8), each

@@ -1,0 +1,100 @@
+/** What the benchmark makes of its times: limits that rise, shares of them, differences that say nothing. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ablationTable } from "../../src/cli/ablation/report.ts";
+import type { AblationHead, AblationResult, RungResult } from "../../src/cli/ablation/session.ts";
+import { beside, type CellResult, type Rate } from "../../src/cli/bench/cell.ts";
+import { largerOf, type MachineLimits } from "../../src/cli/bench/machine-limits.ts";
+import { benchPreset } from "../../src/cli/bench/report.ts";
+import type { BenchHead } from "../../src/cli/bench/session.ts";
+import { type Timing, timingOf, withinSpread } from "../../src/cli/bench/timing.ts";
+import { styleFor } from "../../src/cli/terminal/style.ts";
+import { presetOf } from "../../src/workload/presets.ts";
+
+const limits: MachineLimits = {
+  gflops: { float32: 100, bfloat16: 50 },
+  productSize: 1024,
+  gigabytesPerSecond: 10,
+  memoryTest: "weights read for one row",
+};
+
+/** Quartiles at a tenth of the median to either side. */
+const wide = (median: number) => timingOf([0.8, 0.9, 1, 1.1, 1.2].map((each) => each * median));
+const exact = (median: number) => timingOf([median, median, median]);
+
+function cellOf(ours: Timing, theirs: Timing): CellResult {
+  const rate = (seconds: Timing) => ({ seconds }) as Rate;
+  return beside(limits, {
+    ...{ preset: "small", dtype: "float32", tokens: 8, routing: "uniform" },
+    ...{ imbalance: 1, expertsUsed: 8, relativeError: 0, gflop: 1, weightBytes: 1e8 },
+    ...{ nexus: rate(ours), sequential: rate(theirs) },
+    speedup: theirs.median / ours.median,
+  });
+}
+
+const linesOf = (cell: CellResult, at: MachineLimits = limits) => {
+  const head = { device: { kind: "cpu" }, limits: at } as BenchHead;
+  const preset = presetOf("small");
+  return benchPreset(styleFor(), head, preset, "float32", [beside(at, cell)]);
+};
+
+test("of two measurements of a machine the larger figures count", () => {
+  const again = { ...limits, gflops: { float32: 90, bfloat16: 60 }, gigabytesPerSecond: 17 };
+  const both = { ...limits, gflops: { float32: 100, bfloat16: 60 }, gigabytesPerSecond: 17 };
+  assert.deepEqual(largerOf(limits, again), both);
+  assert.deepEqual(largerOf(again, limits), both);
+});
+
+test("shares follow the limits, and what was measured stays", () => {
+  const cell = cellOf(exact(0.02), exact(0.04));
+  assert.equal(cell.nexus.shareOfArithmetic, 0.5);
+  assert.equal(cell.sequential.shareOfBandwidth, 0.25);
+  const twice = { ...limits, gflops: { float32: 200 } };
+  const then = beside(twice, cell);
+  assert.equal(then.nexus.shareOfArithmetic, 0.25);
+  assert.equal(then.nexus.shareOfBandwidth, cell.nexus.shareOfBandwidth);
+  assert.deepEqual(then.nexus.seconds, cell.nexus.seconds);
+});
+
+test("shares over 100 % are called unreliable, others not", () => {
+  const fast = cellOf(exact(0.005), exact(0.01));
+  const unreliable = /machine changed speed; shares are unreliable/;
+  assert.match(linesOf(fast).join("\n"), unreliable);
+  const larger = { ...limits, gflops: { float32: 300 }, gigabytesPerSecond: 30 };
+  assert.doesNotMatch(linesOf(fast, larger).join("\n"), unreliable);
+  assert.match(linesOf(fast, larger).join("\n"), /300 GFLOP\/s and 30 GB\/s, the most/);
+  for (const line of linesOf(fast)) assert.ok([...line].length <= 80, line);
+});
+
+test("a difference within the spread is marked, and a larger one not", () => {
+  assert.ok(withinSpread(wide(1), exact(1.09)) && withinSpread(exact(1.09), wide(1)));
+  assert.ok(!withinSpread(wide(1), exact(1.2)));
+  assert.match(
+    linesOf(cellOf(wide(0.1), exact(0.105))).join("\n"),
+    / ~1\.05x .*~ is a difference/s,
+  );
+  assert.doesNotMatch(linesOf(cellOf(exact(0.1), exact(0.105))).join("\n"), /~/);
+});
+
+test("an ablation says the same of its rungs", () => {
+  const rung = (name: RungResult["name"], seconds: Timing, share: number): RungResult => ({
+    ...{ name, streams: 1, seconds, shareOfLimit: share, relativeError: 0, tokensPerSecond: 1 },
+    ...(name !== "loop" && { speedup: 1 / seconds.median }),
+    energy: { available: false, reason: "none" },
+  });
+  const tableOf = (rungs: readonly RungResult[]) =>
+    ablationTable(
+      styleFor(),
+      { device: { kind: "cpu" }, limits } as AblationHead,
+      {
+        ...{ preset: "small", dtype: "float32", tokens: 8, routing: "uniform", expertsUsed: 8 },
+        ...{ gflop: 1, weightBytes: 1e8, singleOperator: false, rungs },
+        floor: { seconds: 1, limit: "arithmetic" },
+      } as AblationResult,
+    ).join("\n");
+  const noisy = tableOf([rung("loop", wide(1), 0.9), rung("fused", exact(0.95), 1.2)]);
+  assert.match(noisy, /~1\.05x .*~ is a difference.*shares are unreliable/s);
+  const clear = tableOf([rung("loop", exact(1), 0.5), rung("fused", exact(0.5), 1)]);
+  assert.doesNotMatch(clear, /~|unreliable/);
+});
