@@ -124,7 +124,7 @@ test("the summary for people names model, layer, device, load, time, energy and 
       /^Device +\S/m,
       /^Input +37 tokens/m,
       /expert +\d+ +█+ .* %/,
-      /^Time +[\d.,]+ (ms|us|s) on the device, [\d.,]+ tokens\/s/m,
+      /^Time +[\d.,]+ (ms|us|s) on the device, [\d.,]+ tokens\/s \(first step, cold\)/m,
       /^Steps +1 eager/m,
       /^Energy +\S/m,
       /^Output +\S/m,

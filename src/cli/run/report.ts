@@ -19,6 +19,9 @@ export function printRun(report: RunReport): void {
     share: count / slots,
     heat: report.heat[expert] as ExpertLoadLine["heat"],
   }));
+  const forwards = Object.values(report.steps).reduce((sum, count) => sum + count, 0);
+  // Nothing is captured then, and caches hold nothing yet: far from what a warm layer does.
+  const cold = forwards === 1 ? " (first step, cold)" : "";
   const steps = Object.entries(report.steps).map(([mode, count]) => `${count} ${mode}`);
   printLines([
     ...fact(
@@ -39,7 +42,7 @@ export function printRun(report: RunReport): void {
     ...fact(
       style,
       "Time",
-      `${formatSeconds(report.seconds)} on the device, ${formatNumber(report.tokensPerSecond)} tokens/s`,
+      `${formatSeconds(report.seconds)} on the device, ${formatNumber(report.tokensPerSecond)} tokens/s${cold}`,
     ),
     ...fact(style, "Steps", steps.join(", ")),
     ...fact(style, "Energy", describeEnergy(report.energy)),
