@@ -134,7 +134,10 @@ describe("the report", () => {
       assert.equal(new Set(found.checks.map((one) => one.name)).size, found.checks.length);
       for (const one of found.checks) {
         assert.ok(one.found !== "" && one.use !== "", one.name);
-        if (one.status === "missing") assert.ok(one.remedy, `${one.name} has no remedy`);
+        if (one.status === "missing" || one.status === "absent") {
+          assert.ok(one.remedy, `${one.name} has no remedy`);
+        }
+        if (one.status === "missing") assert.doesNotMatch(one.remedy ?? "", /^None is needed/);
         if (one.status === "ok") assert.equal(one.remedy, undefined, one.name);
       }
     }
@@ -279,7 +282,7 @@ describe("GPU probes", () => {
       said("NVML"),
       "ok: 13.580.95.05; GPU 0 draws 75 W of 700 W, 31 C, 1980 MHz, energy counter at 123457 J; energy of the GPU in joules, from 1 s on",
     );
-    assert.match(said("MIG"), /^missing: MIG is off on GPU 0 .*; slice F is absent$/);
+    assert.match(said("MIG"), /^absent: MIG is off on GPU 0 .*; slice F is absent$/);
     assert.match(said("native calls"), /^ok: koffi 3\.3\.4/);
     assert.match(said("CUDA_VISIBLE_DEVICES"), /^ok: not set.*which GPUs there are/);
   });

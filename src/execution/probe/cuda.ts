@@ -49,9 +49,7 @@ export function checkCuda(findings: GpuFindings, present: boolean): Check[] {
   return [
     checkFfi(findings),
     // A part that works is of no use where another does not.
-    ...parts.map((part) =>
-      works || part.status === "missing" ? part : { ...part, use: NOT_USED },
-    ),
+    ...parts.map((part) => (works || isNotThere(part) ? part : { ...part, use: NOT_USED })),
   ];
 }
 
@@ -88,7 +86,7 @@ function checkLibrary({ driver, ffi, stopped }: GpuFindings, present: boolean): 
   }
   return {
     name,
-    status: "missing",
+    status: missingIf(present),
     found: ffi?.ok === false ? "not tried: there are no native calls" : whyNot(driver, stopped),
     use: NOT_USED,
     remedy: present ? (driver === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
@@ -148,7 +146,7 @@ function checkNvml({ nvml, ffi, stopped }: GpuFindings, present: boolean): Check
   if (!nvml?.ok) {
     return {
       name,
-      status: "missing",
+      status: missingIf(present),
       found: ffi?.ok === false ? "not tried: there are no native calls" : whyNot(nvml, stopped),
       use: "no energy, power or MIG instances of the GPU",
       remedy: present ? (nvml === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
@@ -172,7 +170,7 @@ function checkMig({ nvml }: GpuFindings, present: boolean): Check {
   if (!nvml?.ok || nvml.gpus.length === 0) {
     return {
       name,
-      status: "missing",
+      status: missingIf(present),
       found: nvml?.ok ? "NVML lists no GPU" : "only NVML can tell",
       use: "slice F is absent",
       remedy: present ? "See NVML." : "Takes a GPU with MIG, such as A100, H100 or H200.",
@@ -189,18 +187,27 @@ function checkMig({ nvml }: GpuFindings, present: boolean): Check {
   }
   return {
     name,
-    status: "missing",
+    status: "absent",
     found: nvml.gpus.map(({ mig }) => mig.reason).join(" "),
     use: "slice F is absent",
     remedy: "None is needed: slices share a GPU without MIG.",
   };
 }
 
+/** What belongs to a GPU is missed only where there is one. */
+function missingIf(present: boolean): Check["status"] {
+  return present ? "missing" : "absent";
+}
+
+function isNotThere({ status }: Check): boolean {
+  return status === "missing" || status === "absent";
+}
+
 /** Where it is the library that is missing. */
 function afterLibrary(name: string, present: boolean): Check {
   return {
     name,
-    status: "missing",
+    status: missingIf(present),
     found: "not tried: the CUDA library does not work",
     use: NOT_USED,
     remedy: present ? "See CUDA library." : NO_GPU_REMEDY,

@@ -87,7 +87,7 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check 
     const found = host.platform === "linux" ? "no NVIDIA GPU" : "looked for on Linux only";
     return {
       name,
-      status: "missing",
+      status: "absent",
       found,
       use: NOT_USED,
       remedy: `None is needed. If there is a GPU outside of this container, start the container with "--gpus all".`,
@@ -129,7 +129,7 @@ function checkDriver(host: Host, { driverVersion, present }: GpuSurvey, works: b
   }
   return {
     name,
-    status: "missing",
+    status: present ? "missing" : "absent",
     found: host.platform === "linux" ? `no ${DRIVER_FOLDER}/version` : "looked for on Linux only",
     use: NOT_USED,
     remedy: present ? "Install NVIDIA's driver." : "None is needed without a GPU.",
