@@ -1,8 +1,72 @@
-/** The public API of Nexus. Re-exports only; internal files do not import from here. */
+/**
+ * The public API of Nexus, name by name: what is not here may change without notice.
+ * Re-exports only; internal files do not import from here.
+ */
 
 export { SafetensorsFile, writeSafetensors } from "./checkpoint/index.ts";
-export * from "./control/index.ts";
-export type * from "./control/plan.ts";
+export {
+  type EnergyMeasured,
+  EnergyMonitor,
+  type EnergyReading,
+  type EnergyWindow,
+} from "./control/energy-monitor.ts";
+export {
+  GraphManager,
+  type GraphManagerOptions,
+  type GraphStatistics,
+  type RecordedStep,
+  type RunMode,
+} from "./control/graph-manager.ts";
+export type { HeatMultiples } from "./control/heat.ts";
+export type {
+  BudgetedSliceId,
+  ExpertLoad,
+  ExpertSliceId,
+  Heat,
+  Placement,
+  PlacementExplanation,
+  Plan,
+  Slice,
+  SliceBudget,
+  SliceId,
+} from "./control/plan.ts";
+export type { ProfileSnapshot } from "./control/profile-snapshot.ts";
+export {
+  type ExpertProfile,
+  ExpertProfiler,
+  type ProfileReport,
+  type ProfilerOptions,
+  type ProfileView,
+  type StepJoules,
+  type StepObservation,
+} from "./control/profiler.ts";
+export type { Reservation } from "./control/slices/demands.ts";
+export {
+  type PolicyName,
+  SliceManager,
+  type SliceManagerOptions,
+} from "./control/slices/manager.ts";
+export type { PlanningDevice } from "./control/slices/planning-device.ts";
+export { AdaptivePolicy } from "./control/slices/policies/adaptive.ts";
+export { DynamicPolicy } from "./control/slices/policies/dynamic.ts";
+export { ProportionalPolicy } from "./control/slices/policies/proportional.ts";
+export { StaticPolicy } from "./control/slices/policies/static.ts";
+export {
+  type Division,
+  type LoadView,
+  type Measurement,
+  type Placing,
+  placeByHeat,
+  type SlicePolicy,
+  type SliceWork,
+  type WorkBySlice,
+  weighByWork,
+} from "./control/slices/policy.ts";
+export {
+  type StreamAssignment,
+  StreamScheduler,
+  type StreamSchedulerOptions,
+} from "./control/stream-scheduler.ts";
 export { Buckets, type DroppedSlot } from "./data/buckets.ts";
 export { Experts } from "./data/experts.ts";
 export type {
@@ -11,12 +75,48 @@ export type {
   PerExpert,
 } from "./data/host-weights.ts";
 export { Router, type RouterOptions } from "./data/router.ts";
-export type * from "./data/spec.ts";
+export type {
+  AggregationSpec,
+  ExpertsSpec,
+  LayerSpec,
+  RouterSpec,
+  SharedExpertSpec,
+} from "./data/spec.ts";
 export type { LayerWeights, ProductWeights } from "./data/weights.ts";
-export * from "./errors.ts";
+export {
+  CheckpointError,
+  type CheckpointFault,
+  DeviceFailedError,
+  DeviceUnavailableError,
+  DisposedError,
+  InvalidArgumentError,
+  InvalidLogitsError,
+  NexusError,
+  OutOfDeviceMemoryError,
+  ShapeError,
+} from "./errors.ts";
 export type { MigInstance } from "./execution/cuda/mig/instances.ts";
 export { MigPool, type MigPoolOptions, MigWorker, openMigPool } from "./execution/cuda/mig/pool.ts";
-export type * from "./execution/device.ts";
+export type {
+  AllocateOptions,
+  Availability,
+  ComputeBudgets,
+  Device,
+  DeviceBuffer,
+  DeviceEvent,
+  DeviceKind,
+  DeviceProperties,
+  EnergySource,
+  Graph,
+  MemoryUsage,
+  Projection,
+  ProjectionPart,
+  ProjectionSpec,
+  Realisation,
+  RowLayout,
+  Stream,
+  StreamOptions,
+} from "./execution/device.ts";
 export { DeviceTensor } from "./execution/device-tensor.ts";
 export { defaultDevice, openDevice } from "./execution/open.ts";
 export type {

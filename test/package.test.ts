@@ -115,6 +115,17 @@ const ids: Routing["ids"] = buckets.ids;
 console.log(data.length, ids.length, plan.explain(3).reason);
 `;
 
+/** What it exports beside types. */
+const EXPORTS = [
+  ...["AdaptivePolicy", "Buckets", "CheckpointError", "DeviceFailedError", "DeviceTensor"],
+  ...["DeviceUnavailableError", "DisposedError", "DynamicPolicy", "EnergyMonitor"],
+  ...["ExpertProfiler", "Experts", "GraphManager", "InvalidArgumentError", "InvalidLogitsError"],
+  ...["MigPool", "MigWorker", "MoELayer", "NexusError", "OutOfDeviceMemoryError"],
+  ...["ProportionalPolicy", "Router", "SafetensorsFile", "ShapeError", "SliceManager"],
+  ...["StaticPolicy", "StreamScheduler", "defaultDevice", "openDevice", "openMigPool"],
+  ...["placeByHeat", "schedule", "weighByWork", "writeSafetensors"],
+];
+
 const CONSUMER_CONFIG = {
   compilerOptions: {
     module: "NodeNext",
@@ -179,6 +190,12 @@ describe("the package", { skip: whyNot() }, () => {
 
   it("runs a layer when imported by its name", () => {
     assert.match(succeed(process.execPath, ["forward.js"], project), /forward done/);
+  });
+
+  it("exports what is meant for users by name, and nothing else", () => {
+    const program = 'console.log(JSON.stringify(Object.keys(await import("nexus-moe"))))';
+    const names = succeed(process.execPath, ["--input-type=module", "--eval", program], project);
+    assert.deepEqual(JSON.parse(names).sort(), [...EXPORTS].sort());
   });
 
   it("compiles in a strict project that checks declarations too", {
