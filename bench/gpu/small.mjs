@@ -38,19 +38,22 @@ const SMALL = { experts: 6, hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
 const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3190], skew: "zipf:5.5" };
 /** Rows of a tile there; skew leaves one expert with fewer than an eighth, and others with several tiles. */
 const TILE_ROWS = 128;
-/** Up to so many rows an expert tiles are half as high (src/execution/cuda/operators/choice.ts). */
-const LOW_SHARE = 48;
+/** Up to so many rows an expert tiles are lower (src/execution/cuda/operators/choice.ts): [rows, of a tile]. */
+const LOW_SHARES = [
+  [16, 32],
+  [48, 64],
+];
 /**
  * 69 MB of experts, more than the L2 holds. With 96 rows on average (700 tokens are recorded as 768) and with 64 programs claim
- * their pieces, and tiles of few rows take half the time; with 32 they go in step, through tiles of 64 rows. Always with all blocks: on
- * one for each of three streams these would take minutes under racecheck.
+ * their pieces, and tiles of few rows take half the time; with 32 they go in step, through tiles of 64 rows, and with 14 through tiles of
+ * 32. Always with all blocks: on one for each of three streams these would take minutes under racecheck.
  */
 const BEYOND = {
   ...{ experts: 16, hidden: 1032, inner: 700 },
-  ...{ tokens: [700, 500, 250], skew: "zipf:1.5", whole: true },
+  ...{ tokens: [700, 500, 250, 110], skew: "zipf:1.5", whole: true },
 };
-/** The same with biases, and two of them. */
-const BIASED = { ...BEYOND, tokens: [500, 250] };
+/** The same with biases, and three of them. */
+const BIASED = { ...BEYOND, tokens: [500, 250, 110] };
 /** 40 rows an expert on average, which makes tiles of 64. */
 const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:1.5" };
 const SIZES = { many: MANY, beyond: BEYOND, biased: BIASED, fewer: FEWER };
@@ -130,7 +133,8 @@ function checkLoad(form, tokens, { counts }) {
     assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
     assert.ok(most > 2 * TILE_ROWS && most % TILE_ROWS !== 0, `the most rows are ${most}`);
   } else if (form === "beyond" || form === "biased") {
-    const tile = (tokens * TOP_K) / rows.length < LOW_SHARE ? TILE_ROWS / 2 : TILE_ROWS;
+    const share = (tokens * TOP_K) / rows.length;
+    const [, tile] = LOW_SHARES.find(([most]) => share <= most) ?? [share, TILE_ROWS];
     assert.ok(rows[rows.length / 2] < tile / 2, `half have ${rows[rows.length / 2]} rows`);
     assert.ok(most > 2 * tile, `the most rows are ${most}`);
   } else if (form === "fewer") {
