@@ -51,10 +51,13 @@ export class Demands {
     return this.#pins;
   }
 
-  /** Whether anybody has asked for compute units. */
-  get ofCompute(): boolean {
+  /** Whether anybody has asked for compute units or cache. */
+  get ofBudgets(): boolean {
     return BUDGETED_SLICE_IDS.some(
-      (slice) => this.#reserved[slice] > 0 || this.#targets[slice] !== undefined,
+      (slice) =>
+        this.#reserved[slice] > 0 ||
+        this.#reservedCache[slice] > 0 ||
+        this.#targets[slice] !== undefined,
     );
   }
 

@@ -277,7 +277,7 @@ export class SliceManager {
     const experts = counts.length;
     const common = {
       ...{ experts, counts, quanta: this.#quanta, realisations: this.#realisations },
-      mayUndivide: this.#asked === "auto" && !this.#demands.ofCompute,
+      mayUndivide: this.#asked === "auto" && !this.#demands.ofBudgets,
     };
     if (profile !== undefined) {
       // Loops, as from() with a function walks an iterator: 14 us more for 128 experts.

@@ -23,7 +23,7 @@ export interface LoadView {
   readonly quanta: number;
   /** How budgets may be realised, the default first. */
   readonly realisations: readonly Realisation[];
-  /** Whether the device may be left undivided: not where compute units or a realisation were asked for by hand. */
+  /** Whether the device may be left undivided: not where budgets or a realisation were asked for by hand, which would be put to no use. */
   readonly mayUndivide: boolean;
 }
 

@@ -4,6 +4,7 @@ import { describe, test } from "node:test";
 import type { Plan, SliceId } from "../../../src/control/plan.ts";
 import { ExpertProfiler } from "../../../src/control/profiler.ts";
 import { POLICY_NAMES, SliceManager } from "../../../src/control/slices/manager.ts";
+import { placeByHeat, type SlicePolicy, weighByWork } from "../../../src/control/slices/policy.ts";
 import { DeviceUnavailableError, InvalidArgumentError } from "../../../src/errors.ts";
 import { cpu, gpu } from "../loads.ts";
 
@@ -327,6 +328,41 @@ describe("small changes", () => {
       keys.add(manager.allocate(load(wobble)).budgetKey);
     }
     assert.equal(keys.size, 1);
+  });
+});
+
+describe("a policy that would not divide the device", () => {
+  const policy: SlicePolicy = {
+    name: "undivided",
+    place: placeByHeat,
+    divide: (_view, work) => ({
+      ...{ weights: weighByWork((slice) => work[slice].share), undivided: true },
+      ...{ holdSmallChanges: false, why: "in turn" },
+    }),
+  };
+
+  test("is heard where nobody has asked for budgets or a realisation", () => {
+    const manager = new SliceManager({ device: gpu(), policy });
+    assert.equal(manager.allocate(load(SKEWED)).undivided, true);
+    for (const [ask, take] of [
+      [{ computeUnits: 8 }, {}],
+      [{ cacheBytes: 1 << 20 }, {}],
+    ] as const) {
+      manager.reserve("A", ask);
+      assert.equal(manager.allocate(load(SKEWED)).undivided, false, JSON.stringify(ask));
+      manager.reserve("A", take);
+      assert.equal(manager.allocate(load(SKEWED)).undivided, true);
+    }
+    manager.resize("B", 16);
+    assert.equal(manager.allocate(load(SKEWED)).undivided, false);
+  });
+
+  test("is not where a realisation was asked for", () => {
+    for (const realisation of ["shared", "partitioned"] as const) {
+      const plan = new SliceManager({ device: gpu(), policy, realisation }).allocate(load(SKEWED));
+      assert.equal(plan.undivided, false);
+      assert.match(plan.explain(0).reason, /with \d+ of 132 compute units/);
+    }
   });
 });
 
