@@ -14,6 +14,7 @@
 
 import { InvalidArgumentError } from "../errors.ts";
 import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { slicesWithoutLane } from "./lane-budgets.ts";
 import {
   EXPERT_SLICE_IDS,
   type ExpertLoad,
@@ -122,10 +123,11 @@ export class StreamScheduler {
         ...ids.map((id) => (id === order[0] ? top : Math.min(plan.slices[id].priority, top - 1))),
       ),
     );
+    const sliceOfLane = slicesOfLane.map((ids) => ids[0] as SliceId);
     const { laneOf, expertsOfLane } = balance(plan, order, slicesOfLane, counts);
     return Object.freeze({
       streams: lanes,
-      sliceOfLane: slicesOfLane.map((ids) => ids[0] as SliceId),
+      sliceOfLane,
       slicesOfLane,
       priorityOfLane,
       expertsOfLane,
@@ -134,7 +136,7 @@ export class StreamScheduler {
         lanes === 1
           ? SINGLE_LANE_KEY
           : slicesOfLane.map((ids, lane) => `${ids.join("+")}@${priorityOfLane[lane]}`).join(" "),
-      note: noteOn(slicesOfLane, holders, order),
+      note: noteOn(slicesOfLane, holders, order) + noteOnCache(plan, sliceOfLane),
     });
   }
 
@@ -245,4 +247,11 @@ function noteOn(
     return `${count} for slice ${id}`;
   });
   return `Lanes: ${lanes.join(", ")}; slice ${order[0]} goes first.`;
+}
+
+/** What becomes of cache that was reserved for slices without a lane of their own. */
+function noteOnCache({ reservedCacheBytes }: Plan, sliceOfLane: readonly SliceId[]): string {
+  const lost = slicesWithoutLane(sliceOfLane).filter((id) => (reservedCacheBytes?.[id] ?? 0) > 0);
+  if (lost.length === 0) return "";
+  return ` Cache reserved for ${lost.join(", ")} is not set aside: no lane reads weights for that slice alone.`;
 }

@@ -4,11 +4,12 @@
  * scheduler) of the next ones. It sees counts, seconds and joules; never a tensor.
  */
 
+import { budgetsInLanes } from "../control/lane-budgets.ts";
 import type { Plan } from "../control/plan.ts";
 import { ExpertProfiler, type ProfilerOptions, type StepJoules } from "../control/profiler.ts";
 import { SliceManager, type SliceManagerOptions } from "../control/slices/manager.ts";
 import { type StreamAssignment, StreamScheduler } from "../control/stream-scheduler.ts";
-import type { DeviceProperties } from "../execution/device.ts";
+import type { ComputeBudgets, DeviceProperties } from "../execution/device.ts";
 
 /**
  * Steps between two plans. A plan costs the host some tens of microseconds, and a
@@ -42,6 +43,7 @@ export class ControlLoop {
   readonly scheduler: StreamScheduler;
   #plan: Plan;
   #assignment: StreamAssignment;
+  #budgets: ComputeBudgets;
   #stepsSincePlan = 0;
   #stepsObserved = 0;
 
@@ -64,6 +66,7 @@ export class ControlLoop {
       counts: new Int32Array(experts).fill(1),
     });
     this.#assignment = this.scheduler.assign(this.#plan);
+    this.#budgets = budgetsInLanes(this.#plan, this.#assignment.sliceOfLane);
   }
 
   get plan(): Plan {
@@ -72,6 +75,11 @@ export class ControlLoop {
 
   get assignment(): StreamAssignment {
     return this.#assignment;
+  }
+
+  /** What the device is told for the plan. */
+  get budgets(): ComputeBudgets {
+    return this.#budgets;
   }
 
   /** Takes a finished step in and, when it is time, plans anew; work in flight is not touched. */
@@ -89,6 +97,7 @@ export class ControlLoop {
   replan(counts: Int32Array): void {
     this.#plan = this.slices.allocate({ counts }, this.profiler);
     this.#assignment = this.scheduler.assign(this.#plan);
+    this.#budgets = budgetsInLanes(this.#plan, this.#assignment.sliceOfLane);
     this.#stepsSincePlan = 0;
   }
 }

@@ -11,14 +11,14 @@
 import { createHash } from "node:crypto";
 import { EnergyMonitor, type EnergyReading } from "../control/energy-monitor.ts";
 import { GraphManager, type RunMode, tokenBucket } from "../control/graph-manager.ts";
-import { computeBudgetsOf, type Plan } from "../control/plan.ts";
+import type { Plan } from "../control/plan.ts";
 import { type DroppedSlot, droppedSlots } from "../data/buckets.ts";
 import { writeLogits } from "../data/routing.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import type { ComputeBudgets, Device, DeviceBuffer } from "../execution/device.ts";
+import type { Device, DeviceBuffer } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../tensor.ts";
@@ -76,7 +76,6 @@ export class LayerEngine implements Disposable {
   /** What the buffers hold: the token count, and the lane table or undefined. */
   readonly #tokens = Int32Array.of(-1);
   #laneOf: Int32Array | undefined;
-  #planned: { readonly plan: Plan; readonly budgets: ComputeBudgets } | undefined;
   #steps = 0;
 
   private constructor(
@@ -137,7 +136,7 @@ export class LayerEngine implements Disposable {
       device.write(buffers.tokens, Int32Array.of(tokens));
       this.#tokens[0] = tokens;
     }
-    const { plan, assignment } = this.control;
+    const { plan, assignment, budgets } = this.control;
     const inLanes = mostTokens > this.modules.parts.decodeTokens;
     if (inLanes && this.#laneOf !== assignment.laneOf) {
       device.write(buffers.buckets.laneOf, assignment.laneOf);
@@ -151,7 +150,7 @@ export class LayerEngine implements Disposable {
     const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
     const key = this.#keys.get(plan, assignment.laneKey, scope);
     // With every step, as a device may serve several layers; right before the launch, which takes them.
-    device.setComputeBudgets(this.#budgetsOf(plan));
+    device.setComputeBudgets(budgets);
     const started = performance.now();
     const mode = await this.#graphs.run(key, {
       origin: streams.main,
@@ -193,11 +192,6 @@ export class LayerEngine implements Disposable {
       );
     }
     return input.dtype;
-  }
-
-  #budgetsOf(plan: Plan): ComputeBudgets {
-    if (this.#planned?.plan !== plan) this.#planned = { plan, budgets: computeBudgetsOf(plan) };
-    return this.#planned.budgets;
   }
 
   /** Buffers with room for the batch; larger batches than ever before replace them, and the graphs that used them. */

@@ -4,6 +4,7 @@
  * buffers, replays graphs and learns from what it measures.
  */
 
+import { budgetsInLanes } from "../control/lane-budgets.ts";
 import { computeBudgetsOf, type Plan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
@@ -81,7 +82,7 @@ export class Schedule {
     device.write(buffers.ids, buckets.ids);
     device.write(buffers.weights, buckets.weights);
     device.write(buffers.buckets.laneOf, assignment.laneOf);
-    device.setComputeBudgets(computeBudgetsOf(this.#plan));
+    device.setComputeBudgets(budgetsInLanes(this.#plan, assignment.sliceOfLane));
 
     const { capacityFactor } = buckets;
     const routing = new GivenRouting({

@@ -1,7 +1,13 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
-import { EXPERT_SLICE_IDS, type ExpertSliceId, type Plan } from "../../src/control/plan.ts";
+import { budgetsInLanes } from "../../src/control/lane-budgets.ts";
+import {
+  computeBudgetsOf,
+  EXPERT_SLICE_IDS,
+  type ExpertSliceId,
+  type Plan,
+} from "../../src/control/plan.ts";
 import { SliceManager } from "../../src/control/slices/manager.ts";
 import {
   MAX_WAIT,
@@ -115,6 +121,26 @@ describe("lanes", () => {
     checkAssignment(undivided, plan, 1);
     assert.deepEqual(undivided.slicesOfLane, [["A", "B", "C"]]);
     assert.deepEqual(scheduler.assign(plan).slicesOfLane, divided.slicesOfLane);
+  });
+
+  test("without one of its own a slice has no cache set aside, and the note says so", () => {
+    const plan: Plan = {
+      ...planFor(SKEWED),
+      reservedCacheBytes: { A: 0, B: 4096, C: 8192, D: 16384 },
+    };
+    const on = (streams: number) => {
+      const { sliceOfLane, note } = new StreamScheduler({ streams }).assign(plan);
+      return { cache: budgetsInLanes(plan, sliceOfLane).cacheBytes, note };
+    };
+    assert.deepEqual(on(3).cache, [0, 4096, 8192, 16384, 0, 0]);
+    assert.doesNotMatch(on(3).note, /set aside/);
+    assert.deepEqual(on(2).cache, [0, 4096, 0, 16384, 0, 0]);
+    assert.match(on(2).note, /Cache reserved for C is not set aside/);
+    // The shared expert has a stream and a budget in any case.
+    assert.deepEqual(on(1).cache, [0, 0, 0, 16384, 0, 0]);
+    assert.match(on(1).note, /Cache reserved for B, C is not set aside/);
+    const { units } = budgetsInLanes(plan, ["A"]);
+    assert.deepEqual(units, computeBudgetsOf(plan).units);
   });
 
   test("a single one is the same graph, whatever slices it serves", () => {

@@ -241,7 +241,7 @@ test("lanes are part of a graph unless the step has none", async () => {
 });
 
 test("budgets are made once a plan and in force at every launch", async () => {
-  const { device, layer, forward } = layerOn();
+  const { device, layer, forward } = layerOn({ recommendedStreams: 3 });
   for (let i = 0; i < 6; i++) await forward(1);
   // The first step is measured and gets a plan of its own.
   assert.equal(device.budgets.length, 6);
