@@ -35,6 +35,8 @@ export interface StepFeedback {
   readonly busySeconds?: Float64Array;
   readonly seconds: number;
   readonly joules: StepJoules;
+  /** Whether its time tells one plan from another: it had lanes, and replayed a graph of them. */
+  readonly comparable: boolean;
 }
 
 export class ControlLoop {

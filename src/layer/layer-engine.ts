@@ -51,6 +51,8 @@ interface StepRun {
   readonly seconds: number;
   readonly plan: Plan;
   readonly streams: number;
+  /** Whether the experts ran in lanes. */
+  readonly inLanes: boolean;
   /** Whether the experts' times were taken. */
   readonly timed: boolean;
 }
@@ -158,7 +160,7 @@ export class LayerEngine implements Disposable {
     });
     const seconds = (performance.now() - started) / 1000;
     this.#steps++;
-    const run = { buffers, tokens, outputType, mode, seconds, plan, timed };
+    const run = { buffers, tokens, outputType, mode, seconds, plan, inLanes, timed };
     return this.#finish(request, { ...run, streams: assignment.streams });
   }
 
@@ -268,7 +270,7 @@ export class LayerEngine implements Disposable {
     for (let e = 0; busySeconds && e < busySeconds.length; e++) {
       busySeconds[e] = (busySeconds[e] as number) * BUSY_UNIT_SECONDS;
     }
-    const { plan, tokens, seconds } = run;
+    const { plan, tokens, seconds, inLanes, mode } = run;
     const energy = this.#energy.sample(tokens, seconds);
     this.control.observe({
       plan,
@@ -277,6 +279,7 @@ export class LayerEngine implements Disposable {
       ...(busySeconds && { busySeconds }),
       seconds,
       joules: energy.available ? energy.joules : energy.pending ? null : "lost",
+      comparable: inLanes && mode === "replayed",
     });
     return energy;
   }

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { UNBUDGETED_GROUP } from "../../src/control/plan.ts";
+import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
 import { type DeviceProperties, MAX_GROUPS } from "../../src/execution/device.ts";
@@ -252,6 +253,40 @@ test("budgets are made once a plan and in force at every launch", async () => {
   control.replan(new Int32Array(EXPERTS).fill(1));
   await forward(1);
   assert.deepEqual(device.budgets.at(-1)?.cacheBytes, [0, 4096, 0, 0, 0, 0]);
+});
+
+test("a single lane has no cache set aside, which no slice would have to itself", async () => {
+  const { device, layer, forward } = layerOn({ recommendedStreams: 1 });
+  const control = await layer.control;
+  control.slices.reserve("B", { cacheBytes: 4096 });
+  control.replan(new Int32Array(EXPERTS).fill(1));
+  await forward(9);
+  assert.deepEqual(device.budgets.at(-1)?.cacheBytes, [0, 0, 0, 0, 0, 0]);
+});
+
+test("a policy hears which steps tell plans apart: those in lanes, replayed", async () => {
+  const heard: { tokens: number; comparable: boolean | undefined }[] = [];
+  const policy: SlicePolicy = {
+    name: "listening",
+    place: placeByHeat,
+    divide: (_view, work) => ({
+      ...{ weights: weighByWork((slice) => work[slice].share) },
+      ...{ holdSmallChanges: true, why: "to listen" },
+    }),
+    observe: (_division, { tokens, comparable }) => heard.push({ tokens, comparable }),
+  };
+  const { forward } = layerOn({ recommendedStreams: 3 }, bfloat16, { slices: { policy } });
+  const modes: string[] = [];
+  for (const tokens of [9, 9, 9, 2, 2, 2]) modes.push((await forward(tokens)).stats.mode);
+  assert.deepEqual(modes, ["eager", "captured", "replayed", "eager", "captured", "replayed"]);
+  assert.deepEqual(
+    heard.map(({ comparable }) => comparable),
+    [false, false, true, false, false, false],
+  );
+  assert.deepEqual(
+    heard.map(({ tokens }) => tokens),
+    [9, 9, 9, 2, 2, 2],
+  );
 });
 
 test("routing, aggregation and a single lane are charged to no budget", async () => {

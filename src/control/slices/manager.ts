@@ -176,7 +176,7 @@ export class SliceManager {
    */
   observe(measurement: Measurement): void {
     requireObject(measurement, "measurement", "what a step showed, { plan, seconds, tokens }");
-    const { plan, seconds, tokens, joules } = measurement;
+    const { plan, seconds, tokens, joules, comparable = true } = measurement;
     requireObject(plan, "measurement.plan", "the plan that the step ran under");
     const division = this.#divisions.get(plan);
     if (division === undefined) {
@@ -190,7 +190,7 @@ export class SliceManager {
         throw new InvalidArgumentError(`${name} is ${value}; it must be a number, 0 or more.`);
       }
     }
-    this.#policy.observe?.(division, { plan, seconds, tokens, joules: joules ?? null });
+    this.#policy.observe?.(division, { plan, seconds, tokens, joules: joules ?? null, comparable });
   }
 
   /**

@@ -71,6 +71,11 @@ export interface Measurement {
   readonly tokens: number;
   /** Energy of all the steps since the last one that came with joules, this one included. */
   readonly joules: StepJoules;
+  /**
+   * False: its time says nothing of the plan, as that of a step that was captured or ran eagerly,
+   * or had no lanes. Absent: true.
+   */
+  readonly comparable?: boolean;
 }
 
 export interface SlicePolicy {
