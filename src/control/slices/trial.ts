@@ -9,61 +9,13 @@
  * that of Welch's two-sample comparison.
  */
 
-/**
- * First samples of each batch size that are left out. A new division of the
- * device runs eagerly once and is captured once before graphs of it replay.
- */
-const UNSETTLED_SAMPLES = 2;
+import { RecentMean } from "./recent-mean.ts";
 
-/** Fewest samples of a batch size that have a variance. */
-const MIN_STRATUM_SAMPLES = 2;
+/** What is tried has to save this much: less is not worth the graphs that it needs. */
+const MIN_ADAPTIVE_GAIN = 0.02;
 
-/** Samples of one kind of cost, apart by batch size. */
-export class CostSamples {
-  readonly #strata = new Map<number, Stratum>();
-  #count = 0;
-
-  /** Samples that count, of all batch sizes. */
-  get count(): number {
-    return this.#count;
-  }
-
-  /** @param cost of the whole batch, above 0 @param tokens in it, above 0 */
-  add(cost: number, tokens: number): void {
-    const size = Math.floor(Math.log2(tokens));
-    let stratum = this.#strata.get(size);
-    if (stratum === undefined) {
-      stratum = { seen: 0, n: 0, mean: 0, squares: 0 };
-      this.#strata.set(size, stratum);
-    }
-    if (++stratum.seen <= UNSETTLED_SAMPLES) return;
-    // Welford's update of mean and sum of squared deviations.
-    const value = Math.log(cost / tokens);
-    const delta = value - stratum.mean;
-    stratum.n++;
-    stratum.mean += delta / stratum.n;
-    stratum.squares += delta * (value - stratum.mean);
-    this.#count++;
-  }
-
-  /** How much cheaper these are than `other`, or undefined while no batch size has enough of both. */
-  gainOver(other: CostSamples): Gain | undefined {
-    let weights = 0;
-    let gain = 0;
-    let variance = 0;
-    for (const [size, mine] of this.#strata) {
-      const theirs = other.#strata.get(size);
-      if (theirs === undefined) continue;
-      if (mine.n < MIN_STRATUM_SAMPLES || theirs.n < MIN_STRATUM_SAMPLES) continue;
-      const weight = 1 / (1 / mine.n + 1 / theirs.n);
-      weights += weight;
-      gain += weight * (theirs.mean - mine.mean);
-      variance += weight ** 2 * (errorOf(mine) + errorOf(theirs));
-    }
-    if (weights === 0) return undefined;
-    return { gain: gain / weights, variance: variance / weights ** 2 };
-  }
-}
+/** And its gain has to be this many standard errors: by chance alone one trial in some hundreds shows that. */
+const CONFIDENCE = 3;
 
 /** A relative saving (0.1 is about 10 % cheaper) and the square of its standard error. */
 export interface Gain {
@@ -71,17 +23,89 @@ export interface Gain {
   readonly variance: number;
 }
 
-interface Stratum {
-  /** All samples, with those left out. */
-  seen: number;
-  n: number;
-  /** Of the logarithm of the cost per token. */
-  mean: number;
-  /** Sum of squared deviations from it. */
-  squares: number;
+/** Samples of one kind of cost, apart by batch size. */
+export class CostSamples {
+  readonly #sizes = new Map<number, RecentMean>();
+  #count = 0;
+
+  /** Samples of all batch sizes. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /** @param cost of the whole batch, above 0 @param tokens in it, above 0 */
+  add(cost: number, tokens: number): void {
+    const size = sizeClass(tokens);
+    let samples = this.#sizes.get(size);
+    if (samples === undefined) {
+      samples = new RecentMean();
+      this.#sizes.set(size, samples);
+    }
+    samples.add(costPerToken(cost, tokens));
+    this.#count++;
+  }
+
+  /** How much cheaper these are than `other`, or undefined while no batch size has enough of both. */
+  gainOver(other: CostSamples): Gain | undefined {
+    const gains: WeightedGain[] = [];
+    for (const [size, mine] of this.#sizes) {
+      const theirs = other.#sizes.get(size);
+      // The fewest that have a variance.
+      if (theirs === undefined || mine.n < 2 || theirs.n < 2) continue;
+      gains.push({
+        weight: 1 / (1 / mine.n + 1 / theirs.n),
+        gain: theirs.mean - mine.mean,
+        variance: mine.error + theirs.error,
+      });
+    }
+    return averageOf(gains);
+  }
 }
 
-/** Squared standard error of a stratum's mean. */
-function errorOf({ n, squares }: Stratum): number {
-  return squares / (n - 1) / n;
+/** Batches of one class have about the same size: it doubles from class to class. */
+export function sizeClass(tokens: number): number {
+  return Math.floor(Math.log2(tokens));
+}
+
+/** As a logarithm. */
+export function costPerToken(cost: number, tokens: number): number {
+  return Math.log(cost / tokens);
+}
+
+export interface WeightedGain extends Gain {
+  readonly weight: number;
+}
+
+/** Of gains in batches of several sizes; undefined of none. */
+export function averageOf(gains: readonly WeightedGain[]): Gain | undefined {
+  let weights = 0;
+  let sum = 0;
+  let errors = 0;
+  for (const { weight, gain, variance } of gains) {
+    weights += weight;
+    sum += weight * gain;
+    errors += weight ** 2 * variance;
+  }
+  if (weights === 0) return undefined;
+  return { gain: sum / weights, variance: errors / weights ** 2 };
+}
+
+/** Of time and of energy, where that is known: the gain in their product. */
+export function productOf(time: Gain | undefined, energy: Gain | undefined): Gain | undefined {
+  if (time === undefined || energy === undefined) return time;
+  return { gain: time.gain + energy.gain, variance: time.variance + energy.variance };
+}
+
+/** Enough to go by it. */
+export function isCheaper(result: Gain | undefined): result is Gain {
+  return result !== undefined && result.gain > Math.max(MIN_ADAPTIVE_GAIN, marginOf(result));
+}
+
+/** Whether it is all but out of the question that more samples would show enough. */
+export function isHopeless(result: Gain | undefined): boolean {
+  return result !== undefined && result.gain + marginOf(result) < MIN_ADAPTIVE_GAIN;
+}
+
+export function marginOf({ variance }: Gain): number {
+  return CONFIDENCE * Math.sqrt(variance);
 }

@@ -7,71 +7,26 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { median } from "../../../src/cli/statistics.ts";
-import type { BudgetedSliceId, Plan } from "../../../src/control/plan.ts";
+import type { Plan } from "../../../src/control/plan.ts";
 import { SliceManager } from "../../../src/control/slices/manager.ts";
-import type { PlanningDevice } from "../../../src/control/slices/planning-device.ts";
 import { AdaptivePolicy } from "../../../src/control/slices/policies/adaptive.ts";
 import { InvalidArgumentError } from "../../../src/errors.ts";
 import { Random } from "../../../src/workload/random.ts";
 import { randomFor } from "../../support/seed.ts";
 import { cpu, gpu, normalNumber } from "../loads.ts";
-
-/** Half of the tokens hot, an eighth warm, the rest cold. */
-const LOAD = Int32Array.of(512, 256, 128, 50, 50, 16, 8, 4);
-const MOVED = Int32Array.of(4, 8, 16, 50, 50, 128, 256, 512);
-const SPREAD = Int32Array.of(180, 160, 150, 140, 140, 120, 100, 34);
-
-type Work = Readonly<Record<BudgetedSliceId, number>>;
-
-const SLICES = ["A", "B", "C", "D"] as const;
-
-/** Of the device what a slice keeps busy that has it for itself: so little that dividing always pays. */
-const ALONE = 1 / 64;
-
-/** Seconds of a step in which each slice takes its work over its units, all at once; in turn they keep `alone` of the device busy. */
-function sideBySide(plan: Plan, work: Work, alone = ALONE): number {
-  const units = (slice: BudgetedSliceId) => plan.slices[slice].budget.computeUnits;
-  if (plan.undivided) {
-    const all = SLICES.reduce((sum, slice) => sum + units(slice), 0);
-    return SLICES.reduce((sum, slice) => sum + work[slice], 0) / (all * alone);
-  }
-  return Math.max(...SLICES.map((slice) => work[slice] / Math.max(1e-9, units(slice))));
-}
-
-function best(device: PlanningDevice, work: Work): number {
-  return (work.A + work.B + work.C + work.D) / device.computeUnits;
-}
-
-interface Machine {
-  readonly seconds: (plan: Plan) => number;
-  readonly joules?: (plan: Plan) => number;
-  readonly noise?: number;
-}
-
-function simulate(
-  manager: SliceManager,
-  machine: Machine,
-  steps: number,
-  random: Random,
-  counts = LOAD,
-): Plan[] {
-  return Array.from({ length: steps }, () => {
-    const plan = manager.allocate({ counts });
-    const factor = Math.exp((machine.noise ?? 0) * normalNumber(random));
-    const seconds = machine.seconds(plan) * factor;
-    manager.observe({ plan, seconds, tokens: 1024, joules: machine.joules?.(plan) ?? null });
-    return plan;
-  });
-}
-
-const meanCost = (plans: readonly Plan[], seconds: (plan: Plan) => number) =>
-  plans.reduce((sum, plan) => sum + seconds(plan), 0) / plans.length;
-
-/** How near to the best a search has to come: its smallest move is a thirty-second of the device, a fifth of what slice B needs. */
-const NEAR = 1.15;
-
-/** Cold experts read as many weights as hot ones, and so cost far more than their tokens say. */
-const COLD_IS_DEAR: Work = { A: 30, B: 15, C: 50, D: 5 };
+import {
+  best,
+  COLD_IS_DEAR,
+  LOAD,
+  type Machine,
+  MOVED,
+  meanCost,
+  NEAR,
+  SPREAD,
+  sideBySide,
+  simulate,
+  type Work,
+} from "../machines.ts";
 
 describe("finding a division", () => {
   for (const device of [cpu(2), gpu()]) {
@@ -107,21 +62,22 @@ describe("finding a division", () => {
     assert.ok(moved <= 132 / 4, `${moved} units moved`);
   });
 
-  test("the first runs of a new division, which warm up and capture, do not count against it", () => {
+  test("steps that say nothing of their plan, as those that are captured, do not count", () => {
     const random = randomFor("adaptive warm-up");
-    const manager = new SliceManager({
-      device: gpu(),
-      policy: new AdaptivePolicy(),
-      realisation: "shared",
-    });
+    const policy = new AdaptivePolicy();
+    const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
     const runs = new Map<string, number>();
     const steady = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR);
-    const seconds = (plan: Plan) => {
+    const plans = Array.from({ length: 3000 }, () => {
+      const plan = manager.allocate({ counts: LOAD });
       const run = (runs.get(plan.budgetKey) ?? 0) + 1;
       runs.set(plan.budgetKey, run);
-      return steady(plan) * (run <= 2 ? 20 : 1);
-    };
-    const plans = simulate(manager, { seconds }, 3000, random);
+      const noise = Math.exp(0.02 * normalNumber(random));
+      const comparable = run > 2 && random.integer(5) > 0;
+      const seconds = steady(plan) * noise * (comparable ? 1 : 20);
+      manager.observe({ plan, seconds, tokens: 1024, joules: null, comparable });
+      return plan;
+    });
     assert.ok(meanCost(plans.slice(-100), steady) < NEAR * best(gpu(), COLD_IS_DEAR));
   });
 
@@ -223,104 +179,6 @@ test("a rest goes by the batch sizes there are, also when they are new", () => {
   run(200, 4, 0.3);
   run(60, 4, 0.6);
   assert.deepEqual(rested, [true, true, false]);
-});
-
-describe("not dividing", () => {
-  /** A machine that loses a fifth to being divided. */
-  const DEAR_DIVISION = 1.25;
-  /** A third of the tokens hot, most of the others warm. */
-  const EVENER = Int32Array.of(400, 128, 128, 128, 128, 96, 12, 4);
-  /** Most steps of a search that has a sixteenth of the plans. */
-  const WHOLE_SEARCH = 80_000;
-  const undividedPart = (plans: readonly Plan[]) =>
-    plans.filter((plan) => plan.undivided).length / plans.length;
-  const begin = (name: string) => {
-    const policy = new AdaptivePolicy();
-    const manager = new SliceManager({ device: cpu(132), policy });
-    const random = randomFor(name);
-    const run = (alone: number, steps: number, counts = LOAD) => {
-      const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR, alone);
-      return simulate(manager, { seconds, noise: 0.03 }, steps, random, counts);
-    };
-    return { policy, manager, run };
-  };
-
-  test("is tried first, and not again in this search where it is not measured to be cheaper", () => {
-    const { run } = begin("adaptive divided");
-    const plans = run(ALONE, 2000);
-    const undivided = plans.flatMap((plan, step) => (plan.undivided ? [step] : []));
-    assert.equal(plans[0]?.undivided, false);
-    assert.ok(undivided.length > 0 && Math.max(...undivided) < 100, undivided.join());
-  });
-
-  test("where it is cheaper the search has few plans, and it is what is left in the end", () => {
-    const { policy, run } = begin("adaptive undivided");
-    const plans = run(DEAR_DIVISION, 100 + WHOLE_SEARCH);
-    const searching = undividedPart(plans.slice(100, 1000));
-    assert.ok(searching > 0.88 && searching < 1, `${searching} of the plans`);
-    assert.ok(policy.resting);
-    assert.equal(undividedPart(plans.slice(-100)), 1);
-    assert.match(
-      plans.at(-1)?.explain(0).reason ?? "",
-      /slice A runs it with all 132 compute units, in turn with the other slices \(measured \d+\.\d % cheaper per token than dividing the device, over \d+ steps of each\), /,
-    );
-  });
-
-  test("a division that the search finds takes over if it is cheaper", () => {
-    const { policy, run } = begin("adaptive undivided for now");
-    const plans = run(0.4, 100 + WHOLE_SEARCH);
-    assert.ok(undividedPart(plans.slice(100, 1000)) > 0.88);
-    assert.ok(policy.resting);
-    assert.equal(undividedPart(plans.slice(-100)), 0);
-    const found = sideBySide(plans.at(-1) as Plan, COLD_IS_DEAR) / best(gpu(), COLD_IS_DEAR);
-    assert.ok(found < NEAR, `${found} times the best`);
-  });
-
-  test("stays ahead while the load moves to other slices, and what the search tries is of the new load", () => {
-    const { run } = begin("adaptive undivided, load");
-    run(DEAR_DIVISION, 100);
-    for (const counts of [SPREAD, LOAD, SPREAD]) {
-      const plans = run(DEAR_DIVISION, 1000, counts);
-      const part = undividedPart(plans);
-      assert.ok(part > 0.88 && part < 1, `${part} of the plans`);
-      const [tried] = plans.filter((plan) => !plan.undivided).slice(-1);
-      const { A, B } = (tried as Plan).slices;
-      assert.equal(A.budget.computeUnits > B.budget.computeUnits, counts === LOAD);
-    }
-  });
-
-  test("is given up in the middle of a search once dividing is cheaper, however the load moves", () => {
-    const { run } = begin("adaptive undivided, no more");
-    assert.ok(undividedPart(run(DEAR_DIVISION, 500).slice(100)) > 0.8);
-    const parts = [EVENER, LOAD, EVENER, LOAD].map((counts) =>
-      undividedPart(run(ALONE, 2000, counts).slice(1000)),
-    );
-    assert.deepEqual(parts, [0, 0, 0, 0]);
-  });
-
-  test("is neither tried nor kept where compute units or a realisation were asked for", () => {
-    const asked = begin("adaptive undivided, asked");
-    asked.manager.reserve("A", { computeUnits: 8 });
-    assert.equal(undividedPart(asked.run(DEAR_DIVISION, 500)), 0);
-    const late = begin("adaptive undivided, asked late");
-    assert.ok(undividedPart(late.run(DEAR_DIVISION, 500)) > 0);
-    late.manager.resize("A", 40);
-    assert.equal(undividedPart(late.run(DEAR_DIVISION, 500)), 0);
-    late.manager.resize("A", null);
-    assert.ok(undividedPart(late.run(DEAR_DIVISION, 500)) > 0.5, "once nobody asks any more");
-    const policy = new AdaptivePolicy();
-    const shared = new SliceManager({ device: gpu(), policy, realisation: "shared" });
-    const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR, DEAR_DIVISION);
-    const plans = simulate(shared, { seconds }, 500, randomFor("adaptive undivided, shared"));
-    assert.equal(undividedPart(plans), 0);
-  });
-
-  test("and after a step has come to cost more", () => {
-    const { policy, run } = begin("adaptive undivided, cost");
-    run(DEAR_DIVISION, 100 + WHOLE_SEARCH);
-    assert.ok(policy.resting);
-    assert.equal(undividedPart(run(ALONE, 6000).slice(-100)), 0);
-  });
 });
 
 describe("realisation", () => {
