@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { printDemo } from "../../src/cli/demo/report.ts";
 import { nexus } from "./nexus.ts";
 
 const SEED = "42";
@@ -109,6 +110,24 @@ test("the demo's JSON has everything, and only measurements differ between two r
   const other = await run("43");
   assert.notDeepEqual(other.before.counts, first.before.counts);
   assert.equal(other.correct, true);
+});
+
+test("with a single lane no slice is said to have units of its own", async (t) => {
+  const { code, stdout } = await nexus(["demo", "--json", "--seed", SEED]);
+  assert.equal(code, 0);
+  const report = JSON.parse(stdout);
+  assert.ok(report.after.plan.lanes > 1);
+  report.after.plan.lanes = 1;
+  const written: string[] = [];
+  const write = t.mock.method(process.stdout, "write", (text: string) => written.push(text) > 0);
+  printDemo(report);
+  write.mock.restore();
+  const text = written.join("");
+  assert.match(text, /A hot +\d\S* → all /);
+  assert.match(text, /C cold +\d\S* → all /);
+  assert.match(text, /D auxiliary +\d/);
+  assert.match(text, /single lane: their slices take turns with the whole device\./);
+  assert.doesNotMatch(text, /Budgets are/);
 });
 
 test("one thread computes the same as all", async () => {

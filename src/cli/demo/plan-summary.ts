@@ -15,6 +15,8 @@ export interface PlanSummary {
   readonly policy: string;
   readonly realisation: string;
   readonly realisationReason: string;
+  /** Of the experts. One: slices take turns with the whole device, and their compute units are put to no use. */
+  readonly lanes: number;
   readonly slices: readonly Slice[];
   /** Every expert: which slice, how hot, which budget, and why. */
   readonly experts: readonly PlacementExplanation[];
@@ -32,13 +34,15 @@ export interface BudgetChange {
   readonly to: SliceBudget;
 }
 
-export function planSummary(plan: Plan): PlanSummary {
+/** @param lanes that the experts were spread over under the plan */
+export function planSummary(plan: Plan, lanes: number): PlanSummary {
   const { version, policy, realisation, realisationReason } = plan;
   return {
     version,
     policy,
     realisation,
     realisationReason,
+    lanes,
     slices: SLICE_IDS.map((id) => plan.slices[id]),
     experts: plan.explain(),
   };

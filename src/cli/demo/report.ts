@@ -15,6 +15,7 @@ import { HEAT_FORMAT, loadChart } from "../terminal/load-chart.ts";
 import { printLines } from "../terminal/print.ts";
 import { type Format, type Style, styleFor } from "../terminal/style.ts";
 import { type Cell, table } from "../terminal/table.ts";
+import type { PlanSummary } from "./plan-summary.ts";
 import type { DemoPhase, DemoReport, Throughput } from "./session.ts";
 
 /** Experts a load chart shows one by one. */
@@ -96,14 +97,14 @@ function slicesOf(style: Style, report: DemoReport): string[] {
     const cell = (of: (slice: Slice) => string) => change(of(from), of(to));
     return [
       name,
-      cell(({ budget }) => unitsOf(budget)),
+      change(unitsOf(from, before.plan), unitsOf(to, after.plan)),
       cell(({ budget }) => bandwidthOf(budget)),
       cell(({ budget }) => cacheOf(budget)),
       from.id === "D" ? "" : cell(({ experts }) => `${experts.length}`),
     ];
   });
   const columns = ["slice", `${UNIT_NAMES[report.device.kind]}s`, "bandwidth", "cache", "experts"];
-  const { policy, realisation, realisationReason, version } = after.plan;
+  const { policy, realisation, realisationReason, version, lanes } = after.plan;
   return [
     ...heading(
       style,
@@ -114,7 +115,9 @@ function slicesOf(style: Style, report: DemoReport): string[] {
       columns.map((title) => ({ title })),
       rows,
     ),
-    ...indented(`Budgets are ${realisation}. ${realisationReason}`),
+    ...(lanes === 1
+      ? indented("Experts have a single lane: their slices take turns with the whole device.")
+      : indented(`Budgets are ${realisation}. ${realisationReason}`)),
     ...after.plan.slices
       .filter(isUnused)
       .flatMap(({ id, state, reason }) => indented(`${id} is ${state}: ${reason}`)),
@@ -198,8 +201,8 @@ function arrow(from: string, to: string): string {
   return `${unit !== "" && from.endsWith(unit) ? from.slice(0, -unit.length) : from} \u2192 ${to}`;
 }
 
-function unitsOf({ computeUnits }: SliceBudget): string {
-  return formatNumber(computeUnits);
+function unitsOf({ id, budget }: Slice, { lanes }: PlanSummary): string {
+  return lanes === 1 && id !== "D" ? "all" : formatNumber(budget.computeUnits);
 }
 
 function bandwidthOf({ bandwidthShare }: SliceBudget): string {

@@ -6,7 +6,6 @@
  */
 
 import { EnergyMonitor, type EnergyReading } from "../../control/energy-monitor.ts";
-import type { Plan } from "../../control/plan.ts";
 import type { LayerSpec } from "../../data/spec.ts";
 import { PLAN_INTERVAL } from "../../layer/control-loop.ts";
 import type { LayerStatistics } from "../../layer/forward.ts";
@@ -140,8 +139,9 @@ export async function runDemo(options: DemoOptions): Promise<DemoReport> {
       last = { hidden, output: output.data };
       progress.show(seconds.length / steps, `step ${seconds.length} of ${steps}`);
     }
-    const plan: Plan = await layer.plan;
-    return { firstStep, lastStep: seconds.length, counts, plan: planSummary(plan) };
+    const { plan, assignment } = await layer.control;
+    const summary = planSummary(plan, assignment.streams);
+    return { firstStep, lastStep: seconds.length, counts, plan: summary };
   };
 
   const before = await phase(popularity);
