@@ -6,6 +6,7 @@
 
 import assert from "node:assert/strict";
 import { computeBudgetsOf } from "../../src/control/plan.ts";
+import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import type { Device } from "../../src/execution/device.ts";
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
@@ -162,6 +163,33 @@ gpuTest(
     assert.equal((await moe.statistics()).graphs.captures, captures);
   },
 );
+
+gpuTest("undivided plans and divided ones in turn: same bits, two graphs", async (device) => {
+  const layer = partsOf("bfloat16");
+  const hidden = batch(normal(randomFor("gpu undivided"), 300 * HIDDEN), HIDDEN);
+  let undivided = false;
+  const policy: SlicePolicy = {
+    name: "in turn",
+    place: placeByHeat,
+    divide: (_view, work) => ({
+      ...{ weights: weighByWork((slice) => work[slice].share), undivided },
+      ...{ holdSmallChanges: true, why: "to see" },
+    }),
+  };
+  await using moe = new MoELayer(layer.spec, layer.tensors, {
+    ...{ device, streams: 2, slices: { policy } },
+  });
+  const control = await moe.control;
+  const first = await moe.forward(hidden);
+  for (let i = 0; i < 12; i++) {
+    undivided = i % 2 === 0;
+    control.replan(first.stats.counts);
+    const { output, stats } = await moe.forward(hidden);
+    assert.equal(stats.streams, undivided ? 1 : 2);
+    assert.equal(stats.mode === "replayed", i >= 4, `step ${i} is ${stats.mode}`);
+    assert.deepEqual(output.data, first.output.data);
+  }
+});
 
 gpuTest("a row alone, in a batch, anywhere in a batch of the same kernels", async (device) => {
   const random = randomFor("gpu rows");
