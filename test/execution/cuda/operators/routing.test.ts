@@ -185,10 +185,10 @@ describe("bucket", () => {
     });
     assert.equal(kernel?.work.tidiesOwn, true);
     assert.equal(encoded.afterBeside, false);
-    // 7.5 rows an expert: tiles of 64; 4 full ones and one more for every expert.
-    const most = 4 + 40;
+    // 7.5 rows an expert: tiles of 32; 9 full ones and one more for every expert.
+    const most = 9 + 40;
     assert.equal(lists.byteLength, 512 + 2 * most * 16);
-    const told = Int32Array.of(...[64, NO_FAULT, 0, 16], ...[64, NO_FAULT, most, 16]);
+    const told = Int32Array.of(...[32, NO_FAULT, 0, 16], ...[32, NO_FAULT, most, 16]);
     assert.deepEqual(device.uploads, [{ address: lists.address, data: told }]);
     assert.ok(buckets.order.attached.includes(lists));
   });
