@@ -58,8 +58,8 @@ describe("finding a division", () => {
       const before = (first as Plan).slices[slice].budget.computeUnits;
       moved += Math.abs(last.slices[slice].budget.computeUnits - before) / 2;
     }
-    // A trial in some hundreds may be won by chance; a drift across the device may not.
-    assert.ok(moved <= 132 / 4, `${moved} units moved`);
+    // A trial in some hundreds may be won by chance, which moves an eighth of the device; three of them in one search may not.
+    assert.ok(moved < (132 * 3) / 8, `${moved} units moved`);
   });
 
   test("steps that say nothing of their plan, as those that are captured, do not count", () => {
