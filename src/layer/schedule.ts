@@ -14,7 +14,7 @@ import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { requireObject, shown } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireObject, shown } from "../execution/checks.ts";
 import type { Tensor } from "../tensor.ts";
 import { recordStep, StepStreams } from "./step.ts";
 
@@ -32,6 +32,8 @@ export interface ScheduleResult {
   /** Experts on each stream. */
   readonly expertsPerStream: readonly number[];
 }
+
+const OPTIONS: Fields<ScheduleOptions> = { streams: true, aggregation: true };
 
 const WEIGHTED_SUM: AggregationSpec = {
   mode: "sum",
@@ -114,7 +116,7 @@ export class Schedule {
  * Prepares the batch that `plan` was made for.
  *
  * @param plan from `SliceManager.allocate(buckets)`; it remembers the buckets
- * @throws InvalidArgumentError if the plan was made from bare counts instead of buckets, or for a larger device
+ * @throws InvalidArgumentError if the plan was made from bare counts instead of buckets, or for a larger device; for unknown options
  * @throws ShapeError if experts and buckets do not fit together
  */
 export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions = {}): Schedule {
@@ -125,6 +127,7 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
     );
   }
   requireObject(options, "options", "an object, or left out");
+  refuseUnknown(options, "options", OPTIONS);
   const buckets = plan.load;
   if (!(buckets instanceof Buckets)) {
     throw new InvalidArgumentError(

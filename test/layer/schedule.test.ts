@@ -267,6 +267,11 @@ test("what does not fit together is refused before any work", async () => {
     /64 compute units.*device has 2.*experts\.device\.properties/,
   );
   await assert.rejects(schedule(fine, experts, { streams: 0 }).run(), InvalidArgumentError);
+  refuses(
+    () => schedule(fine, experts, { stream: 2 } as object),
+    InvalidArgumentError,
+    /options\.stream is unknown; use streams, aggregation\./,
+  );
   assert.equal(device.memory().usedBytes, used);
 
   const late = schedule(fine, experts);

@@ -57,7 +57,7 @@ export interface CudaDeviceOptions {
   readonly float32?: "ieee" | "tf32";
 }
 
-const FALLBACK = 'Use "cpu" or "auto": the CPU device does the same work.';
+const FALLBACK = 'Use "cpu", or "auto" without a GPU\'s number: the CPU device does the same work.';
 
 /**
  * Opens a GPU.

@@ -20,6 +20,7 @@ import {
   InvalidArgumentError,
   NexusError,
 } from "../../../errors.ts";
+import { type Fields, refuseUnknown, requireObject } from "../../checks.ts";
 import type { DeviceKind, DeviceProperties, MemoryUsage } from "../../device.ts";
 import { listMigInstances, type MigInstance } from "./instances.ts";
 import type { Answer, Failure, Question, Request } from "./messages.ts";
@@ -33,6 +34,8 @@ export interface MigPoolOptions {
   /** What the workers open. Anything but `"cuda"` is for tests on machines without a GPU. */
   readonly device?: DeviceKind;
 }
+
+const OPTIONS: Fields<MigPoolOptions> = { instances: true, device: true };
 
 interface Pending {
   readonly resolve: (value: unknown) => void;
@@ -230,8 +233,11 @@ export class MigPool implements AsyncDisposable {
  * Starts a worker on every instance.
  *
  * @throws DeviceUnavailableError (as a rejection) if there is no instance or one cannot be opened; none is left running then
+ * @throws InvalidArgumentError (as a rejection) for unknown options
  */
 export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool> {
+  requireObject(options, "options", "an object, or left out");
+  refuseUnknown(options, "options", OPTIONS);
   const instances = options.instances ?? (await allInstances());
   if (instances.length === 0) {
     throw new DeviceUnavailableError("No MIG instance was given. Leave `instances` out for all.");

@@ -151,6 +151,10 @@ describe("a worker", () => {
       failure(DeviceUnavailableError, /^Opening the device failed on .*MIG-1 /),
     );
     await assert.rejects(openMigPool({ instances: [] }), DeviceUnavailableError);
+    await assert.rejects(
+      openMigPool({ instance: [instance(1)] } as object),
+      /options\.instance is unknown; use instances, device\./,
+    );
   });
 
   for (const how of ["wait", "end"]) {
