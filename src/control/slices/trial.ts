@@ -78,16 +78,16 @@ export interface WeightedGain extends Gain {
 
 /** Of gains in batches of several sizes; undefined of none. */
 export function averageOf(gains: readonly WeightedGain[]): Gain | undefined {
-  let weights = 0;
-  let sum = 0;
+  const weights = gains.reduce((sum, { weight }) => sum + weight, 0);
+  if (weights === 0) return undefined;
+  let mean = 0;
   let errors = 0;
   for (const { weight, gain, variance } of gains) {
-    weights += weight;
-    sum += weight * gain;
-    errors += weight ** 2 * variance;
+    const part = weight / weights;
+    mean += part * gain;
+    errors += part ** 2 * variance;
   }
-  if (weights === 0) return undefined;
-  return { gain: sum / weights, variance: errors / weights ** 2 };
+  return { gain: mean, variance: errors };
 }
 
 /** Of time and of energy, where that is known: the gain in their product. */

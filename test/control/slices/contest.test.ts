@@ -86,3 +86,35 @@ test("a mean with a memory forgets, and knows how certain it is", () => {
   assert.ok(Math.abs(recent.mean - 9) < 0.2);
   assert.equal(new RecentMean().error, Number.POSITIVE_INFINITY);
 });
+
+test("a batch size that comes no more says nothing, of time or of energy, however long it has been away", () => {
+  const contest = new Contest();
+  for (let i = 0; i < 40; i++) {
+    run(contest, 1, 1.2);
+    contest.addEnergy("divided", 1, 64);
+    contest.addEnergy("undivided", 1.2, 64);
+  }
+  assert.equal(contest.leader, "divided");
+  // Of the new size no window of energy is of the one behind alone.
+  for (let i = 0; i < 30_000; i++) {
+    contest.addTime("divided", 1, 4096);
+    contest.addEnergy("divided", 1, 4096);
+    if (i % 16 === 0) contest.addTime("undivided", 1.1 + 0.001 * (i % 3), 4096);
+  }
+  assert.ok(Math.abs((contest.gainOf("divided")?.gain ?? 0) - Math.log(1.1)) < 0.01);
+  run(contest, 100, 0.5, { tokens: 4096 });
+  assert.equal(contest.leader, "undivided");
+});
+
+test("equal sides are left at that, whatever batch sizes come", () => {
+  const random = randomFor("contest sizes");
+  const contest = new Contest();
+  let open = 0;
+  for (let step = 0; step < 20_000; step++) {
+    const tokens = 2 ** Math.floor(3 * random.uniform());
+    const way = random.uniform() < contest.share ? "undivided" : "divided";
+    contest.addTime(way, tokens * Math.exp(0.15 * normalNumber(random)), tokens);
+    if (step > 1000 && !contest.settled) open++;
+  }
+  assert.ok(open < 20, `open ${open} times`);
+});

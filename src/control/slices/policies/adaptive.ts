@@ -5,9 +5,10 @@
  * device, which serves best whatever fills it by itself. While that is ahead the
  * search for a better division has the few plans that measuring divisions gets.
  *
- * Cost is the time of a step per token, and where joules are measured, time and
- * energy multiplied (the energy-delay product). With the same seed and the same
- * measurements it makes the same decisions.
+ * Cost is the time of a step per token, and where joules of both sides are measured,
+ * time and energy multiplied (the energy-delay product). Joules count if all steps
+ * since the reading before ran one way: so on a GPU, whose counter wants a second, time
+ * decides alone. With the same seed and the same measurements it makes the same decisions.
  */
 
 import { InvalidArgumentError } from "../../../errors.ts";

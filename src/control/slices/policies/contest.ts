@@ -34,8 +34,14 @@ const USE_MEMORY = 64;
 /** Fewest samples to go by: of the leader for others to be held against it, and of these for a verdict. */
 const FIRST_VERDICT = 8;
 
-/** Until there is a verdict both run alike, but not beyond this many samples: then they are equal, or nearly. */
-const LAST_VERDICT = 2 * MEMORY - 1;
+/**
+ * Until there is a verdict both run alike, but not beyond this many samples: then they are equal, or nearly. Well below what a mean
+ * with this memory can count to, as it is held against an average over batch sizes, some of them rare.
+ */
+const LAST_VERDICT = 1.5 * MEMORY;
+
+/** Part of the leader's latest batches below which a size says nothing any more: it has not come for some hundreds of them. */
+const LEAST_USE = 1e-3;
 
 /** Part of the time that may be lost to measuring the one behind. */
 const LOSS = 0.01;
@@ -80,10 +86,9 @@ class Standing {
 
   /** What a way saves; undefined while there are no two measurements to go by. */
   gainOf(way: Way): Gain | undefined {
-    const known = [...this.#sizes.values()].filter(({ saved }) => saved.n >= 2);
     const sign = way === "undivided" ? 1 : -1;
     return averageOf(
-      known.map(({ use, saved }) => ({
+      this.#known.map(({ use, saved }) => ({
         ...{ weight: use, gain: sign * saved.mean, variance: saved.error },
       })),
     );
@@ -91,12 +96,17 @@ class Standing {
 
   /** By how much a way's latest costs are below the other's latest, however long ago these were. */
   leadOf(way: Way): number {
-    const known = [...this.#sizes.values()].filter(({ saved }) => saved.n >= 2);
     const sign = way === "undivided" ? 1 : -1;
-    const leads = known.map(({ use, costs }) => ({
+    const leads = this.#known.map(({ use, costs }) => ({
       ...{ weight: use, gain: sign * (costs.divided.mean - costs.undivided.mean), variance: 0 },
     }));
     return averageOf(leads)?.gain ?? 0;
+  }
+
+  /** The sizes that come, and have measurements of both. */
+  get #known(): Size[] {
+    const sizes = [...this.#sizes.values()];
+    return sizes.filter(({ use, saved }) => use >= LEAST_USE && saved.n >= 2);
   }
 
   /** Differences measured, in a size as they come; undefined while the leader is not known well enough in any. */
