@@ -10,7 +10,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
@@ -83,8 +83,7 @@ export class GraphManager implements Disposable {
 
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: GraphManagerOptions) {
-    requireObject(options, "options", "an object such as { device }");
-    refuseUnknown(options, "options", OPTIONS);
+    requireFields(options, "options", "an object such as { device }", OPTIONS);
     const { device, warmup = DEFAULT_WARMUP, capacity = DEFAULT_CAPACITY } = options;
     checkGraphOptions(options);
     requireObject(device, "options.device", "a device from openDevice()");

@@ -11,7 +11,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields } from "../execution/checks.ts";
 import type { Heat } from "./plan.ts";
 
 /** Thresholds on an expert's share of the tokens, as multiples of the even share 1 / E. */
@@ -59,8 +59,7 @@ export class HeatScale {
 
   /** @throws InvalidArgumentError for unknown thresholds, and unless 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter */
   constructor(experts: number, multiples: HeatMultiples = HEAT_MULTIPLES) {
-    requireObject(multiples, "thresholds", "multiples of the even share by name");
-    refuseUnknown(multiples, "thresholds", FIELDS);
+    requireFields(multiples, "thresholds", "multiples of the even share by name", FIELDS);
     const { hotEnter, hotLeave, coldEnter, coldLeave } = multiples;
     const ordered =
       0 <= coldEnter &&

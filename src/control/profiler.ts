@@ -9,7 +9,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -160,8 +160,7 @@ export class ExpertProfiler implements ProfileView {
 
   /** @throws InvalidArgumentError for options out of range */
   constructor(options: ProfilerOptions) {
-    requireObject(options, "options", "an object such as { experts: 8 }");
-    refuseUnknown(options, "options", OPTIONS);
+    requireFields(options, "options", "an object such as { experts: 8 }", OPTIONS);
     const { experts, window = DEFAULT_WINDOW, halfLife = DEFAULT_HALF_LIFE } = options;
     const { minimumDwell = DEFAULT_MINIMUM_DWELL, thresholds = HEAT_MULTIPLES } = options;
     checkWhole(experts, 1, MAX_EXPERTS, "experts");

@@ -13,7 +13,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import { slicesWithoutLane } from "./lane-budgets.ts";
 import {
   EXPERT_SLICE_IDS,
@@ -83,8 +83,7 @@ export class StreamScheduler {
 
   /** @throws InvalidArgumentError unless `streams` is a whole number from 1 to 64 */
   constructor(options: StreamSchedulerOptions = {}) {
-    requireObject(options, "options", "an object, or left out");
-    refuseUnknown(options, "options", OPTIONS);
+    requireFields(options, "options", "an object, or left out", OPTIONS);
     const { streams = DEFAULT_STREAMS } = options;
     if (!Number.isInteger(streams) || streams < 1 || streams > MAX_STREAMS) {
       throw new InvalidArgumentError(

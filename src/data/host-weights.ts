@@ -6,7 +6,7 @@
  */
 
 import { ShapeError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../execution/checks.ts";
+import { type Fields, refuseUnknown, requireFields } from "../execution/checks.ts";
 import {
   type DType,
   type MatrixView,
@@ -149,8 +149,7 @@ export function hostExpertWeights(
   name: string,
 ): (index: number) => readonly ProductWeights[] {
   const { hiddenSize: hidden, intermediateSize: inner, bias } = spec;
-  requireObject(tensors, name, "tensors by name, such as { gate, up, down }");
-  refuseUnknown(tensors, name, EXPERTS);
+  requireFields(tensors, name, "tensors by name, such as { gate, up, down }", EXPERTS);
   refuseUnusedExperts(spec, tensors, name);
   const at = (source: PerExpert | undefined, label: string, outputs: number, inputs: number) =>
     expertMatrix(need(source, label), label, count, outputs, inputs, {

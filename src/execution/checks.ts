@@ -49,6 +49,17 @@ export function refuseUnknown(
   }
 }
 
+/** @throws InvalidArgumentError unless the value is an object of known fields */
+export function requireFields(
+  value: object,
+  name: string,
+  rule: string,
+  fields: Readonly<Record<string, true>>,
+): void {
+  requireObject(value, name, rule);
+  refuseUnknown(value, name, fields);
+}
+
 /** @throws InvalidArgumentError unless the value is a device */
 export function requireDevice(device: Device, name: string): void {
   if (typeof device?.allocate === "function") return;
@@ -65,7 +76,6 @@ export function requireOptions(
   options: { readonly device?: Device | undefined },
   fields: Readonly<Record<string, true>>,
 ): void {
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", fields);
+  requireFields(options, "options", "an object, or left out", fields);
   if (options.device !== undefined) requireDevice(options.device, "options.device");
 }

@@ -4,7 +4,7 @@
  */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "./checks.ts";
+import { type Fields, requireFields } from "./checks.ts";
 import { openCpuDevice } from "./cpu/device.ts";
 import type { Device, DeviceKind } from "./device.ts";
 
@@ -38,8 +38,7 @@ const OPTIONS: Fields<OpenDeviceOptions> = {
  * @throws InvalidArgumentError if an option makes no sense
  */
 export async function openDevice(options: OpenDeviceOptions = {}): Promise<Device> {
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", OPTIONS);
+  requireFields(options, "options", "an object, or left out", OPTIONS);
   const { kind = "auto", float32 = "ieee" } = options;
   if (float32 !== "ieee" && float32 !== "tf32") {
     throw new InvalidArgumentError(`float32 is "${String(float32)}". Use "ieee" or "tf32".`);

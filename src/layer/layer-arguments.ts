@@ -13,13 +13,7 @@ import { StreamScheduler } from "../control/stream-scheduler.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import {
-  type Fields,
-  refuseUnknown,
-  requireObject,
-  requireOptions,
-  shown,
-} from "../execution/checks.ts";
+import { type Fields, requireFields, requireOptions, shown } from "../execution/checks.ts";
 import type { ForwardOptions, LayerOptions } from "./forward.ts";
 
 const OPTIONS: Fields<LayerOptions> = {
@@ -64,24 +58,23 @@ export function checkLayerOptions(options: LayerOptions, { router }: LayerSpec):
   requireOptions(options, OPTIONS);
   const { device, graphs, streams, slices, profiler } = options;
   if (graphs !== undefined) {
-    checkNames(graphs, "options.graphs", GRAPHS);
+    requireFields(graphs, "options.graphs", "an object, or left out", GRAPHS);
     checkGraphOptions(graphs);
   }
   if (streams !== undefined) new StreamScheduler({ streams });
   if (slices !== undefined) {
-    checkNames(slices, "options.slices", SLICES);
+    requireFields(slices, "options.slices", "an object, or left out", SLICES);
     new SliceManager({ ...slices, device: device?.properties ?? anyDevice() });
   }
   if (profiler !== undefined) {
-    checkNames(profiler, "options.profiler", PROFILER);
+    requireFields(profiler, "options.profiler", "an object, or left out", PROFILER);
     new ExpertProfiler({ ...profiler, experts: router.experts });
   }
 }
 
 /** @throws InvalidArgumentError if the options are none, or misspelt */
 export function checkForwardOptions(options: ForwardOptions): void {
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", FORWARD);
+  requireFields(options, "options", "an object, or left out", FORWARD);
 }
 
 /** @throws InvalidArgumentError for what a weight source has instead of a method; it may have fields of its own */
@@ -93,11 +86,6 @@ export function checkSource(source: LayerWeights): void {
       `weights.${name} is ${shown(method)}; as weights.expert is a method, it must be one too, or left out.`,
     );
   }
-}
-
-function checkNames(value: object, name: string, fields: Readonly<Record<string, true>>): void {
-  requireObject(value, name, "an object, or left out");
-  refuseUnknown(value, name, fields);
 }
 
 /** Stands for a device that is not open yet, which may be one that can do everything. */

@@ -14,7 +14,7 @@ import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { type Fields, refuseUnknown, requireObject, shown } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
 import type { Tensor } from "../tensor.ts";
 import { recordStep, StepStreams } from "./step.ts";
 
@@ -126,8 +126,7 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
       `experts is ${shown(experts)}; it must be a set of experts, such as Experts.fromTensors() gives.`,
     );
   }
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", OPTIONS);
+  requireFields(options, "options", "an object, or left out", OPTIONS);
   const buckets = plan.load;
   if (!(buckets instanceof Buckets)) {
     throw new InvalidArgumentError(

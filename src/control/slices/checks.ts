@@ -1,10 +1,10 @@
 /**
  * Arguments of the slice manager that its other parts would misread: names that
- * nobody looks at, numbers given as text, policies that are none.
+ * nobody looks at, policies that are none.
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
-import { type Fields, refuseUnknown, requireObject, shown } from "../../execution/checks.ts";
+import { type Fields, requireFields, shown } from "../../execution/checks.ts";
 import type { BudgetedSliceId } from "../plan.ts";
 import type { Reservation } from "./demands.ts";
 import type { SliceManagerOptions } from "./manager.ts";
@@ -23,11 +23,9 @@ const RESERVATION: Fields<Reservation> = { computeUnits: true, cacheBytes: true 
 
 /** @throws InvalidArgumentError naming the option that there is not */
 export function checkNames(options: SliceManagerOptions): void {
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", OPTIONS);
+  requireFields(options, "options", "an object, or left out", OPTIONS);
   const { priorities = {} } = options;
-  requireObject(priorities, "priorities", "numbers by slice, or left out");
-  refuseUnknown(priorities, "priorities", PRIORITIES);
+  requireFields(priorities, "priorities", "numbers by slice, or left out", PRIORITIES);
 }
 
 /** @throws InvalidArgumentError unless the manager can ask it where experts should be and how to divide */
@@ -43,15 +41,5 @@ export function checkPolicy(policy: SlicePolicy, names: readonly string[]): Slic
 
 /** @throws InvalidArgumentError for what is no reservation */
 export function checkReservation(minimum: Reservation): void {
-  requireObject(minimum, "minimum", "an object such as { computeUnits: 1 }");
-  refuseUnknown(minimum, "minimum", RESERVATION);
-  checkUnits(minimum.computeUnits ?? 0);
-}
-
-/** @throws InvalidArgumentError for what is no number: text would be reckoned with as if it were one */
-export function checkUnits(computeUnits: number): void {
-  if (typeof computeUnits === "number") return;
-  throw new InvalidArgumentError(
-    `computeUnits is ${shown(computeUnits)}; it must be a number of compute units.`,
-  );
+  requireFields(minimum, "minimum", "an object such as { computeUnits: 1 }", RESERVATION);
 }

@@ -7,6 +7,7 @@
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
+import { shown } from "../../execution/checks.ts";
 import {
   BUDGETED_SLICE_IDS,
   type BudgetedSliceId,
@@ -179,6 +180,12 @@ export class Demands {
   }
 
   #toQuanta(computeUnits: number, what: string): number {
+    // Text would be reckoned with as if it were a number.
+    if (typeof computeUnits !== "number") {
+      throw new InvalidArgumentError(
+        `computeUnits is ${shown(computeUnits)}; it must be a number of compute units.`,
+      );
+    }
     const granularity = this.#device.computeUnitGranularity;
     const quanta = computeUnits / granularity;
     if (!Number.isSafeInteger(quanta) || quanta < 0) {

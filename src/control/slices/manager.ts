@@ -15,7 +15,7 @@ import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
 import type { ProfileView } from "../profiler.ts";
 import { Budgets } from "./budgets.ts";
-import { checkNames, checkPolicy, checkReservation, checkUnits } from "./checks.ts";
+import { checkNames, checkPolicy, checkReservation } from "./checks.ts";
 import { Demands, type Reservation } from "./demands.ts";
 import { makePlan } from "./plan-value.ts";
 import {
@@ -212,7 +212,6 @@ export class SliceManager {
    * @throws InvalidArgumentError if it cannot be met; nothing changes then
    */
   resize(slice: BudgetedSliceId, computeUnits: number | null): void {
-    if (computeUnits !== null) checkUnits(computeUnits);
     this.#demands.resize(slice, computeUnits);
   }
 

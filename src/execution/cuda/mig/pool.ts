@@ -20,7 +20,7 @@ import {
   InvalidArgumentError,
   NexusError,
 } from "../../../errors.ts";
-import { type Fields, refuseUnknown, requireObject } from "../../checks.ts";
+import { type Fields, requireFields } from "../../checks.ts";
 import type { DeviceKind, DeviceProperties, MemoryUsage } from "../../device.ts";
 import { listMigInstances, type MigInstance } from "./instances.ts";
 import type { Answer, Failure, Question, Request } from "./messages.ts";
@@ -236,8 +236,7 @@ export class MigPool implements AsyncDisposable {
  * @throws InvalidArgumentError (as a rejection) for unknown options
  */
 export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool> {
-  requireObject(options, "options", "an object, or left out");
-  refuseUnknown(options, "options", OPTIONS);
+  requireFields(options, "options", "an object, or left out", OPTIONS);
   const instances = options.instances ?? (await allInstances());
   if (instances.length === 0) {
     throw new DeviceUnavailableError("No MIG instance was given. Leave `instances` out for all.");
