@@ -6,13 +6,13 @@
 
 import assert from "node:assert/strict";
 import { computeBudgetsOf } from "../../src/control/plan.ts";
-import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import type { Device } from "../../src/execution/device.ts";
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import type { LayerOptions } from "../../src/layer/forward.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { toFloat32 } from "../../src/tensor.ts";
+import { dividingByUse } from "../support/dividing-by-use.ts";
 import {
   batch,
   gatedExperts,
@@ -168,14 +168,7 @@ gpuTest("undivided plans and divided ones in turn: same bits, two graphs", async
   const layer = partsOf("bfloat16");
   const hidden = batch(normal(randomFor("gpu undivided"), 300 * HIDDEN), HIDDEN);
   let undivided = false;
-  const policy: SlicePolicy = {
-    name: "in turn",
-    place: placeByHeat,
-    divide: (_view, work) => ({
-      ...{ weights: weighByWork((slice) => work[slice].share), undivided },
-      ...{ holdSmallChanges: true, why: "to see" },
-    }),
-  };
+  const policy = dividingByUse(() => ({ undivided }));
   await using moe = new MoELayer(layer.spec, layer.tensors, {
     ...{ device, streams: 2, slices: { policy } },
   });

@@ -19,6 +19,7 @@ import { schedule } from "../../src/layer/schedule.ts";
 import { toTensor } from "../../src/tensor.ts";
 import { openCpu } from "../support/device.ts";
 import { plainSpec, randomLayer } from "../support/layers.ts";
+import { rejectsWith } from "../support/rejects.ts";
 import { randomFor } from "../support/seed.ts";
 
 const device = await openCpu(1);
@@ -120,15 +121,7 @@ for (const [title, [name, call]] of Object.entries(ENTRIES)) {
   });
 }
 
-const refuses = (call: () => unknown, message: RegExp) =>
-  assert.rejects(
-    async () => await call(),
-    (error) => {
-      assert.ok(error instanceof NexusError, String(error));
-      assert.match(error.message, message);
-      return true;
-    },
-  );
+const refuses = (call: () => unknown, message: RegExp) => rejectsWith(call, message, NexusError);
 
 test("what has no default is refused when it is left out", async () => {
   await refuses(() => MoELayer.load(as(undefined), { layer: 0 }), /^directory is undefined/);

@@ -6,7 +6,6 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { ExpertProfiler } from "../../src/control/profiler.ts";
-import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
 import type { LayerTensors } from "../../src/data/host-weights.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
@@ -15,6 +14,7 @@ import type { LayerOptions } from "../../src/layer/forward.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import type { TensorLike } from "../../src/tensor.ts";
 import { openCpu } from "../support/device.ts";
+import { dividingByUse } from "../support/dividing-by-use.ts";
 import { layOut, PLAIN_LAYOUT, plainSpec, randomExperts } from "../support/layers.ts";
 import { randomFor } from "../support/seed.ts";
 import { tensorOf } from "../support/tensors.ts";
@@ -213,14 +213,7 @@ test("the number of streams is kept to, down to one", async () => {
 
 test("while a plan divides nothing a step has one stream, and its result is the same", async () => {
   let undivided = false;
-  const policy: SlicePolicy = {
-    name: "now and then",
-    place: placeByHeat,
-    divide: (_view, work) => ({
-      ...{ weights: weighByWork((slice) => work[slice].share), undivided },
-      ...{ holdSmallChanges: true, why: "to see" },
-    }),
-  };
+  const policy = dividingByUse(() => ({ undivided }));
   await using layer = layerWith({ streams: 3, slices: { policy } });
   const hidden = skewed([2, 3], "undivided");
   const expected = (await layer.forward(hidden)).output.data;

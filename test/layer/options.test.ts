@@ -20,6 +20,7 @@ import { openDevice } from "../../src/execution/open.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { holdings, openCpu } from "../support/device.ts";
 import { batch, gatedExperts, plainSpec, randomLayer } from "../support/layers.ts";
+import { rejectsWith } from "../support/rejects.ts";
 import { normal, randomFor } from "../support/seed.ts";
 
 const device = await openCpu(1);
@@ -40,14 +41,7 @@ const managerWith = (options: object) =>
   new SliceManager({ device: device.properties, ...as(options) });
 
 const rejects = (call: () => unknown, message: RegExp, type: ErrorType = InvalidArgumentError) =>
-  assert.rejects(
-    async () => await call(),
-    (error) => {
-      assert.ok(error instanceof type, String(error));
-      assert.match(error.message, message);
-      return true;
-    },
-  );
+  rejectsWith(call, message, type);
 
 test("unknown names are refused, with those there are", async () => {
   const { router, experts, aggregation } = spec;

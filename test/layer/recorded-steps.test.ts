@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { UNBUDGETED_GROUP } from "../../src/control/plan.ts";
-import { placeByHeat, type SlicePolicy, weighByWork } from "../../src/control/slices/policy.ts";
+import type { SlicePolicy } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
 import { type DeviceProperties, MAX_GROUPS } from "../../src/execution/device.ts";
@@ -16,6 +16,7 @@ import type { Operator } from "../../src/execution/operators.ts";
 import type { LayerOptions } from "../../src/layer/forward.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import type { DType } from "../../src/tensor.ts";
+import { dividingByUse } from "../support/dividing-by-use.ts";
 import { gatedExperts, plainSpec, randomLayer } from "../support/layers.ts";
 import { RecordingDevice } from "../support/recording-device.ts";
 import { randomFor } from "../support/seed.ts";
@@ -267,12 +268,7 @@ test("a single lane has no cache set aside, which no slice would have to itself"
 test("a policy hears which steps tell plans apart: those in lanes, replayed", async () => {
   const heard: { tokens: number; comparable: boolean | undefined }[] = [];
   const policy: SlicePolicy = {
-    name: "listening",
-    place: placeByHeat,
-    divide: (_view, work) => ({
-      ...{ weights: weighByWork((slice) => work[slice].share) },
-      ...{ holdSmallChanges: true, why: "to listen" },
-    }),
+    ...dividingByUse(),
     observe: (_division, { tokens, comparable }) => heard.push({ tokens, comparable }),
   };
   const { forward } = layerOn({ recommendedStreams: 3 }, bfloat16, { slices: { policy } });
