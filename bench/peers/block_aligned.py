@@ -1,11 +1,13 @@
 """vLLM's fused MoE schedule: slots sorted by expert into blocks of one expert each, two grouped products, a plain sum.
 
 vLLM itself is not run: these are Triton kernels of our own that do the same steps in the same order, with its published
-settings among those tried. softmax and top-k; align; rows gathered into the first product, [slots, 2 * intermediate];
+settings for the card among those tried. softmax and top-k; align; rows gathered into the first product, [slots, 2 * intermediate];
 SiLU-and-multiply; second product, routing weights in its epilogue, [slots, hidden]; sum over a token's slots.
 """
 
 from typing import Any
+
+import torch
 
 import tile_tables
 from block_aligned_kernels import grouped_product
@@ -23,7 +25,7 @@ class BlockAligned(Schedule):
     name = "vllm-schedule"
 
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
-        return tile_tables.candidates(shape, tokens)
+        return tile_tables.candidates(shape, tokens, torch.cuda.get_device_name())
 
     def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
         return order_buffers(shape, tokens, setting["BLOCK_M"]) if _is_aligned(shape, tokens) else {}

@@ -125,15 +125,21 @@ def add_batch(contender: Contender, peer: Peer, layer: Layer, batch: Batch, expe
     contender.held += [step, output]
 
 
+def contender_of(peer: Peer, layer: Layer, batches: list[Batch], expected: list[torch.Tensor], mode: str, setting: Setting) -> Contender:
+    """The peer with this setting, its outputs checked. Throws whatever keeps it from running, and WrongOutput."""
+    contender = Contender(peer.name, mode, setting)
+    for batch, wanted in zip(batches, expected, strict=True):
+        add_batch(contender, peer, layer, batch, wanted)
+    return contender
+
+
 def make_contender(peer: Peer, layer: Layer, batches: list[Batch], expected: list[torch.Tensor], mode: str) -> Contender | None:
     """The peer with the setting that is fastest over all batches; None if it does not do this cell."""
     settings = peer.settings(layer, batches[0].tokens)
     best, best_time, rejected = None, float("inf"), []
     for setting in settings:
-        tried = Contender(peer.name, mode, setting)
         try:
-            for batch, wanted in zip(batches, expected, strict=True):
-                add_batch(tried, peer, layer, batch, wanted)
+            tried = contender_of(peer, layer, batches, expected, mode, setting)
             took = tried.trial() if len(settings) > 1 else 0.0
         except Exception as error:
             # Another setting may do: this one may want too much shared memory, or device memory.

@@ -15,6 +15,7 @@ from routing_kernels import most_blocks, order_buffers, order_launches, topk_lau
 from row_kernels import silu_launch, sum_launch
 from scatter_kernels import scatter2scatter
 from schedule import Schedule
+from tile_tables import tuned
 
 
 def _setting(block_m: int, block_n: int, block_k: int, num_warps: int, num_stages: int) -> Setting:
@@ -30,6 +31,8 @@ FOR_FEW_ROWS = [_setting(16, 128, 128, 4, 3), _setting(64, 128, 64, 4, 4)]
 FOR_MANY_ROWS = [_setting(128, 256, 64, 8, 4), _setting(64, 128, 64, 4, 4)]
 # Rows of an expert, on average, from which on there are many.
 MANY_ROWS = 32
+# Of the settings that tune.py found: one for either of two routings.
+TUNED = 2
 
 
 class Scatter(Schedule):
@@ -37,7 +40,9 @@ class Scatter(Schedule):
 
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
         rows = tokens * shape.top_k / shape.experts
-        return [*FOR_MANY_ROWS, PUBLISHED] if rows >= MANY_ROWS else [*FOR_FEW_ROWS, PUBLISHED]
+        guesses = FOR_MANY_ROWS if rows >= MANY_ROWS else FOR_FEW_ROWS
+        tried = [PUBLISHED, *tuned(self.name, shape, tokens)[:TUNED], *guesses]
+        return [setting for place, setting in enumerate(tried) if setting not in tried[:place]]
 
     def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
         return order_buffers(shape, tokens, setting["BLOCK_M"])

@@ -1,17 +1,44 @@
-"""Which tiles the block-aligned schedule may run with: vLLM's published tables, its default rule, and a few more.
+"""Which tiles the block-aligned schedule may run with: vLLM's published tables, its default rule, what tune.py found, and a few more.
 
 Not the choice itself, which is by time, for every shape, token count and routing: this only says what is worth timing.
 One setting serves both products, as in vLLM.
 """
+
+import json
+from functools import cache
+from pathlib import Path
 
 from peer import Setting, Shape
 
 FIELDS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "num_warps", "num_stages")
 Tile = tuple[int, int, int, int, int, int]
 
-# vLLM's tuned settings for NVIDIA H200 and bfloat16, by (experts, intermediate size) and then tokens. A file each in
-# vllm/model_executor/layers/fused_moe/configs; shapes without one run on the default rule.
-H200: dict[tuple[int, int], dict[int, Tile]] = {
+# vLLM's tuned settings for bfloat16, by (experts, intermediate size) and then tokens: a file for each card in
+# vllm/model_executor/layers/fused_moe/configs. Shapes without one run on the default rule.
+Tables = dict[tuple[int, int], dict[int, Tile]]
+H100: Tables = {
+    (128, 768): {
+        1: (16, 32, 64, 1, 4, 4),
+        2: (16, 64, 64, 32, 4, 3),
+        4: (16, 128, 64, 1, 4, 4),
+        8: (16, 64, 64, 64, 4, 5),
+        16: (16, 32, 256, 64, 4, 2),
+        24: (16, 64, 128, 16, 4, 3),
+        32: (16, 32, 128, 1, 4, 5),
+        48: (16, 64, 128, 1, 4, 3),
+        64: (16, 256, 128, 1, 8, 3),
+        96: (16, 128, 128, 1, 4, 2),
+        128: (16, 256, 128, 1, 8, 2),
+        256: (32, 256, 128, 1, 8, 3),
+        512: (64, 128, 64, 1, 4, 3),
+        1024: (64, 256, 64, 1, 8, 5),
+        1536: (128, 256, 64, 1, 8, 4),
+        2048: (128, 256, 64, 1, 8, 4),
+        3072: (128, 256, 64, 1, 8, 4),
+        4096: (128, 256, 64, 1, 8, 4),
+    },
+}
+H200: Tables = {
     (128, 768): {
         1: (16, 64, 64, 1, 4, 5),
         2: (16, 64, 64, 1, 4, 4),
@@ -54,7 +81,7 @@ H200: dict[tuple[int, int], dict[int, Tile]] = {
     },
 }
 
-# For shapes without a table, by the most rows that an expert has on average.
+# Guesses, by the most rows that an expert has on average.
 BY_ROWS: list[tuple[float, list[Tile]]] = [
     (8, [(16, 64, 128, 1, 4, 4), (16, 64, 64, 1, 4, 5), (16, 128, 128, 1, 4, 3), (16, 256, 128, 1, 8, 2)]),
     (32, [(16, 128, 128, 1, 4, 3), (32, 128, 128, 16, 4, 3), (16, 256, 128, 1, 8, 2)]),
@@ -67,6 +94,17 @@ BOTH_HEIGHTS_FROM = 256
 HIGH: Tile = (128, 256, 64, 16, 8, 4)
 MIDDLE: Tile = (64, 128, 64, 1, 4, 3)
 MOST_CANDIDATES = 5
+# Settings that tune.py keeps of a cell.
+TUNED_KEPT = 3
+
+
+# Bytes of shared memory that a block of Hopper's may have.
+SHARED_BYTES = 227 * 1024
+
+
+def fits(block_m: int, block_n: int, block_k: int, stages: int) -> bool:
+    """Whether so many stages of both operands, two bytes an element, find room."""
+    return stages * (block_m + block_n) * block_k * 2 <= SHARED_BYTES
 
 
 def default_tile(shape: Shape, tokens: int) -> Tile:
@@ -77,25 +115,40 @@ def default_tile(shape: Shape, tokens: int) -> Tile:
     return rows, columns, depth, group, 4 if tokens <= 128 else 8, 4 if tokens <= 32 else 3
 
 
-def candidates(shape: Shape, tokens: int) -> list[Setting]:
-    """First what vLLM itself would run: its table's entry for the nearest token count, or its default."""
-    table = H200.get((shape.experts, shape.intermediate))
-    tiles = _from_table(table, tokens) if table else _without_table(shape, tokens)
-    if tokens >= BOTH_HEIGHTS_FROM:
-        for tile in (HIGH, MIDDLE):
-            if all(tile[0] != other[0] for other in tiles):
-                tiles.append(tile)
+@cache
+def _tuned_cells() -> list[dict]:
+    return json.loads((Path(__file__).parent / "tuned.json").read_text())["cells"]
+
+
+def tuned(peer: str, shape: Shape, tokens: int) -> list[Setting]:
+    """What tune.py found best for a peer on this shape at the nearest token count, every routing's best first; empty where it did not look."""
+    cells = [cell for cell in _tuned_cells() if cell["peer"] == peer and cell["shape"] == shape.name]
+    if not cells or tokens < min(cell["tokens"] for cell in cells):
+        return []
+    nearest = min((cell["tokens"] for cell in cells), key=lambda count: abs(count - tokens))
+    found = [cell["best"] for cell in cells if cell["tokens"] == nearest]
+    return [best[place]["setting"] for place in range(min(map(len, found))) for best in found]
+
+
+def candidates(shape: Shape, tokens: int, card: str) -> list[Setting]:
+    """First what vLLM itself would run: the entry for the nearest token count in its table for this card, or its default.
+
+    `card` is the name that CUDA gives it.
+    """
+    own, other = (H200, H100) if "H200" in card else (H100, H200)
+    published = [_entry(tables.get((shape.experts, shape.intermediate)), tokens) for tables in (own, other)]
+    found = [tuple(setting[field] for field in FIELDS) for setting in tuned("vllm-schedule", shape, tokens)]
+    routings = 2 if len(found) > TUNED_KEPT else 1
+    heights = [HIGH, MIDDLE] if tokens >= BOTH_HEIGHTS_FROM else []
+    first = published[0] or default_tile(shape, tokens)
+    tiles = [first, *filter(None, published), *found[:routings], *heights, *found, *_by_rows(shape, tokens)]
     return [dict(zip(FIELDS, tile)) for tile in list(dict.fromkeys(tiles))[:MOST_CANDIDATES]]
 
 
-def _from_table(table: dict[int, Tile], tokens: int) -> list[Tile]:
-    """The entry for the nearest token count, then the nearest other tiles for fewer and for more tokens."""
-    nearest = min(table, key=lambda count: abs(count - tokens))
-    others = {count: tile for count, tile in table.items() if tile != table[nearest]}
-    fewer, more = [n for n in others if n < nearest], [n for n in others if n > nearest]
-    return [table[nearest], *(others[n] for n in fewer[-1:] + more[:1])]
+def _entry(table: dict[int, Tile] | None, tokens: int) -> Tile | None:
+    return table[min(table, key=lambda count: abs(count - tokens))] if table else None
 
 
-def _without_table(shape: Shape, tokens: int) -> list[Tile]:
+def _by_rows(shape: Shape, tokens: int) -> list[Tile]:
     rows = tokens * shape.top_k / shape.experts
-    return [default_tile(shape, tokens), *next(tiles for most, tiles in BY_ROWS if rows <= most)]
+    return next(tiles for most, tiles in BY_ROWS if rows <= most)
