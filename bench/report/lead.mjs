@@ -5,21 +5,23 @@ import {
   COMMON_PEER,
   energyGroups,
   energyOf,
+  groupBy,
   HOST_PACE_US,
   isNexus,
   LEAST_NOISE,
 } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
+import { geometricMean } from "./statistics.mjs";
 
 /** What a reader would take for somebody else's code and is not: said before its figures are. */
 const REBUILT = [
   {
     peer: COMMON_PEER,
-    text: `**vLLM itself is not run.** ${COMMON_PEER} is its fused-MoE schedule rebuilt in Triton, with vLLM's published tile settings among those tried.`,
+    text: `**vLLM itself is not run.** ${COMMON_PEER} is its fused-MoE schedule rebuilt in Triton; every cell has the fastest of up to five tile settings (peers/tile_tables.py).`,
   },
   {
     peer: "scattermoe-schedule",
-    text: "**ScatterMoE itself is not run.** scattermoe-schedule is its schedule rebuilt in Triton, with its published setting among those tried.",
+    text: "**ScatterMoE itself is not run.** scattermoe-schedule is its schedule rebuilt in Triton; every cell has the fastest of up to five settings (peers/scatter.py).",
   },
 ];
 
@@ -31,7 +33,7 @@ export function leadBlocks(figures, bars) {
     paragraph(fastestText(figures)),
     ...rebuiltBlocks([...figures.cells, ...figures.loopCells]),
     ...hostPacedBlocks(figures),
-    ...(compared.length === 0 ? [] : lossBlocks(lost)),
+    ...(compared.length === 0 ? [] : [...lossBlocks(lost), ...bestPeerBlocks(compared)]),
     ...energyLossBlocks(figures.cells),
     ...(failures.length === 0
       ? []
@@ -82,6 +84,21 @@ function lossBlocks(lost) {
   ];
 }
 
+/** Who the best peer is, and by how much Nexus leads on each shape: one mean over all of them hides both. */
+function bestPeerBlocks(compared) {
+  const counts = groupBy(compared, ({ bestPeer }) => bestPeer.label)
+    .toSorted(([, a], [, b]) => b.length - a.length)
+    .map(([label, cells]) => `${label} in ${plural(cells.length, "cell")}`);
+  const means = groupBy(compared, ({ shape }) => shape).map(
+    ([shape, cells]) => `${shape} ${ratio(geometricMean(cells.map(({ speedup }) => speedup)))}`,
+  );
+  return [
+    paragraph(
+      `The best peer is ${counts.join(", ")}. Geometric means over it by shape: ${means.join(", ")}.`,
+    ),
+  ];
+}
+
 /** Cells where a peer does the same step with fewer joules. */
 function energyLossBlocks(cells) {
   const isOurs = ({ contender }) => isNexus({ name: contender });
@@ -100,7 +117,11 @@ function energyLossBlocks(cells) {
   });
   const measured = `the ${plural(groups.length, "cell")} whose energy was measured`;
   if (losses.length === 0) {
-    return [paragraph(`No peer takes less energy for a step in any of ${measured}.`)];
+    return [
+      paragraph(
+        `No peer that was measured takes less energy for a step in any of ${measured}: of the peers that is the fastest, and the fastest loop.`,
+      ),
+    ];
   }
   return [
     paragraph(

@@ -46,7 +46,7 @@ export function merge(unsorted) {
       ...(pooled === 0
         ? []
         : [
-            `${plural(pooled, "cell")} ${pooled === 1 ? "was" : "were"} measured in more than one part: all rounds count.`,
+            `${plural(pooled, "cell")} ${pooled === 1 ? "was" : "were"} measured in more than one part: all rounds count that are of the latest commit.`,
           ]),
       ...(replaced === 0
         ? []
@@ -76,9 +76,10 @@ function byDate(a, b) {
 
 /** Cells of a part with what belongs to them: limits and energy. */
 function cellsOf(part) {
-  const { mode, cells, energy = [] } = part;
+  const { mode, commit, cells, energy = [] } = part;
   return cells.map((cell) => ({
     ...cell,
+    commit,
     part: mode,
     experts: cell.experts ?? expertsOf(part, cell.shape),
     queued: part.queuedBursts === true,

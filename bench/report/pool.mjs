@@ -1,6 +1,6 @@
 /**
- * One cell out of those that several parts of a benchmark hold of it: all rounds count. Which
- * parts there are, and in which order, is merge.mjs's.
+ * One cell out of those that several parts of a benchmark hold of it: all rounds count that are of the
+ * latest commit. Which parts there are, and in which order, is merge.mjs's.
  */
 
 import { groupBy, labelOf } from "./figures.mjs";
@@ -9,8 +9,9 @@ const isMeasured = ({ failed }) => failed === undefined;
 
 /**
  * Another seed or number of batches draws other tokens, and another number of experts (a card with less memory
- * takes half of the largest shape's) is another layer: then the latest part's count. What failed is forgotten where a
- * later part measured it.
+ * takes half of the largest shape's) is another layer: then the latest part's count. Another commit may be another Nexus, or
+ * know better settings for a peer: of a contender that a later commit measured nothing earlier counts. What failed is forgotten
+ * where a later part measured it.
  *
  * @param cells of all parts, those of the earliest first
  * @returns { cells, failedCells, pooled: how many are of several parts, replaced: how many
@@ -43,21 +44,27 @@ function failureOf(group) {
 function joinCells(cells) {
   const latest = cells.at(-1);
   if (cells.length === 1) return latest;
-  const limits = cells.flatMap(({ limit }) => limit ?? []);
+  const limits = ofLatestCommit(withCommit(cells, ({ limit }) => limit ?? []));
   return {
     ...latest,
     queued: cells.every(({ queued }) => queued),
     ...(limits.length > 0 && { limit: joinRounds(limits) }),
     contenders: grouped(
-      cells.flatMap(({ contenders }) => contenders),
+      withCommit(cells, ({ contenders }) => contenders),
       labelOf,
-    ).flatMap(joinContenders),
+    ).flatMap((group) => joinContenders(ofLatestCommit(group))),
     energy: grouped(
-      cells.flatMap(({ energy }) => energy),
+      withCommit(cells, ({ energy }) => energy),
       ({ contender, mode }) => labelOf({ name: contender, mode }),
-    ).map(joinReadings),
+    ).map((group) => joinReadings(ofLatestCommit(group))),
   };
 }
+
+/** What the cells have of something, each with the commit that it was measured at. */
+const withCommit = (cells, of) =>
+  cells.flatMap((cell) => [of(cell)].flat().map((each) => ({ ...each, commit: cell.commit })));
+
+const ofLatestCommit = (group) => group.filter(({ commit }) => commit === group.at(-1).commit);
 
 const grouped = (values, keyOf) => groupBy(values, keyOf).map(([, group]) => group);
 

@@ -128,6 +128,51 @@ describe("report parts", { skip }, () => {
     );
   });
 
+  it("of a contender that a later commit measured again nothing earlier counts", async () => {
+    const { merge } = await load("merge.mjs");
+    const whole = exampleResult();
+    const reading = {
+      ...{ ...at(64), mode: "graph", seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+    };
+    const part = (
+      day: number,
+      commit: string,
+      contenders: ExampleContender[],
+      energy: object[] = [],
+    ) => ({
+      ...{ ...whole, commit, energy, date: `2026-11-${day}T10:00:00.000Z` },
+      cells: [cell(at(64), contenders)],
+    });
+    const merged = merge([
+      part(
+        24,
+        "aaa",
+        [timed("nexus", [[100]]), timed("x", [[300]]), timed("y", [[400]])],
+        ["nexus", "y"].map((contender) => ({ ...reading, contender })),
+      ),
+      part(25, "bbb", [timed("nexus", [[90]]), timed("x", [[200]])]),
+      part(26, "bbb", [timed("nexus", [[92]])], [{ ...reading, contender: "nexus", joules: 500 }]),
+    ]);
+    const [{ contenders, energy }] = merged.cells;
+    assert.deepEqual(
+      contenders.map(({ name, rounds }: ExampleContender) => [name, rounds]),
+      [
+        ["nexus", [[90], [92]]],
+        ["x", [[200]]],
+        ["y", [[400]]],
+      ],
+    );
+    assert.deepEqual(
+      energy.map(({ contender, joules }: { contender: string; joules: number }) => [
+        ...[contender, joules],
+      ]),
+      [
+        ["nexus", 500],
+        ["y", 600],
+      ],
+    );
+  });
+
   it("a cell of another number of experts is replaced, not pooled", async () => {
     const { merge } = await load("merge.mjs");
     const whole = exampleResult();
