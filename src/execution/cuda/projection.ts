@@ -33,7 +33,8 @@ import type { MemoryRange, Work } from "./work.ts";
 export interface WeightUploader {
   /**
    * Copies `chunk` (at most STAGING_BYTES) to device memory, then runs the work that is made for its
-   * address there, in order. The copy is taken from `chunk` before this returns its promise or while it
+   * address there, in order. `makeWork` is called when there is room for the chunk, which may be later;
+   * if it throws, nothing is copied. The copy is taken from `chunk` before this returns its promise or while it
    * is pending; the promise resolves when the work is finished.
    */
   uploadAndRun(
@@ -187,10 +188,11 @@ export class CudaProjection implements Projection {
     checkPlace(this, index, part);
     checkMatrix(this, matrix);
     for (const chunk of chunksOf(matrix, STAGING_BYTES)) {
-      if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
       const made: OwnKernelWork[] = [];
       try {
         await this.#device.uploadAndRun(chunk.data, (staged) => {
+          // Here and not before the wait for room: what is closed meanwhile is somebody else's memory.
+          if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
           made.push(this.#packing(index, part, matrix, chunk, staged));
           return made;
         });

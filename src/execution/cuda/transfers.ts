@@ -33,6 +33,9 @@ export interface TransferOwner extends BufferOwner, LaunchContext {
   afterwards(action: () => void): void;
 }
 
+/** Work of the device's own: kernels whose launches are to be given back, and copies. */
+type OwnWork = readonly (Work | OwnKernelWork)[];
+
 export class Transfers implements WeightUploader {
   readonly #owner: TransferOwner;
   readonly #driver: Driver;
@@ -96,24 +99,33 @@ export class Transfers implements WeightUploader {
 
   writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {
     const buffer = this.#require(target);
-    const rows = sizeOf(source.shape) / layout.width;
+    const elements = sizeOf(source.shape);
+    const rows = elements / layout.width;
     if (source.shape.at(-1) !== layout.width) {
       throw new ShapeError(
         `Rows of ${layout.width} values cannot come from a tensor of shape [${source.shape.join(", ")}]. Its last extent must be ${layout.width}.`,
       );
     }
     const { data, dtype } = source;
+    const bytes = elements * BYTES_PER_ELEMENT[dtype];
+    if (data.byteLength !== bytes) {
+      throw new ShapeError(
+        `A ${dtype} tensor of shape [${source.shape.join(", ")}] takes ${bytes} bytes, but its data has ${data.byteLength}. Give it the data of that shape.`,
+      );
+    }
     const dense = dtype === layout.dtype && layout.pitch === layout.width;
     const staged = dense
       ? undefined
       : this.#owner.allocator.allocate(data.byteLength, "rows to write");
+    let work: OwnWork = [];
     try {
       const from = staged?.address ?? buffer.address;
-      const work = rowsWork(this.#owner, buffer, layout, from, dtype, rows);
+      work = rowsWork(this.#owner, buffer, layout, from, dtype, rows);
       buffer.mirrorCurrent = false;
       this.upload(from, data);
-      if (!dense) this.#run(work);
+      if (!dense) this.#issue(work);
     } finally {
+      dispose(work);
       if (staged !== undefined) this.#owner.afterwards(() => staged.close());
     }
   }
@@ -130,17 +142,20 @@ export class Transfers implements WeightUploader {
     const work = rowsWork(this.#owner, to, layout, from.address, dtype, rows);
     try {
       this.#range(source, 0, rows * layout.width * BYTES_PER_ELEMENT[dtype]);
-    } catch (error) {
+      to.mirrorCurrent = false;
+      this.#issue(work);
+    } finally {
       dispose(work);
-      throw error;
     }
-    to.mirrorCurrent = false;
-    this.#run(work);
   }
 
   /** Runs a kernel of the device's own on all of it; its launch is given back. */
   async runKernel(work: OwnKernelWork): Promise<void> {
-    this.#run([work]);
+    try {
+      this.#issue([work]);
+    } finally {
+      dispose([work]);
+    }
     await this.#owner.reached();
   }
 
@@ -151,10 +166,12 @@ export class Transfers implements WeightUploader {
     this.#owner.requireOpen();
     await this.#slots.with(async ({ host, device }) => {
       this.#owner.requireOpen();
+      // First, since it refuses what is closed by now: there may have been a wait for the slot.
+      const work = makeWork(device.address);
       const bytes = bytesOf(chunk);
       host.bytes.set(bytes);
       this.#driver.copyToDevice(device.address, host.address, bytes.byteLength, this.#stream);
-      for (const work of makeWork(device.address)) this.#issue(work);
+      this.#issue(work);
       await this.#owner.reached();
     });
   }
@@ -164,17 +181,11 @@ export class Transfers implements WeightUploader {
     this.#slots.close();
   }
 
-  /** Issues work and gives its launches back: the driver has read them by then. */
-  #run(work: readonly (Work | OwnKernelWork)[]): void {
-    try {
-      for (const item of work) this.#issue(item);
-    } finally {
-      dispose(work);
+  /** The driver has read the launches when this returns: they can be given back. */
+  #issue(work: readonly Work[]): void {
+    for (const item of work) {
+      issueWork(this.#driver, item, this.#stream, this.#owner.facts.multiprocessors);
     }
-  }
-
-  #issue(work: Work): void {
-    issueWork(this.#driver, work, this.#stream, this.#owner.facts.multiprocessors);
   }
 
   #require(buffer: DeviceBuffer): GpuBuffer {
@@ -207,6 +218,7 @@ function bytesOf({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Arra
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-function dispose(work: readonly (Work | OwnKernelWork)[]): void {
+/** Gives the launches back. */
+function dispose(work: OwnWork): void {
   for (const item of work) if ("launch" in item) (item as OwnKernelWork).launch[Symbol.dispose]();
 }
