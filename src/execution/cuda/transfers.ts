@@ -1,9 +1,11 @@
 /**
  * What passes between the host, buffers and weights, all of it on the launch stream
  * and so in the order of the calls: what is called or launched next comes after it.
- * Copies and small writes do not wait for the GPU, and large writes for no more than that
- * the driver has read their source; reading waits by promise. A mirrored buffer whose
- * mirror is current is read without asking the GPU for anything.
+ * Copies and small writes do not wait for the GPU; large writes wait until the driver has
+ * read their source. A GPU that reads pageable memory by itself does so only when it is the
+ * copy's turn, so there a large write waits for all that was handed over before. Reading
+ * waits by promise. A mirrored buffer whose mirror is current is read without asking the GPU
+ * for anything.
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
@@ -65,7 +67,7 @@ export class Transfers implements WeightUploader {
     if (byteLength <= RING_PIECE_BYTES && this.#ring.write(address, bytesOf(source))) return;
     // Ordinary memory is staged by the driver, which has read all of it by the time it returns.
     this.#driver.copyToDevice(address, source, byteLength, this.#stream);
-    // Unless the GPU can do without: then it may be read as late as it is the copy's turn.
+    // Unless the GPU can do without: then it is read when it is the copy's turn, which is waited for.
     if (this.#owner.facts.readsPageable) this.#driver.synchronizeStream(this.#stream);
   }
 
