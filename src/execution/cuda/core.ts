@@ -360,10 +360,15 @@ export class CudaCore
 
   #eagerJob(recording: Recording): Job {
     return {
-      issue: (budgets) => {
-        this.begin(budgets);
-        issue(recording, this.site, budgets);
+      prepare: (budgets) => {
+        try {
+          this.begin(budgets);
+        } catch (error) {
+          recording.dispose();
+          throw error;
+        }
       },
+      issue: (budgets) => issue(recording, this.site, budgets),
       finish: () => {
         const fault = this.finish(this.mirroredBy(recording));
         recording.dispose();

@@ -26,7 +26,7 @@ export interface GraphOwner {
   readonly closures: number;
   requireOpen(): void;
   submit(job: Job): Promise<void>;
-  /** What every submission does first. */
+  /** What every submission does first. @throws CudaError if the driver refuses the budgets */
   begin(budgets: CudaBudgets): void;
   /** What every submission does last: its mirrors are current; returns the fault it found. */
   finish(mirrored: readonly GpuBuffer[]): NexusError | undefined;
@@ -64,8 +64,8 @@ export class CudaGraph implements Graph, Job {
   readonly #kernels: BudgetedNode[] = [];
   readonly #graph: bigint;
   readonly #exec: bigint;
-  /** Budgets that the grids are for. */
-  #applied: CudaBudgets;
+  /** Budgets that the grids are for, unless the driver refused some of them. */
+  #applied: CudaBudgets | undefined;
   /** `closures` when the resources were last seen to be open. */
   #checkedAt: number;
   #closed = false;
@@ -116,26 +116,23 @@ export class CudaGraph implements Graph, Job {
     this.#checkedAt = this.owner.closures;
   }
 
-  /** @internal Called by the timeline when it is the graph's turn. */
-  issue(budgets: CudaBudgets): void {
-    this.prepare(budgets);
-    this.replay();
-  }
-
-  /** @internal Makes the graph run under these budgets from its next replay on. */
+  /** @internal Makes the graph run under these budgets from now on. @throws CudaError if the driver refuses that */
   prepare(budgets: CudaBudgets): void {
     this.owner.begin(budgets);
-    if (budgets !== this.#applied) this.#follow(budgets);
+    if (budgets === this.#applied) return;
+    this.#applied = undefined;
+    this.#follow(budgets);
+    this.#applied = budgets;
+  }
+
+  /** @internal Puts the graph on the launch stream as it is. */
+  issue(): void {
+    this.#driver.launchGraph(this.#exec, this.#launchStream);
   }
 
   /** @internal */
   finish(): NexusError | undefined {
     return this.owner.finish(this.#mirrored);
-  }
-
-  /** @internal Puts the graph on the launch stream as it is. */
-  replay(): void {
-    this.#driver.launchGraph(this.#exec, this.#launchStream);
   }
 
   /** Launches under way run to their end. */
@@ -181,7 +178,6 @@ export class CudaGraph implements Graph, Job {
 
   /** New grids for new budgets. What lives in partitions keeps those it was captured in. */
   #follow(budgets: CudaBudgets): void {
-    this.#applied = budgets;
     if (this.budgets.partitions !== undefined || budgets.partitions !== undefined) return;
     for (const kernel of this.#kernels) {
       const { work, node, group, streams } = kernel;

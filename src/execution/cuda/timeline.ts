@@ -13,10 +13,13 @@ import { DeviceFailedError, type NexusError } from "../../errors.ts";
 import type { CudaBudgets } from "./budgets.ts";
 import type { Context } from "./driver/context.ts";
 import type { Driver } from "./driver/driver.ts";
+import { CudaError } from "./driver/errors.ts";
 import type { EventPool } from "./driver/events.ts";
 
 /** What a submission does. */
 export interface Job {
+  /** Readies the device for it. What the driver refuses here fails this submission alone: none of it is under way. */
+  prepare(budgets: CudaBudgets): void;
   /** Hands its work to the launch stream. What it throws ends the device: some of the work may be under way. */
   issue(budgets: CudaBudgets): void;
   /** Told when the work is done; returns the fault that it found in its input, if any. */
@@ -30,12 +33,12 @@ const EAGER_POLLING_MS = 20;
 const PATIENT_POLLING_MS = 1;
 
 /** A submission whose end says that all before it are over. */
-const NOTHING: Job = { issue() {}, finish: () => undefined };
+const NOTHING: Job = { prepare() {}, issue() {}, finish: () => undefined };
 
-/** Something under way or waiting to be: a promise to settle when it is over. */
+/** A place on the launch stream: a promise to settle when all before it is over. */
 interface Entry {
+  /** Only a submission has one. */
   readonly job: Job | undefined;
-  readonly budgets: CudaBudgets | undefined;
   readonly resolve: () => void;
   readonly reject: (error: NexusError) => void;
   /** Recorded behind its work; 0 until it is issued. */
@@ -44,16 +47,21 @@ interface Entry {
   afterwards: (() => void)[] | undefined;
 }
 
+interface Submission extends Entry {
+  job: Job;
+  readonly budgets: CudaBudgets;
+}
+
 export class Timeline {
   readonly #driver: Driver;
   readonly #context: Context;
   readonly #events: EventPool;
   readonly #launchStream: bigint;
   /** Submissions that wait for the one before them. */
-  readonly #queue: Entry[] = [];
+  readonly #queue: Submission[] = [];
   /** What is on the launch stream, oldest first: at most one submission, and any number of copies. */
   readonly #under: Entry[] = [];
-  /** What waited for work that `stop` gave up; done when the GPU is known to be idle. */
+  /** What waited for work when `stop` came; done when the GPU is known to be idle. */
   readonly #leftovers: (() => void)[] = [];
   readonly #poll = (): void => this.#look();
   #polling = false;
@@ -95,10 +103,9 @@ export class Timeline {
         reject(this.#end);
         return;
       }
-      this.#track({
-        ...{ job: undefined, budgets: undefined, resolve, reject },
-        ...{ event: 0n, afterwards: undefined },
-      });
+      const entry = { job: undefined, resolve, reject, event: 0n, afterwards: undefined };
+      this.#under.push(entry);
+      this.#track(entry);
     });
   }
 
@@ -123,11 +130,7 @@ export class Timeline {
     if (this.#end !== undefined) return;
     this.#end = error;
     const entries = [...this.#under.splice(0), ...this.#queue.splice(0)];
-    for (const { event, afterwards, reject } of entries) {
-      this.#events.give(event);
-      if (afterwards !== undefined) this.#leftovers.push(...afterwards);
-      reject(error);
-    }
+    for (const entry of entries) this.#settle(entry, error);
   }
 
   /**
@@ -155,13 +158,20 @@ export class Timeline {
   #next(): void {
     const entry = this.#queue.shift();
     this.#running = entry !== undefined;
-    if (entry?.job === undefined || entry.budgets === undefined) return;
+    if (entry === undefined) return;
+    this.#under.push(entry);
+    let ready = false;
     try {
+      entry.job.prepare(entry.budgets);
+      ready = true;
       entry.job.issue(entry.budgets);
     } catch (error) {
-      this.#queue.unshift(entry);
-      this.stop(failure(error));
-      return;
+      if (ready || !(error instanceof CudaError) || error.contextLost) {
+        this.stop(failure(error));
+        return;
+      }
+      // It keeps its place: what waits for it waits for what is under way before it, too.
+      entry.job = { ...NOTHING, finish: () => error };
     }
     this.#track(entry);
   }
@@ -172,11 +182,9 @@ export class Timeline {
       entry.event = this.#events.take();
       this.#driver.recordEvent(entry.event, this.#launchStream);
     } catch (error) {
-      this.#under.push(entry);
       this.stop(failure(error));
       return;
     }
-    this.#under.push(entry);
     if (this.#polling) return;
     this.#polling = true;
     this.#since = performance.now();
@@ -192,9 +200,11 @@ export class Timeline {
         const oldest = this.#under[0];
         if (oldest === undefined || !this.#driver.eventDone(oldest.event)) break;
         progress = true;
+        const fault = oldest.job?.finish();
         this.#under.shift();
-        this.#events.give(oldest.event);
-        this.#finish(oldest);
+        // Not before its faults are known: the next one writes where they are.
+        if (oldest.job !== undefined) this.#next();
+        this.#settle(oldest, fault);
       }
     } catch (error) {
       this.stop(failure(error));
@@ -209,6 +219,17 @@ export class Timeline {
     else setTimeout(this.#poll, PATIENT_POLLING_MS);
   }
 
+  /** Ends an entry that is no longer anywhere else, as a failure if there is an error. */
+  #settle({ event, afterwards, resolve, reject }: Entry, error: NexusError | undefined): void {
+    this.#events.give(event);
+    if (afterwards !== undefined) {
+      if (this.#end === undefined) this.#perform(afterwards);
+      else this.#leftovers.push(...afterwards);
+    }
+    if (error === undefined) resolve();
+    else reject(error);
+  }
+
   #perform(actions: readonly (() => void)[]): void {
     for (const action of actions) {
       try {
@@ -217,15 +238,6 @@ export class Timeline {
         this.stop(failure(error));
       }
     }
-  }
-
-  #finish(entry: Entry): void {
-    // Before the next submission begins: it writes where this one's faults are.
-    const fault = entry.job?.finish();
-    if (entry.job !== undefined) this.#next();
-    if (entry.afterwards !== undefined) this.#perform(entry.afterwards);
-    if (fault === undefined) entry.resolve();
-    else entry.reject(fault);
   }
 }
 

@@ -45,7 +45,7 @@ export async function timeReplays(
         job(graphs, () => {
           for (let i = 0; i < count; i++) {
             site.driver.recordEvent(marks[2 * i] as bigint, site.launchStream);
-            graphs[(done + i) % graphs.length]?.replay();
+            graphs[(done + i) % graphs.length]?.issue();
             site.driver.recordEvent(marks[2 * i + 1] as bigint, site.launchStream);
           }
         }),
@@ -78,7 +78,7 @@ export async function timeBackToBack(
     await site.submit(
       job(graphs, () => {
         site.driver.recordEvent(marks[0] as bigint, site.launchStream);
-        for (let i = 0; i < repeats; i++) graphs[i % graphs.length]?.replay();
+        for (let i = 0; i < repeats; i++) graphs[i % graphs.length]?.issue();
         site.driver.recordEvent(marks[1] as bigint, site.launchStream);
       }),
     );
@@ -91,10 +91,10 @@ export async function timeBackToBack(
 /** A submission of several replays: begins and ends like a launch of every graph. */
 function job(graphs: readonly CudaGraph[], replays: () => void): Job {
   return {
-    issue(budgets: CudaBudgets): void {
+    prepare(budgets: CudaBudgets): void {
       for (const graph of graphs) graph.prepare(budgets);
-      replays();
     },
+    issue: replays,
     finish(): NexusError | undefined {
       const faults = graphs.map((graph) => graph.finish());
       return faults.find((fault) => fault !== undefined);
