@@ -60,6 +60,19 @@ export function requireFields(
   refuseUnknown(value, name, fields);
 }
 
+/**
+ * @param returned by the function whose work is captured
+ * @throws InvalidArgumentError if it is a promise
+ */
+export function refusePromise(returned: unknown): void {
+  if (!(returned instanceof Promise)) return;
+  // It fails for want of a capture, most likely, and nobody else would see to that.
+  returned.catch(() => undefined);
+  throw new InvalidArgumentError(
+    "The function to capture returned a promise. Enqueue everything before it returns; what comes later is not captured.",
+  );
+}
+
 /** @throws InvalidArgumentError unless the value is a device */
 export function requireDevice(device: Device, name: string): void {
   if (typeof device?.allocate === "function") return;

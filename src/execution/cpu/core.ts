@@ -5,6 +5,7 @@
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
+import { refusePromise } from "../checks.ts";
 import type { ComputeBudgets, DeviceProperties } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { ArgumentWriter } from "./arguments.ts";
@@ -122,11 +123,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     const recorder = new Recorder(origin);
     this.#capture = recorder;
     try {
-      if ((record() as unknown) instanceof Promise) {
-        throw new InvalidArgumentError(
-          "The function to capture returned a promise. Enqueue everything before it returns; what comes later is not captured.",
-        );
-      }
+      refusePromise(record());
     } finally {
       this.#capture = undefined;
     }

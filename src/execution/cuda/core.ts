@@ -6,6 +6,7 @@
  */
 
 import { DisposedError, InvalidArgumentError, type NexusError } from "../../errors.ts";
+import { refusePromise } from "../checks.ts";
 import type { ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { CudaBudgets } from "./budgets.ts";
@@ -201,11 +202,7 @@ export class CudaCore
     const recorder = new Recorder(origin);
     this.#capture = recorder;
     try {
-      if ((record() as unknown) instanceof Promise) {
-        throw new InvalidArgumentError(
-          "The function to capture returned a promise. Enqueue everything before it returns; what comes later is not captured.",
-        );
-      }
+      refusePromise(record());
       const recording = recorder.finish();
       if (recording === undefined) {
         throw new InvalidArgumentError(

@@ -179,6 +179,8 @@ describe("streams and events", () => {
     refused(() => stream.wait(never), /"never" was never recorded/);
     refused(() => device.capture(stream, () => {}), /Nothing was enqueued/);
     refused(() => device.capture(stream, async () => {}), /returned a promise/);
+    // Its rejection, which nobody else can see, must not end the process.
+    refused(() => device.capture(stream, () => Promise.reject(never)), /returned a promise/);
     refused(
       () => device.capture(stream, () => device.capture(stream, enqueue)),
       /cannot be nested/,

@@ -233,6 +233,8 @@ describe("streams and events", () => {
       refused(() => stream.wait(never), /"never" was never recorded/);
       refused(() => device.capture(stream, () => {}), /Nothing was enqueued/);
       refused(() => device.capture(stream, async () => {}), /returned a promise/);
+      // Its rejection, which nobody else can see, must not end the process.
+      refused(() => device.capture(stream, () => Promise.reject(never)), /returned a promise/);
       refused(() => device.capture(stream, () => device.capture(stream, work)), /cannot be nested/);
       refused(() => device.capture(other, work), /not part of the capture/);
       refused(() => device.capture(other, () => stream.record(never)), /not part of the capture/);
