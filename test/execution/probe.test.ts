@@ -344,6 +344,16 @@ describe("GPU probes", () => {
     assert.equal(check(found, "CUDA kernels").found, text);
     assert.match(check(found, "CUDA kernels").remedy ?? "", /nvidia-smi .* reinstall/);
     assert.equal(check(found, "CUDA library").status, "ok");
+    // Nobody knows what an update or another machine would do for what was never reached.
+    const { greenContexts: _undivided, ...early } = reached;
+    for (const [name, findings] of [
+      ["green contexts", { ...early, stopped: { ...stopped, during: "dividing" } }],
+      ["native calls", { stopped: { ...stopped, during: "loading the FFI" } }],
+    ] as const) {
+      const { remedy } = check(report(machine(gpuFiles(1)), findings), name);
+      assert.match(remedy ?? "", /nvidia-smi .* reinstall/, name);
+    }
+    assert.match(check(report(machine(), { stopped }), "native calls").remedy ?? "", /None is/);
     assert.match(report(machine(), {}).summary, /No CUDA because the GPU was not tried out\.$/);
   });
 

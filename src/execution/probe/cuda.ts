@@ -47,7 +47,7 @@ export function checkCuda(findings: GpuFindings, present: boolean): Check[] {
   ];
   const works = whyNoCuda(findings) === null;
   return [
-    checkFfi(findings),
+    checkFfi(findings, present),
     // A part that works is of no use where another does not.
     ...parts.map((part) => (works || isNotThere(part) ? part : { ...part, use: NOT_USED })),
   ];
@@ -64,7 +64,7 @@ export function describeGpu(gpu: CudaGpu): string {
   ].join(", ");
 }
 
-function checkFfi({ ffi, stopped }: GpuFindings): Check {
+function checkFfi({ ffi, stopped }: GpuFindings, present: boolean): Check {
   const name = "native calls";
   if (ffi?.ok) {
     return { name, status: "ok", found: `koffi ${ffi.version}`, use: "calls NVIDIA's libraries" };
@@ -74,7 +74,12 @@ function checkFfi({ ffi, stopped }: GpuFindings): Check {
     status: "missing",
     found: whyNot(ffi, stopped),
     use: NOT_USED,
-    remedy: "Run on Linux, x64 or arm64, and install with optional dependencies.",
+    remedy:
+      ffi !== undefined
+        ? "Run on Linux, x64 or arm64, and install with optional dependencies."
+        : present
+          ? TRIAL_REMEDY
+          : NO_GPU_REMEDY,
   };
 }
 
@@ -137,7 +142,10 @@ function checkGreenContexts(findings: GpuFindings, present: boolean): Check {
     status: "missing",
     found: whyNot(greenContexts, stopped),
     use: "slices share the multiprocessors",
-    remedy: "Update NVIDIA's driver to 555 (CUDA 12.5) or later.",
+    remedy:
+      greenContexts === undefined
+        ? TRIAL_REMEDY
+        : "Update NVIDIA's driver to 555 (CUDA 12.5) or later.",
   };
 }
 
