@@ -94,6 +94,17 @@ const PLATFORMS: readonly string[] = ["linux-x64", "linux-arm64"];
 
 const MISSING_FILE = "No such file or directory";
 
+/**
+ * Whether the dynamic linker says that the library itself is not there, and not another
+ * that it depends on: glibc names only the other (koffi takes its own name off), musl each.
+ */
+function isMissing(message: string, path: string): boolean {
+  return (
+    message.endsWith(`library: cannot open shared object file: ${MISSING_FILE}`) ||
+    message.endsWith(`library ${path}: ${MISSING_FILE}`)
+  );
+}
+
 /** Opening twice would bind two copies of every function; libraries are never closed either. */
 const opened = new Map<string, NativeLibrary>();
 
@@ -118,7 +129,7 @@ export function openLibrary(what: string, paths: readonly string[]): Opened {
     } catch (error) {
       // A library that is there but cannot be loaded is what there is to tell; the next name would hide it.
       const message = error instanceof Error ? error.message : String(error);
-      if (!message.includes(MISSING_FILE)) {
+      if (!isMissing(message, path)) {
         return { reason: `${path} (${what}) could not be loaded: ${message}` };
       }
     }

@@ -1,6 +1,7 @@
 /** Opening shared libraries: what is found, what is missing, and what passes through. */
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -62,6 +63,23 @@ test("a file that is no library is told from one that is absent", { skip }, (t) 
   const opened = openLibrary("a broken thing", [file, ...C_LIBRARY.map((name) => `x${name}`)]);
   assert.ok("reason" in opened);
   assert.match(opened.reason, /libbroken\.so \(a broken thing\) could not be loaded: /);
+});
+
+test("a library that lacks another is told from one that is absent", { skip }, (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "nexus-library-"));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const source = join(folder, "empty.c");
+  writeFileSync(source, "");
+  const [needed, file] = [join(folder, "libnexus-needed.so"), join(folder, "libneedy.so")];
+  const build = (...more: string[]) =>
+    spawnSync(process.env["CC"] ?? "cc", ["-shared", "-fPIC", source, ...more]);
+  const built = build("-Wl,-soname,libnexus-needed.so", "-o", needed);
+  if (built.error !== undefined) return t.skip(`no C compiler: ${built.error.message}`);
+  build("-Wl,--no-as-needed", needed, "-o", file);
+  rmSync(needed);
+  const opened = openLibrary("a needy thing", [file, ...C_LIBRARY.map((name) => `x${name}`)]);
+  assert.ok("reason" in opened);
+  assert.match(opened.reason, /libneedy\.so \(a needy thing\) could not be loaded: .*nexus-needed/);
 });
 
 test("functions that are missing are named together", { skip }, () => {

@@ -2,8 +2,9 @@
  * What a failed driver call becomes: the call, the code by number and name, and what
  * a person can do about it.
  *
- * Codes with the same remedy for every call are listed here. Those without an entry
- * (a wrong argument, a stale handle) are faults of Nexus, and the message says so.
+ * Most codes have the same remedy for every call; a few calls have one of their own.
+ * Codes without any (a wrong argument, a stale handle) are faults of Nexus, and the
+ * message says so.
  */
 
 import { DeviceFailedError } from "../../../errors.ts";
@@ -71,6 +72,13 @@ const REMEDIES: Readonly<Record<number, string>> = {
   999: `The driver does not say what failed. Look at dmesg (Xid), then restart the process.`,
 };
 
+/** Where the same code asks for something else. */
+const REMEDIES_OF_CALLS: Readonly<Record<string, Readonly<Record<number, string>>>> = {
+  cuMemHostAlloc: {
+    2: "What ran out is memory of the host that can be locked, not the GPU's: raise the limit (`ulimit -l`, the container's memory), or end other processes that hold host memory.",
+  },
+};
+
 /** After these every later call on the context fails: faults of a kernel or the hardware, or the end of the process. */
 const CONTEXT_LOST: ReadonlySet<number> = new Set([
   4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719,
@@ -91,7 +99,7 @@ export class CudaError extends DeviceFailedError {
 
   /** @param detail what else is known, e.g. the log of a compilation */
   constructor(call: string, result: number, codeName: string, detail = "") {
-    const remedy = REMEDIES[result] ?? BUG;
+    const remedy = REMEDIES_OF_CALLS[call]?.[result] ?? REMEDIES[result] ?? BUG;
     super(
       `${call} failed with ${codeName} (${result})${detail && `: ${detail}`}. ${remedy.trim()}`,
     );

@@ -4,7 +4,7 @@
  * Names are those the library exports, not those programs write: cuda.h renames
  * many of them by macro (`cuMemAlloc` is `cuMemAlloc_v2`), and the plain names
  * are older functions with other structures behind them. All return a CUresult;
- * nothing here looks at it.
+ * nothing here looks at it but for the version's.
  *
  * Handles and device addresses are `void *`, which koffi takes as a bigint without
  * converting it; declaring them as integers costs several times the call.
@@ -12,6 +12,7 @@
 
 import type { NativeFunctions, NativeLibrary } from "../../native/library.ts";
 import { bindAll } from "../../native/library.ts";
+import { CudaError, SUCCESS } from "./errors.ts";
 
 /** Oldest driver interface that has all of `REQUIRED`: tensor maps and the second kernel-node structure. */
 export const LEAST_VERSION = 12000;
@@ -119,7 +120,7 @@ export interface DriverCalls {
 /** Binds the entry points, or tells why this driver will not do. Needs no initialised driver. */
 export function bindDriver(library: NativeLibrary): DriverCalls | string {
   const version = readVersion(library);
-  if (version === null) return `${library.path} is no CUDA driver: it lacks cuDriverGetVersion`;
+  if (typeof version === "string") return version;
   if (version < LEAST_VERSION) {
     return (
       `the driver supports CUDA ${versionText(version)} and Nexus needs ${versionText(LEAST_VERSION)} ` +
@@ -148,11 +149,16 @@ export function versionText(version: number): string {
   return `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`;
 }
 
-function readVersion(library: NativeLibrary): number | null {
-  const getVersion = library.find("cuDriverGetVersion", ["void *"]);
-  if (getVersion === null) return null;
+/** Or why it cannot be told. */
+function readVersion(library: NativeLibrary): number | string {
+  const call = "cuDriverGetVersion";
+  const getVersion = library.find(call, ["void *"]);
+  if (getVersion === null) return `${library.path} is no CUDA driver: it lacks ${call}`;
   const version = new Int32Array(1);
-  return getVersion(version) === 0 ? (version[0] ?? null) : null;
+  const code = getVersion(version);
+  if (code === SUCCESS) return version[0] as number;
+  // Without a name: a stub, which is what fails here, has none for any code.
+  return `${library.path} tells no version: ${new CudaError(call, code, "code").message}`;
 }
 
 function partitionsMissing(version: number): string {

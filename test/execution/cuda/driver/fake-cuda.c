@@ -159,7 +159,7 @@ static struct { Head h; } context = {{CONTEXT}};
 static int retained, current;
 static unsigned long long persisting;
 
-CUresult cuDriverGetVersion(int *version) { *version = FAKE_VERSION; return OK; }
+CUresult cuDriverGetVersion(int *version) { ENTER; *version = FAKE_VERSION; return OK; }
 
 #if FAKE_VERSION >= 12000
 CUresult cuInit(unsigned flags) {

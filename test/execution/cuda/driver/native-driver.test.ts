@@ -265,6 +265,18 @@ describe("what fails", { skip }, () => {
   });
 });
 
+test("memory of the host that runs out is told from the GPU's", { skip }, () => {
+  const driver = fake().driver();
+  using _context = new Context(driver, 0);
+  for (const [call, fails, remedy] of [
+    ["cuMemAlloc_v2", () => driver.allocate(64), /The GPU is out of memory/],
+    ["cuMemHostAlloc", () => driver.allocatePinned(64), /memory of the host .*ulimit -l/],
+  ] as const) {
+    fake().fail(call, 2);
+    assert.throws(fails, (error) => error instanceof CudaError && remedy.test(error.remedy));
+  }
+});
+
 describe("drivers that will not do", { skip }, () => {
   test("one from before CUDA 12.0 is refused, with both versions", () => {
     const opened = olderFake(11080).open();
@@ -290,6 +302,16 @@ describe("drivers that will not do", { skip }, () => {
   test("a library that is no driver is refused", () => {
     const opened = new FakeCuda({ ...fake().library, path: "libm.so", find: () => null }).open();
     assert.deepEqual(opened, { reason: "libm.so is no CUDA driver: it lacks cuDriverGetVersion" });
+  });
+
+  test("a stub made for linking is told from a library that is no driver", () => {
+    fake().fail("cuDriverGetVersion", 34);
+    const opened = fake().open();
+    assert.ok("reason" in opened);
+    assert.match(
+      opened.reason,
+      /libfakecuda.* tells no version: cuDriverGetVersion failed with code \(34\)\. A stub of libcuda .* Remove/,
+    );
   });
 
   test("what a 12.0 driver lacks is missing with a reason, the rest works", () => {
