@@ -38,9 +38,10 @@ export class PartitionPool {
   }
 
   /**
-   * A set with partitions of at least these sizes, in order; give it back with `release`.
+   * A set with partitions of at least these sizes or nearly so, in order; give it back with `release`.
    *
-   * @throws CudaError if the driver cannot divide the device like this
+   * @throws InvalidArgumentError if the device cannot be divided like this
+   * @throws DeviceUnavailableError, CudaError if the driver has no partitions, or refuses these
    */
   acquire(sizes: readonly number[]): PartitionSet {
     const key = sizes.join();

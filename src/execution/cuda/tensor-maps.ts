@@ -44,8 +44,12 @@ export class TensorMaps implements Disposable {
       slot = this.#device.arena.allocate(TENSOR_MAP.size);
       try {
         this.#device.driver.encodeTensorMap(slot.address, {
-          ...{ address: this.#address, element, shape },
-          ...{ box: block_size, swizzle, l2Promotion: l2_promotion },
+          address: this.#address,
+          element,
+          shape,
+          box: block_size,
+          swizzle,
+          l2Promotion: l2_promotion,
         });
       } catch (error) {
         slot[Symbol.dispose]();

@@ -29,11 +29,7 @@ export const LAUNCH_ATTRIBUTE = { size: 72, id: 0, value: 8 } as const;
 /** CUlaunchAttributeID */
 export const LAUNCH_ATTRIBUTE_ID = {
   accessPolicyWindow: 1,
-  cooperative: 2,
-  clusterDimension: 4,
-  clusterSchedulingPolicy: 5,
   programmaticStreamSerialization: 6,
-  priority: 8,
 } as const;
 
 /** CUaccessPolicyWindow, a value of CUlaunchAttribute. */
@@ -47,7 +43,7 @@ export const ACCESS_WINDOW = {
 } as const;
 
 /** CUaccessProperty */
-export const ACCESS_PROPERTY = { normal: 0, streaming: 1, persisting: 2 } as const;
+export const ACCESS_PROPERTY = { streaming: 1, persisting: 2 } as const;
 
 /** CUDA_KERNEL_NODE_PARAMS_v2 */
 export const KERNEL_NODE_PARAMS = {
