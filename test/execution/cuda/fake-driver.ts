@@ -47,7 +47,6 @@ export const FAKE_FACTS: DeviceFacts = {
   ordinal: 0,
   name: "Fake H200",
   uuid: "GPU-00000000-0000-0000-0000-000000000000",
-  pciBusId: "0000:00:00.0",
   memoryBytes: 2 ** 30,
   memoryBytesPerSecond: 4.8e12,
   multiprocessors: 132,

@@ -156,11 +156,6 @@ export class KernelSet implements Disposable {
     );
   }
 
-  /** Loads every kernel, and with that checks its image and parameters. @throws DeviceUnavailableError */
-  checkAll(): void {
-    for (const kernel of this.#kernels) void kernel.fn;
-  }
-
   /** Unloads all kernels; harmless when repeated. */
   close(): void {
     if (this.#closed) return;

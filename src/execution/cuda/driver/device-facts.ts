@@ -21,8 +21,8 @@ const ATTRIBUTE = {
 const TRANSFERS_A_CLOCK = 2;
 
 const UUID_BYTES = 16;
-/** More than any name of a device or a bus that the driver gives. */
-const TEXT_BYTES = 256;
+/** More than any name of a device that the driver gives. */
+const NAME_BYTES = 256;
 
 export function readDeviceFacts(checked: Checked, ordinal: number): DeviceFacts {
   const device = checked.device(ordinal);
@@ -33,9 +33,8 @@ export function readDeviceFacts(checked: Checked, ordinal: number): DeviceFacts 
   };
   return {
     ordinal,
-    name: deviceText(checked, "cuDeviceGetName", device),
+    name: deviceName(checked, device),
     uuid: deviceUuid(checked, device),
-    pciBusId: deviceText(checked, "cuDeviceGetPCIBusId", device),
     memoryBytes: totalMemory(checked, device),
     memoryBytesPerSecond:
       TRANSFERS_A_CLOCK *
@@ -57,14 +56,10 @@ function totalMemory(checked: Checked, device: number): number {
   return checked.size(0);
 }
 
-function deviceText(
-  checked: Checked,
-  call: "cuDeviceGetName" | "cuDeviceGetPCIBusId",
-  device: number,
-): string {
-  const text = Buffer.alloc(TEXT_BYTES);
-  checked.check(call, checked.cu[call](text, TEXT_BYTES, device));
-  return text.toString("latin1", 0, text.indexOf(0));
+function deviceName(checked: Checked, device: number): string {
+  const name = Buffer.alloc(NAME_BYTES);
+  checked.check("cuDeviceGetName", checked.cu.cuDeviceGetName(name, NAME_BYTES, device));
+  return name.toString("latin1", 0, name.indexOf(0));
 }
 
 /** As NVML and nvidia-smi write it. */

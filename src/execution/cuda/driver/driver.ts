@@ -21,7 +21,6 @@ export interface DeviceFacts {
   readonly ordinal: number;
   readonly name: string;
   readonly uuid: string;
-  readonly pciBusId: string;
   readonly memoryBytes: number;
   /** What the memory transfers at most, by its clock and its width. */
   readonly memoryBytesPerSecond: number;

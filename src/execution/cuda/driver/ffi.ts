@@ -24,7 +24,6 @@ const REQUIRED = {
   cuDeviceGet: ["void *", "int32_t"],
   cuDeviceGetName: ["void *", "int32_t", "int32_t"],
   cuDeviceGetUuid_v2: ["void *", "int32_t"],
-  cuDeviceGetPCIBusId: ["void *", "int32_t", "int32_t"],
   cuDeviceTotalMem_v2: ["void *", "int32_t"],
   cuDeviceGetAttribute: ["void *", "int32_t", "int32_t"],
   cuDevicePrimaryCtxRetain: ["void *", "int32_t"],

@@ -90,7 +90,6 @@ export function facts(overrides: Partial<DeviceFacts> = {}): DeviceFacts {
     ordinal: 0,
     name: "NVIDIA Test",
     uuid: "GPU-0",
-    pciBusId: "0000:00:00.0",
     memoryBytes: 2 ** 37,
     memoryBytesPerSecond: 4.8e12,
     multiprocessors: 132,

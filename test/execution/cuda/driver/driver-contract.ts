@@ -41,7 +41,6 @@ export function testDriver(open: () => Driver, skip: string | false): void {
     const facts = driver.deviceFacts(0);
     assert.ok(facts.name.length > 0);
     assert.match(facts.uuid, /^GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/);
-    assert.match(facts.pciBusId, /^[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d$/);
     assert.ok(facts.memoryBytes >= 2 ** 30, `${facts.memoryBytes} bytes`);
     assert.ok(facts.multiprocessors >= 1);
     assert.ok(facts.capability[0] >= 5);

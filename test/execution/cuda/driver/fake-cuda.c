@@ -188,9 +188,6 @@ CUresult cuDeviceGet(CUdevice *device, int ordinal) {
 CUresult cuDeviceGetName(char *name, int length, CUdevice d) {
   return d == 7 ? (snprintf(name, (size_t)length, "Fake H200"), OK) : CODE(101);
 }
-CUresult cuDeviceGetPCIBusId(char *id, int length, CUdevice d) {
-  return d == 7 ? (snprintf(id, (size_t)length, "0000:1A:00.0"), OK) : CODE(101);
-}
 CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice d) {
   for (int i = 0; i < 16; i++) uuid->bytes[i] = (char)(0xf0 - 0x0f * i);
   return d == 7 ? OK : CODE(101);

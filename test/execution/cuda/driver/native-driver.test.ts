@@ -57,7 +57,6 @@ describe("what is passed", { skip }, () => {
       ordinal: 0,
       name: "Fake H200",
       uuid: "GPU-f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f",
-      pciBusId: "0000:1A:00.0",
       memoryBytes: 150 * 2 ** 30,
       memoryBytesPerSecond: 2 * 3_201_000 * 1000 * (6144 / 8),
       multiprocessors: 132,
