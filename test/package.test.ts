@@ -9,7 +9,15 @@
 
 import assert from "node:assert/strict";
 import { type SpawnSyncReturns, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, describe, it } from "node:test";
@@ -206,6 +214,12 @@ describe("the package", { skip: whyNot() }, () => {
     writeFileSync(path.join(project, "tsconfig.json"), JSON.stringify(config));
     writeFileSync(path.join(project, "typed.ts"), TYPED_CONSUMER);
     succeed(process.execPath, [compiler, "-p", "."], project);
+  });
+
+  it("can be run from the clone by npx, which expects the program to be executable", {
+    skip: process.platform === "win32" && "Windows has no such permission",
+  }, () => {
+    assert.equal(statSync(path.join(root, "dist/src/cli/main.js")).mode & 0o111, 0o111);
   });
 
   it("runs from the command line", () => {
