@@ -17,6 +17,7 @@ import {
 } from "../tensor.ts";
 import type { ExpertsSpec, LayerSpec } from "./spec.ts";
 import { productCount } from "./step-buffers.ts";
+import { oneOf, yesOrNo } from "./validate.ts";
 import type { LayerWeights, ProductWeights } from "./weights.ts";
 
 /** One tensor per expert, each [outputs, inputs], or one packed tensor [experts, outputs, inputs]. */
@@ -85,7 +86,7 @@ const EXPERTS: Fields<ExpertTensors> = {
  *
  * @throws ShapeError naming the tensor that is missing, has another shape or element type than the
  *   spec asks for, or is given though the spec does not ask for it
- * @throws InvalidArgumentError for a tensor of an unknown name
+ * @throws InvalidArgumentError for a tensor of an unknown name or layout
  */
 export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerWeights {
   const { experts: count, bias, selectionBias } = spec.router;
@@ -141,7 +142,11 @@ export function hostLayerWeights(spec: LayerSpec, tensors: LayerTensors): LayerW
   return weights;
 }
 
-/** Wraps the tensors of `count` experts; the result gives the products of one of them. */
+/**
+ * Wraps the tensors of `count` experts; the result gives the products of one of them.
+ *
+ * @throws ShapeError, InvalidArgumentError as `hostLayerWeights` does
+ */
 export function hostExpertWeights(
   spec: ExpertsSpec,
   count: number,
@@ -151,9 +156,12 @@ export function hostExpertWeights(
   const { hiddenSize: hidden, intermediateSize: inner, bias } = spec;
   requireFields(tensors, name, "tensors by name, such as { gate, up, down }", EXPERTS);
   refuseUnusedExperts(spec, tensors, name);
+  const { gateUpLayout = "halves", transposed = false } = tensors;
+  oneOf(`${name}.gateUpLayout`, gateUpLayout, ["halves", "interleaved"]);
+  yesOrNo(`${name}.transposed`, transposed);
   const at = (source: PerExpert | undefined, label: string, outputs: number, inputs: number) =>
     expertMatrix(need(source, label), label, count, outputs, inputs, {
-      transposed: tensors.transposed ?? false,
+      transposed,
       dtype: spec.dtype,
       field: specOf(name),
     });
@@ -197,7 +205,7 @@ export function hostExpertWeights(
   function together(source: PerExpert): (i: number) => ProductWeights {
     const both = at(source, `${name}.gateUp`, 2 * inner, hidden);
     const bothBias = biasOf(tensors.gateUpBias, `${name}.gateUpBias`, 2 * inner);
-    const interleaved = tensors.gateUpLayout === "interleaved";
+    const interleaved = gateUpLayout === "interleaved";
     return (i) => {
       const [gate, value] = splitGateUp(both(i), interleaved);
       if (bothBias === undefined) return { value, gate };

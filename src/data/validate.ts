@@ -195,11 +195,13 @@ function whole(name: string, value: unknown, least: number, most = Number.MAX_SA
   fail(name, value, `must be a whole number, ${range}`);
 }
 
-function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void {
+/** @throws InvalidArgumentError unless the value is one of those */
+export function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void {
   if (!allowed.includes(value)) fail(name, value, `must be one of ${allowed.join(", ")}`);
 }
 
-function yesOrNo(name: string, value: unknown): void {
+/** @throws InvalidArgumentError unless the value is true or false */
+export function yesOrNo(name: string, value: unknown): void {
   oneOf(name, value, [true, false]);
 }
 

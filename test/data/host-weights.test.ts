@@ -198,6 +198,32 @@ test("what has another shape or type is named, with both shapes", () => {
   refuses({ ...good, gate: { data: new Float32Array(7), shape: [2, 4] } }, /8 elements.*has 7/);
 });
 
+test("a layout that there is not is refused, not taken for another", () => {
+  // Square matrices, so that no shape gives a wrong layout away.
+  const spec = gatedExperts(3, 3);
+  const joint: ExpertTensors = { gateUp: zeros(2, 6, 3), down: zeros(2, 3, 3) };
+  const refusesExperts = (more: object, message: RegExp) =>
+    assert.throws(
+      () => hostExpertWeights(spec, 2, { ...joint, ...more }, "experts"),
+      (error) => error instanceof InvalidArgumentError && message.test(error.message),
+    );
+  for (const [gateUpLayout, is] of [
+    ["interleave", /is "interleave"; .*halves, interleaved/],
+    ["Interleaved", /is "Interleaved"/],
+    [7, /is 7/],
+    [null, /is null/],
+  ] as const) {
+    refusesExperts({ gateUpLayout }, new RegExp(`^experts\\.gateUpLayout ${is.source}`));
+  }
+  for (const [transposed, is] of [
+    ["false", /is "false"; .*true, false/],
+    ["no", /is "no"/],
+    [0, /is 0/],
+  ] as const) {
+    refusesExperts({ transposed }, new RegExp(`^experts\\.transposed ${is.source}`));
+  }
+});
+
 test("a plain MLP's layers are named by index", () => {
   const spec: ExpertsSpec = { ...gatedExperts(4, 3, { bias: true }), form: "mlp", depth: 3 };
   const tensors: ExpertTensors = {
