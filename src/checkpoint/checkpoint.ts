@@ -34,6 +34,8 @@ export class Checkpoint implements AsyncDisposable {
   readonly listing: string;
   /** Names of all tensors. */
   readonly names: ReadonlySet<string>;
+  /** Paths of all files of the checkpoint: its config, the list of tensors, every shard. */
+  readonly files: readonly string[];
   /** File name of every tensor's shard, by tensor name. */
   readonly #shardOf: ReadonlyMap<string, string>;
   readonly #open: OpenSource;
@@ -51,6 +53,8 @@ export class Checkpoint implements AsyncDisposable {
     this.config = config;
     this.listing = join(directory, listing);
     this.names = new Set(shardOf.keys());
+    const files = new Set([CONFIG_FILE, listing, ...shardOf.values()]);
+    this.files = Array.from(files, (file) => join(directory, file));
     this.#shardOf = shardOf;
     this.#open = openSource;
   }

@@ -15,6 +15,8 @@ export interface CheckpointLayer {
   readonly family: string;
   readonly layer: number;
   readonly spec: LayerSpec;
+  /** Paths of all files of the checkpoint, those of other layers too. */
+  readonly files: readonly string[];
   /** Reads from the checkpoint's files, which it closes when disposed of. */
   readonly weights: LayerWeights & AsyncDisposable;
 }
@@ -45,6 +47,7 @@ export async function layerOf(checkpoint: Checkpoint, layer: number): Promise<Ch
       family: family.name,
       layer,
       spec,
+      files: checkpoint.files,
       weights: { ...weights, [Symbol.asyncDispose]: close },
     };
   } catch (error) {

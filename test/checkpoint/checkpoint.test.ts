@@ -33,6 +33,8 @@ test("a shard is opened when a tensor of its is asked for, and once", async (t) 
   const checkpoint = await Checkpoint.open(directory, opener.openSource);
   assert.deepEqual(opener.opened, []);
   assert.deepEqual([...checkpoint.names], ["a.weight", "b.weight"]);
+  const files = Object.keys(sharded).map((name) => join(directory, name));
+  assert.deepEqual([...checkpoint.files], files);
   await Promise.all([checkpoint.info("b.weight"), checkpoint.read("b.weight")]);
   await checkpoint.read("b.weight");
   assert.deepEqual(opener.opened, ["2.safetensors"]);

@@ -1,7 +1,17 @@
 /** `nexus run` from the outside, on checkpoints of every family, against transformers. */
 
 import assert from "node:assert/strict";
-import { copyFile, cp, open, readdir, stat, truncate, writeFile } from "node:fs/promises";
+import {
+  copyFile,
+  cp,
+  open,
+  readdir,
+  readFile,
+  rename,
+  stat,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import path from "node:path";
 import { test } from "node:test";
 import { SafetensorsFile, writeSafetensors } from "../../src/checkpoint/index.ts";
@@ -181,6 +191,27 @@ test("16-bit input is taken, and an existing output file is replaced as a whole"
     assert.equal(code, 0);
     assert.deepEqual((await readAll(output))["output"]?.shape, [3, 64]);
     assert.deepEqual((await readdir(folder)).sort(), ["in.safetensors", "out.safetensors"]);
+  });
+});
+
+test("no file of the checkpoint is overwritten, whatever its index calls it", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const checkpoint = path.join(folder, "mixtral");
+    await cp(path.join(FIXTURES, "mixtral"), checkpoint, { recursive: true });
+    const shard = path.join(checkpoint, "weights-part1.safetensors");
+    await rename(path.join(checkpoint, "model.safetensors"), shard);
+    const names = Object.keys(await readAll(shard));
+    const weight_map = Object.fromEntries(names.map((name) => [name, path.basename(shard)]));
+    const index = path.join(checkpoint, "model.safetensors.index.json");
+    await writeFile(index, JSON.stringify({ weight_map }));
+    for (const file of [shard, index, path.join(checkpoint, "config.json")]) {
+      const before = await readFile(file);
+      const args = [...runArgs("mixtral", file), "--checkpoint", checkpoint];
+      const { code, stderr } = await nexus(args);
+      assert.match(stderr, /^nexus: --output .* would overwrite what is read\. Choose another/);
+      assert.equal(code, 2);
+      assert.deepEqual(await readFile(file), before);
+    }
   });
 });
 

@@ -40,10 +40,10 @@ export async function checkOutputFile(output: string, inputs: readonly string[])
   }
 }
 
-/** The files of a checkpoint that no output may replace: its config, its weights and their index. */
-export async function checkpointFiles(directory: string): Promise<string[]> {
+/** Files beside a checkpoint's own that are called as weights are: of another way to split them, say. No output may replace them. */
+export async function weightFiles(directory: string): Promise<string[]> {
   const names = await readdir(directory);
   return names
-    .filter((name) => name === "config.json" || /^model.*\.safetensors/.test(name))
+    .filter((name) => /^model.*\.safetensors/.test(name))
     .map((name) => path.join(directory, name));
 }

@@ -16,7 +16,7 @@ import { type DeviceFlags, type DeviceSummary, openFromFlags, summaryOf } from "
 import { Progress } from "../terminal/progress.ts";
 import { packageVersion } from "../version.ts";
 import { HiddenInput } from "./hidden-input.ts";
-import { checkOutputFile, checkpointFiles } from "./output-file.ts";
+import { checkOutputFile, weightFiles } from "./output-file.ts";
 
 /**
  * Tokens of one forward pass. Enough that weights are read for many tokens at a
@@ -75,12 +75,13 @@ interface Outcome {
  *   OutOfDeviceMemoryError, InvalidLogitsError during it
  */
 export async function runLayer(options: RunOptions): Promise<RunReport> {
-  const { family, spec, weights } = await readLayer(options.checkpoint, options);
+  const { family, spec, files, weights } = await readLayer(options.checkpoint, options);
   await using _weights = weights;
   await using input = await HiddenInput.open(options.input, options.tensor, spec.hiddenSize);
   await checkOutputFile(options.output, [
     options.input,
-    ...(await checkpointFiles(options.checkpoint)),
+    ...files,
+    ...(await weightFiles(options.checkpoint)),
   ]);
   await using device = await openFromFlags(options);
   await using layer = new MoELayer(spec, weights, { device });
