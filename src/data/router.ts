@@ -30,6 +30,7 @@ import {
   uploadRouter,
   writeLogits,
 } from "./routing.ts";
+import { runEagerly } from "./run-eagerly.ts";
 import type { RouterSpec } from "./spec.ts";
 import { validateRouterSpec } from "./validate.ts";
 
@@ -99,7 +100,7 @@ export class Router implements Disposable {
    * @param hidden float [T, H], on the host, as the buckets are
    * @param logits float [T, E]; may be left out if the router has a gate
    * @throws InvalidLogitsError naming the first row without finite weights
-   * @throws ShapeError, InvalidArgumentError, DisposedError
+   * @throws ShapeError, InvalidArgumentError, OutOfDeviceMemoryError, DisposedError
    */
   async route(hidden: TensorLike, logits?: TensorLike): Promise<Buckets> {
     if (this.#closed) throw new DisposedError("The router");
@@ -231,9 +232,10 @@ async function routeOnce(
     const stream = device.createStream({ group: 0, priority: 0 });
     owned.push(stream);
     const scope = { mostTokens, lanes: 1, ...(logitsType && { logitsType }) };
-    if (logits === undefined) recordGate(stream, weights, buffers, scope);
-    recordRoute(stream, spec, weights, buffers, scope);
-    await device.synchronize();
+    await runEagerly(device, () => {
+      if (logits === undefined) recordGate(stream, weights, buffers, scope);
+      recordRoute(stream, spec, weights, buffers, scope);
+    });
 
     const ints = async (buffer: DeviceBuffer, length: number) => {
       const out = new Int32Array(length);

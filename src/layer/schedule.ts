@@ -10,6 +10,7 @@ import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
 import { GivenRouting } from "../data/routing.ts";
+import { runEagerly } from "../data/run-eagerly.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
@@ -94,8 +95,9 @@ export class Schedule {
     });
     const started = performance.now();
     const parts = { routing, experts: this.#experts, topK, aggregation, decodeTokens: 0 };
-    recordStep(stepStreams, parts, buffers, { mostTokens, outputType: "float32" });
-    await device.synchronize();
+    await runEagerly(device, () =>
+      recordStep(stepStreams, parts, buffers, { mostTokens, outputType: "float32" }),
+    );
     const seconds = (performance.now() - started) / 1000;
 
     const width = outputWidth(aggregation.mode, spec.hiddenSize, topK);

@@ -14,7 +14,8 @@ import {
   ShapeError,
 } from "../../src/errors.ts";
 import type { TensorLike } from "../../src/tensor.ts";
-import { openCpu, withCpu } from "../support/device.ts";
+import { leavesNothing, openCpu, withCpu } from "../support/device.ts";
+import { withoutMemoryFor } from "../support/failing-streams.ts";
 import { RULES } from "../support/rules.ts";
 import { between, normal, randomFor } from "../support/seed.ts";
 import { tensorOf } from "../support/tensors.ts";
@@ -200,6 +201,24 @@ test("a router that found no memory can try again, and leaves nothing meanwhile"
     for (const other of others) other[Symbol.dispose]();
     assert.deepEqual(Array.from((await router.route(hidden)).ids), [1, 0]);
   }));
+
+test("a batch that finds no memory half-way leaves nothing to what others enqueue next", async () => {
+  const gate = tensorOf(Float32Array.of(0, 1), [2, 1]);
+  using router = new Router({ topK: 1, gate, device });
+  using other = new Router({ topK: 1, gate, device });
+  const hidden = { data: Float32Array.of(1, -1), shape: [2, 1] };
+  await other.route(hidden);
+  await leavesNothing(device, async () => {
+    using bare = new Router({ topK: 1, device });
+    {
+      using _ = withoutMemoryFor(device, "bucket");
+      await assert.rejects(router.route(hidden), OutOfDeviceMemoryError);
+      await assert.rejects(bare.route(hidden, hidden), OutOfDeviceMemoryError);
+    }
+    assert.deepEqual(Array.from((await other.route(hidden)).ids), [1, 0]);
+    router[Symbol.dispose]();
+  });
+});
 
 test("a router closed while it routes finishes, then frees its weights", async () => {
   const before = device.memory();

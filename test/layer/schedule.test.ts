@@ -9,12 +9,13 @@ import { SliceManager } from "../../src/control/slices/manager.ts";
 import { Experts } from "../../src/data/experts.ts";
 import { Router } from "../../src/data/router.ts";
 import type { ExpertsSpec } from "../../src/data/spec.ts";
-import { InvalidArgumentError, ShapeError } from "../../src/errors.ts";
+import { InvalidArgumentError, OutOfDeviceMemoryError, ShapeError } from "../../src/errors.ts";
 import type { Device } from "../../src/execution/device.ts";
 import { type ScheduleOptions, schedule } from "../../src/layer/schedule.ts";
 import { referenceExpert, relativeError } from "../../src/reference/index.ts";
 import type { Random } from "../../src/workload/random.ts";
-import { openCpu, withCpu } from "../support/device.ts";
+import { leavesNothing, openCpu, withCpu } from "../support/device.ts";
+import { withoutMemoryFor } from "../support/failing-streams.ts";
 import {
   CLAMPED,
   type ExpertSet,
@@ -227,6 +228,26 @@ test("an empty batch, a schedule run twice, and nothing left behind", async () =
   assert.deepEqual((await twice.run()).output, first.output);
   assert.equal(device.memory().usedBytes, before.usedBytes);
   assert.equal(device.memory().allocations, before.allocations);
+});
+
+test("a run that finds no memory half-way leaves nothing to what others enqueue next", async () => {
+  const random = randomFor("schedule without memory");
+  const spec = gatedExperts(6, 5);
+  const set = randomExperts(random, spec, 3);
+  using experts = await Experts.fromTensors(spec, 3, layOut(spec, set, PLAIN_LAYOUT), { device });
+  const buckets = await route(device, random, 3, normal(random, 30), 6);
+  const planned = schedule(
+    new SliceManager({ device: device.properties }).allocate(buckets),
+    experts,
+  );
+  const { output } = await planned.run();
+  await leavesNothing(device, async () => {
+    {
+      using _ = withoutMemoryFor(device, "combine");
+      await assert.rejects(planned.run(), OutOfDeviceMemoryError);
+    }
+    assert.deepEqual((await planned.run()).output, output);
+  });
 });
 
 test("what does not fit together is refused before any work", async () => {

@@ -1,0 +1,26 @@
+/**
+ * One eager run: enqueues and waits. Not for steps that come again: those are the
+ * graph manager's, which keeps to the same rule.
+ */
+
+import type { Device } from "../execution/device.ts";
+
+/**
+ * Runs what `record` enqueues. When this is over, in success or failure, nothing of it is left
+ * on the device, so that its buffers can be freed.
+ *
+ * @throws whatever recording or running throws
+ */
+export async function runEagerly(
+  device: Pick<Device, "synchronize">,
+  record: () => void,
+): Promise<void> {
+  try {
+    record();
+  } catch (error) {
+    // What was enqueued before the error would run with the next work of anybody on the device.
+    await device.synchronize();
+    throw error;
+  }
+  await device.synchronize();
+}
