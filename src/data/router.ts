@@ -73,6 +73,8 @@ export class Router implements Disposable {
   readonly #gate: MatrixView | undefined;
   readonly #gateBias: Float32Array | undefined;
   readonly #selectionBias: Float32Array | undefined;
+  /** Where the weights are. */
+  #device: Device | undefined;
   #uploading: Promise<RouterWeights> | undefined;
   #weights: RouterWeights | undefined;
   /** Batches being routed; the weights are theirs until they are done. */
@@ -139,6 +141,12 @@ export class Router implements Disposable {
   }
 
   #upload(device: Device, spec: RouterSpec): Promise<RouterWeights> {
+    if (this.#device === undefined || this.#device.closed) {
+      // A default device that was closed took the weights with it, and there is another now.
+      this.#device = device;
+      this.#uploading = undefined;
+      this.#weights = undefined;
+    }
     this.#uploading ??= uploadRouter(
       device,
       spec,
@@ -150,12 +158,12 @@ export class Router implements Disposable {
       this.#gate?.dtype ?? "float32",
     ).then(
       (weights) => {
-        this.#weights = weights;
+        if (this.#device === device) this.#weights = weights;
         return weights;
       },
       (error) => {
         // What failed for want of memory can be tried again.
-        this.#uploading = undefined;
+        if (this.#device === device) this.#uploading = undefined;
         throw error;
       },
     );

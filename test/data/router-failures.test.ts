@@ -13,6 +13,7 @@ import {
   OutOfDeviceMemoryError,
   ShapeError,
 } from "../../src/errors.ts";
+import { defaultDevice } from "../../src/execution/open.ts";
 import type { TensorLike } from "../../src/tensor.ts";
 import { leavesNothing, openCpu, withCpu } from "../support/device.ts";
 import { withoutMemoryFor } from "../support/failing-streams.ts";
@@ -218,6 +219,35 @@ test("a batch that finds no memory half-way leaves nothing to what others enqueu
     assert.deepEqual(Array.from((await other.route(hidden)).ids), [1, 0]);
     router[Symbol.dispose]();
   });
+});
+
+test("a router without a device of its own follows the default device to the next one", async () => {
+  using router = new Router({ topK: 1, gate: tensorOf(Float32Array.of(0, 1), [2, 1]) });
+  const hidden = { data: Float32Array.of(1, -1), shape: [2, 1] };
+  for (let i = 0; i < 3; i++) {
+    const both = await Promise.all([router.route(hidden), router.route(hidden)]);
+    for (const { ids } of both) assert.deepEqual(Array.from(ids), [1, 0]);
+    await (await defaultDevice()).close();
+  }
+  const last = await defaultDevice();
+  await leavesNothing(last, async () => {
+    await router.route(hidden);
+    router[Symbol.dispose]();
+  });
+  await last.close();
+});
+
+test("a router whose own device was closed says so", async () => {
+  const gone = await openCpu(1);
+  using router = new Router({
+    topK: 1,
+    gate: tensorOf(Float32Array.of(0, 1), [2, 1]),
+    device: gone,
+  });
+  const hidden = { data: Float32Array.of(1, -1), shape: [2, 1] };
+  await router.route(hidden);
+  await gone.close();
+  for (let i = 0; i < 2; i++) await assert.rejects(router.route(hidden), DisposedError);
 });
 
 test("a router closed while it routes finishes, then frees its weights", async () => {
