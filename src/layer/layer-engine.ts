@@ -245,24 +245,25 @@ export class LayerEngine implements Disposable {
     const inverse = limited ? fetch(buffers.buckets.inverse, new Int32Array(slots)) : undefined;
     try {
       await Promise.all(transfers);
+      const dropped: readonly DroppedSlot[] =
+        ids && inverse ? droppedSlots(inverse, ids, topK) : [];
+      const stats: ForwardStats = {
+        step: this.#steps,
+        tokens,
+        mode: run.mode,
+        seconds: run.seconds,
+        counts,
+        dropped,
+        planVersion: run.plan.version,
+        streams: run.streams,
+        energy: this.#observe(counts, busy, run),
+      };
+      return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
     } catch (error) {
+      // Nobody else has it: a transfer failed, or a policy of the caller's own that was asked for a plan.
       if (output instanceof DeviceTensor) output[Symbol.dispose]();
       throw error;
     }
-
-    const dropped: readonly DroppedSlot[] = ids && inverse ? droppedSlots(inverse, ids, topK) : [];
-    const stats: ForwardStats = {
-      step: this.#steps,
-      tokens,
-      mode: run.mode,
-      seconds: run.seconds,
-      counts,
-      dropped,
-      planVersion: run.plan.version,
-      streams: run.streams,
-      energy: this.#observe(counts, busy, run),
-    };
-    return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
   }
 
   #observe(counts: Int32Array, busy: Int32Array | undefined, run: StepRun): EnergyReading {

@@ -108,6 +108,7 @@ export class MoELayer implements AsyncDisposable {
    * @throws InvalidLogitsError naming the token whose logits are not finite; the layer stays usable
    * @throws InvalidArgumentError, also without logits for a layer without a gate
    * @throws ShapeError, OutOfDeviceMemoryError, DisposedError
+   * @throws what a slice policy of your own throws; the step's output is lost then
    */
   forward(hidden: TensorLike, options?: ForwardOptions): Promise<ForwardResult>;
   forward(hidden: DeviceTensor, options?: ForwardOptions): Promise<ForwardResult<DeviceTensor>>;

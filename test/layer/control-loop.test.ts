@@ -9,11 +9,12 @@ import { ExpertProfiler } from "../../src/control/profiler.ts";
 import type { LayerTensors } from "../../src/data/host-weights.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
+import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import { PLAN_INTERVAL } from "../../src/layer/control-loop.ts";
 import type { LayerOptions } from "../../src/layer/forward.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import type { TensorLike } from "../../src/tensor.ts";
-import { openCpu } from "../support/device.ts";
+import { leavesNothing, openCpu } from "../support/device.ts";
 import { dividingByUse } from "../support/dividing-by-use.ts";
 import { layOut, PLAIN_LAYOUT, plainSpec, randomExperts } from "../support/layers.ts";
 import { randomFor } from "../support/seed.ts";
@@ -227,6 +228,30 @@ test("while a plan divides nothing a step has one stream, and its result is the 
   }
   // Two layouts of lanes, of which each is captured once.
   assert.ok((await layer.statistics()).graphs.captures <= 2);
+});
+
+test("a policy that throws takes the step's output with it, and leaves no memory behind", async () => {
+  let broken = false;
+  const policy = dividingByUse(() => {
+    if (broken) throw new Error("no plan today");
+    return {};
+  });
+  await using layer = layerWith({ slices: { policy } });
+  using hidden = DeviceTensor.fromHost(device, skewed([2, 3], "broken policy"));
+  const step = async () => {
+    using output = (await layer.forward(hidden)).output;
+    return (await output.toHost()).data;
+  };
+  for (let i = 0; i < PLAN_INTERVAL; i++) await step();
+  const expected = await step();
+  await leavesNothing(device, async () => {
+    broken = true;
+    let failed = 0;
+    for (let i = 0; i < 2 * PLAN_INTERVAL; i++) await step().catch(() => failed++);
+    assert.ok(failed > PLAN_INTERVAL, `${failed} steps failed`);
+    broken = false;
+    assert.deepEqual(await step(), expected);
+  });
 });
 
 test("a profile outlives its layer", async () => {
