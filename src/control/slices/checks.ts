@@ -1,14 +1,15 @@
 /**
- * Arguments of the slice manager that its other parts would misread: names that
- * nobody looks at, policies that are none.
+ * What the slice manager is given and its other parts would misread: names that
+ * nobody looks at, policies that are none, and what policies say that cannot be.
  */
 
 import { InvalidArgumentError } from "../../errors.ts";
 import { type Fields, requireFields, shown } from "../../execution/checks.ts";
-import type { BudgetedSliceId } from "../plan.ts";
+import { BUDGETED_SLICE_IDS, type BudgetedSliceId } from "../plan.ts";
 import type { Reservation } from "./demands.ts";
 import type { SliceManagerOptions } from "./manager.ts";
-import type { SlicePolicy } from "./policy.ts";
+import type { PlanningDevice } from "./planning-device.ts";
+import type { Division, Placing, SlicePolicy } from "./policy.ts";
 
 const OPTIONS: Fields<SliceManagerOptions> = {
   device: true,
@@ -42,4 +43,77 @@ export function checkPolicy(policy: SlicePolicy, names: readonly string[]): Slic
 /** @throws InvalidArgumentError for what is no reservation */
 export function checkReservation(minimum: Reservation): void {
   requireFields(minimum, "minimum", "an object such as { computeUnits: 1 }", RESERVATION);
+}
+
+/**
+ * Runs at every plan, so texts are made only for what is wrong.
+ *
+ * @throws InvalidArgumentError naming the policy unless every one of the experts has a slice and a worth
+ */
+export function checkPlacing(placing: Placing, { name }: SlicePolicy, experts: number): void {
+  const { slices, worth, why } = placing ?? {};
+  if (slices?.length !== experts) {
+    refuse(name, "place", "slices", slices, `an array of ${experts} slices, one per expert`);
+  }
+  if (worth?.length !== experts) {
+    refuse(name, "place", "worth", worth, `an array of ${experts} numbers, one per expert`);
+  }
+  if (typeof why !== "function") {
+    refuse(name, "place", "why", why, "a function from an expert to a sentence's end");
+  }
+  for (let expert = 0; expert < experts; expert++) {
+    const slice = slices[expert];
+    if (slice !== "A" && slice !== "B" && slice !== "C") {
+      refuse(name, "place", `slices[${expert}]`, slice, '"A", "B" or "C"');
+    }
+    if (!isAmount(worth[expert])) {
+      refuse(name, "place", `worth[${expert}]`, worth[expert], "a number, 0 or more");
+    }
+  }
+}
+
+/** @throws InvalidArgumentError naming the policy unless a device can be divided so */
+export function checkDivision(
+  division: Division,
+  { name }: SlicePolicy,
+  { realisations }: PlanningDevice,
+): void {
+  const { weights, realisation } = division ?? {};
+  let sum = 0;
+  for (const slice of BUDGETED_SLICE_IDS) {
+    const weight = weights?.[slice];
+    if (!isAmount(weight)) {
+      refuse(name, "divide", `weights.${slice}`, weight, "a number, 0 or more");
+    }
+    sum += weight;
+  }
+  if (!isAmount(sum)) {
+    refuse(name, "divide", "weights", weights, "numbers that add up to a finite one");
+  }
+  if (realisation !== undefined && !Object.hasOwn(realisations, realisation?.kind)) {
+    const kinds = Object.keys(realisations).join(", ");
+    refuse(
+      name,
+      "divide",
+      "realisation.kind",
+      realisation?.kind,
+      `one of ${kinds}, or no realisation`,
+    );
+  }
+}
+
+function isAmount(value: unknown): value is number {
+  return typeof value === "number" && value >= 0 && value < Number.POSITIVE_INFINITY;
+}
+
+function refuse(
+  policy: string,
+  method: string,
+  field: string,
+  value: unknown,
+  rule: string,
+): never {
+  throw new InvalidArgumentError(
+    `Policy ${shown(policy)}: ${field} from ${method}() is ${shown(value)}; it must be ${rule}.`,
+  );
 }

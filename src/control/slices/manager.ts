@@ -15,7 +15,13 @@ import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
 import type { ProfileView } from "../profiler.ts";
 import { Budgets } from "./budgets.ts";
-import { checkNames, checkPolicy, checkReservation } from "./checks.ts";
+import {
+  checkDivision,
+  checkNames,
+  checkPlacing,
+  checkPolicy,
+  checkReservation,
+} from "./checks.ts";
 import { Demands, type Reservation } from "./demands.ts";
 import { makePlan } from "./plan-value.ts";
 import {
@@ -128,12 +134,14 @@ export class SliceManager {
    * the load's own counts otherwise, by the same thresholds.
    *
    * @param load tokens per expert [experts]; the plan remembers the object
-   * @throws InvalidArgumentError if load, profile and pins do not fit together
+   * @throws InvalidArgumentError if load, profile and pins do not fit together, or a policy of your
+   *   own says what cannot be; whatever such a policy throws
    */
   allocate(load: ExpertLoad, profile?: ProfileView): Plan {
     this.#checkLoad(load, profile);
     const view = this.#view(load.counts, profile);
     const placing = this.#policy.place(view);
+    checkPlacing(placing, this.#policy, view.experts);
     const { pins } = this.#demands;
     const wanted = placing.slices.map((slice, expert) => pins.get(expert) ?? slice);
     const cache = this.#budgets.divideCache(workOf(view, wanted));
@@ -142,6 +150,7 @@ export class SliceManager {
 
     const work = workOf(view, sliceOf);
     const division = this.#policy.divide(view, work);
+    checkDivision(division, this.#policy, this.#device);
     const { kind, reason } = this.#realise(division);
     const { budgets, reasons } = this.#budgets.next(division, work, cache);
     const plan = makePlan(

@@ -2,7 +2,8 @@
  * What a slice policy is: it says which slice each expert should be on and how
  * the device should be divided, and nothing more. Pins, limits, reservations,
  * rounding and the making of the plan are the manager's work and the same for
- * every policy, so no policy can exceed the device or leave an expert unserved.
+ * every policy, and it refuses what cannot be (checks.ts), so no policy can exceed
+ * the device or leave an expert unserved.
  */
 
 import type { Realisation } from "../../execution/device.ts";
