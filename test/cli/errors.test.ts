@@ -89,6 +89,11 @@ const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
   ["no time", ["bench", "--min-time", "0"], /--min-time.*greater than 0/],
   ["no repetition", ["bench", "--repeat", "0"], /--repeat.*1 to/],
   [
+    "a time beside a number of calls",
+    ["bench", "--min-time", "2", "--repeat", "3"],
+    /'--min-time <s>' cannot be used with option '--repeat <n>'/,
+  ],
+  [
     "a preset that does not fit",
     ["bench", "--preset", "mixtral-8x7b", "--dtype", "float32"],
     /mixtral-8x7b.*bytes are available.*bfloat16/,

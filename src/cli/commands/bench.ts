@@ -87,7 +87,12 @@ export function benchCommand(): Command {
     .option("--streams <n>", "streams of the layer", wholeNumber(1, MOST_STREAMS))
     .addOption(new Option("--policy <name>", "slice policy of the layer").choices(POLICY_NAMES))
     .addOption(new Option("--repeat <n>", "timed calls of each").argParser(wholeNumber(1, 1000)))
-    .option("--min-time <s>", "seconds of timed calls of each", positiveNumber, DEFAULT_SECONDS)
+    .addOption(
+      new Option("--min-time <s>", "seconds of timed calls of each")
+        .argParser(positiveNumber)
+        .default(DEFAULT_SECONDS)
+        .conflicts("repeat"),
+    )
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
     .option("--ablation", "take the step apart: what each part of the design brings")
     .addOption(compareOption())
