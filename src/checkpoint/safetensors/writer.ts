@@ -25,7 +25,8 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
 };
 
 /**
- * Writes tensors to `file`, replacing the file that is there; a symbolic link stays and its target is written.
+ * Writes tensors to `file`, replacing the file that is there, whose permissions the new one gets; a
+ * symbolic link stays and its target is written.
  *
  * @param tensors by name, in any order
  * @param metadata strings kept in the header under `__metadata__`
@@ -47,8 +48,11 @@ export async function writeSafetensors(
   // Not the target's own name with an ending: that may leave no room for one.
   const temporary = path.join(path.dirname(target), `.nexus-${randomUUID()}.tmp`);
   try {
-    const handle = await open(temporary, "wx");
+    const permissions = await permissionsOf(target);
+    const handle = await open(temporary, "wx", permissions);
     try {
+      // The umask has taken from those that were asked for.
+      if (permissions !== undefined) await handle.chmod(permissions);
       await writeAll(handle, header);
       for (const [, { data }] of entries) {
         await writeAll(handle, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
@@ -87,6 +91,12 @@ export async function writableTarget(file: string): Promise<string> {
   } catch (cause) {
     throw unwritable(file, cause);
   }
+}
+
+/** Who may do what with the file; undefined where there is none yet. */
+async function permissionsOf(file: string): Promise<number | undefined> {
+  const found = await stat(file).catch(ifAbsent);
+  return found && found.mode & 0o777;
 }
 
 function ifAbsent(error: NodeJS.ErrnoException): undefined {

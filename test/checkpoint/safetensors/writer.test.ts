@@ -1,7 +1,17 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { readdirSync } from "node:fs";
-import { lstat, mkdir, readdir, readFile, realpath, symlink, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  lstat,
+  mkdir,
+  readdir,
+  readFile,
+  realpath,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
@@ -157,6 +167,23 @@ test("a link stays, and what it leads to is written, there or not", async (t) =>
 
   await symlink("loop", join(directory, "loop"));
   await assert.rejects(writeSafetensors(join(directory, "loop"), { one }), /Cannot write .*ELOOP/);
+});
+
+test("a file that is replaced keeps its permissions, behind a link too; a new one has those of any", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const permissions = async (file: string) => (await stat(file)).mode & 0o777;
+  const file = join(directory, "out");
+  await symlink("out", join(directory, "link"));
+  await writeFile(join(directory, "any"), "");
+  await writeSafetensors(file, { one });
+  assert.equal(await permissions(file), await permissions(join(directory, "any")));
+  for (const mode of [0o600, 0o444, 0o666, 0o640]) {
+    await chmod(file, mode);
+    for (const path of [file, join(directory, "link")]) {
+      await writeSafetensors(path, { one });
+      assert.equal(await permissions(file), mode);
+    }
+  }
 });
 
 test("what is not a regular file is left as it is, behind a link too", async (t) => {
