@@ -32,7 +32,7 @@ import {
 } from "./routing.ts";
 import { runEagerly } from "./run-eagerly.ts";
 import type { RouterSpec } from "./spec.ts";
-import { validateRouterSpec } from "./validate.ts";
+import { validateChoice, validateRouterSpec } from "./validate.ts";
 
 /** Softmax over all experts, the k best, renormalised: Mixtral's and Qwen3's rule. */
 const DEFAULT_RULE: RoutingRule = {
@@ -88,12 +88,13 @@ export class Router implements Disposable {
     this.#gateBias = floats(options.gateBias, "gateBias");
     this.#selectionBias = floats(options.selectionBias, "selectionBias");
     if (options.gate !== undefined) {
-      const gate = matrixOf(options.gate, "gate");
-      this.#gate = matrixView(gate);
-      this.#spec(gate.shape[0] as number);
+      this.#gate = matrixView(matrixOf(options.gate, "gate"));
     } else if (options.gateBias !== undefined) {
       throw new InvalidArgumentError("gateBias is given without a gate. Add it to the logits.");
     }
+    const experts = this.#gate?.rows ?? this.#selectionBias?.length;
+    if (experts === undefined) validateChoice(this.#choice());
+    else this.#spec(experts);
   }
 
   /**
@@ -177,23 +178,27 @@ export class Router implements Disposable {
   }
 
   #spec(experts: number): RouterSpec {
-    const { topK, rule, capacityFactor } = this.#options;
-    const [gateBias, selectionBias] = [this.#gateBias, this.#selectionBias];
-    const spec: RouterSpec = {
-      experts,
-      topK,
-      rule: rule ?? DEFAULT_RULE,
-      bias: gateBias !== undefined,
-      selectionBias: selectionBias !== undefined,
-      ...(capacityFactor !== undefined && { capacityFactor }),
-    };
+    const spec = { experts, ...this.#choice() };
     validateRouterSpec(spec);
+    const [gateBias, selectionBias] = [this.#gateBias, this.#selectionBias];
     for (const [name, bias] of Object.entries({ gateBias, selectionBias })) {
       if (bias !== undefined && bias.length !== experts) {
         throw new ShapeError(`${name} has ${bias.length} values for ${experts} experts.`);
       }
     }
     return spec;
+  }
+
+  /** The part of the spec that is the same for any number of experts. */
+  #choice(): Omit<RouterSpec, "experts"> {
+    const { topK, rule, capacityFactor } = this.#options;
+    return {
+      topK,
+      rule: rule ?? DEFAULT_RULE,
+      bias: this.#gateBias !== undefined,
+      selectionBias: this.#selectionBias !== undefined,
+      ...(capacityFactor !== undefined && { capacityFactor }),
+    };
   }
 }
 

@@ -17,7 +17,7 @@ import type {
 /** Largest expert count the routing kernels are built for (known models: up to 896). */
 export const MAX_EXPERTS = 1024;
 /** Largest top_k the routing kernels are built for (known models: up to 22). */
-export const MAX_TOP_K = 32;
+const MAX_TOP_K = 32;
 
 const LAYER: Fields<LayerSpec> = {
   hiddenSize: true,
@@ -89,8 +89,23 @@ export function validateLayerSpec(spec: LayerSpec): void {
 export function validateRouterSpec(spec: RouterSpec): void {
   group("router", spec, ROUTER);
   whole("router.experts", spec.experts, 1, MAX_EXPERTS);
-  whole("router.topK", spec.topK, 1, Math.min(MAX_TOP_K, spec.experts));
-  validateRule(spec.rule, spec.experts, spec.topK);
+  validateChoice(spec, spec.experts);
+  const { groupLimit } = spec.rule;
+  if (groupLimit !== undefined) validateGroups(groupLimit, spec.experts, spec.topK);
+}
+
+/**
+ * What can be said of a router before the number of experts is known.
+ *
+ * @param mostExperts how many there are at most
+ * @throws InvalidArgumentError naming the field, its value and what it may be
+ */
+export function validateChoice(
+  spec: Omit<RouterSpec, "experts">,
+  mostExperts: number = MAX_EXPERTS,
+): void {
+  whole("router.topK", spec.topK, 1, Math.min(MAX_TOP_K, mostExperts));
+  validateRule(spec.rule, mostExperts);
   if (spec.bias !== undefined) yesOrNo("router.bias", spec.bias);
   if (spec.selectionBias !== undefined) yesOrNo("router.selectionBias", spec.selectionBias);
   if (spec.selectionBias && spec.rule.scoring === "sparsemixer") {
@@ -102,7 +117,7 @@ export function validateRouterSpec(spec: RouterSpec): void {
   }
 }
 
-export function validateRule(rule: RoutingRule, experts: number, topK: number): void {
+function validateRule(rule: RoutingRule, mostExperts: number): void {
   group("rule", rule, RULE);
   const scorings = ["softmax", "sigmoid", "topk-softmax", "topk-sigmoid", "sparsemixer"];
   oneOf("rule.scoring", rule.scoring, scorings);
@@ -127,12 +142,16 @@ export function validateRule(rule: RoutingRule, experts: number, topK: number): 
   if (!scoresAll) {
     fail("rule.groupLimit", limit.groups, `has no meaning for scoring "${rule.scoring}"`);
   }
-  whole("rule.groupLimit.groups", limit.groups, 1, experts);
+  whole("rule.groupLimit.groups", limit.groups, 1, mostExperts);
+  whole("rule.groupLimit.keep", limit.keep, 1, limit.groups);
+  oneOf("rule.groupLimit.score", limit.score, ["top2-sum", "max"]);
+}
+
+/** Whether so many experts can be in such groups. */
+function validateGroups(limit: GroupLimit, experts: number, topK: number): void {
   if (experts % limit.groups !== 0) {
     fail("rule.groupLimit.groups", limit.groups, `must divide the ${experts} experts evenly`);
   }
-  whole("rule.groupLimit.keep", limit.keep, 1, limit.groups);
-  oneOf("rule.groupLimit.score", limit.score, ["top2-sum", "max"]);
   const perGroup = experts / limit.groups;
   if (limit.score === "top2-sum" && perGroup < 2) {
     fail("rule.groupLimit.groups", limit.groups, "leaves one expert a group; top2-sum needs two");
@@ -169,7 +188,14 @@ function validateActivation(activation: Activation, form: "gated" | "mlp", name:
   group(name, activation, ACTIVATION);
   const kinds = ["none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid", "swiglu-clamped"];
   oneOf(`${name}.kind`, activation.kind, kinds);
-  if (activation.kind !== "swiglu-clamped") return;
+  if (activation.kind !== "swiglu-clamped") {
+    for (const field of ["alpha", "limit"] as const) {
+      const value = (activation as Record<string, unknown>)[field];
+      if (value === undefined) continue;
+      fail(`${name}.${field}`, value, `is not used by kind "${activation.kind}"; leave it out`);
+    }
+    return;
+  }
   if (form !== "gated") fail(`${name}.kind`, activation.kind, "needs form gated");
   if (!Number.isFinite(activation.alpha)) {
     fail(`${name}.alpha`, activation.alpha, "must be a finite number (gpt-oss: 1.702)");

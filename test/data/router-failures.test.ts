@@ -14,6 +14,7 @@ import {
   ShapeError,
 } from "../../src/errors.ts";
 import { defaultDevice } from "../../src/execution/open.ts";
+import type { RoutingRule } from "../../src/execution/operators.ts";
 import type { TensorLike } from "../../src/tensor.ts";
 import { leavesNothing, openCpu, withCpu } from "../support/device.ts";
 import { withoutMemoryFor } from "../support/failing-streams.ts";
@@ -117,6 +118,25 @@ test("options that do not fit are refused when the router is made", () => {
     /selectionBias has 4/,
   );
   refuses({ topK: 1, gate, capacityFactor: 0 }, argument, /capacityFactor is 0/);
+  // Without a gate there is no number of experts to hold them against, but for that of a bias.
+  refuses({ topK: 0 }, argument, /router\.topK is 0; .*1 to 32/);
+  refuses({ topK: "2" as never }, argument, /router\.topK is "2"/);
+  refuses({ topK: 2, capacityFactor: -1 }, argument, /router\.capacityFactor is -1/);
+  const rule: RoutingRule = { scoring: "softmax", renormalize: true, scale: 1 };
+  refuses(
+    { topK: 2, rule: { ...rule, scoring: "sofmax" as never } },
+    argument,
+    /rule\.scoring is "sofmax"/,
+  );
+  const groupLimit = { groups: 4, keep: 5, score: "max" } as const;
+  refuses(
+    { topK: 2, rule: { ...rule, groupLimit } },
+    argument,
+    /rule\.groupLimit\.keep is 5; .*1 to 4/,
+  );
+  const selectionBias = tensorOf(new Float32Array(3), [3]);
+  refuses({ topK: 4, selectionBias }, argument, /router\.topK is 4.*1 to 3/);
+  new Router({ topK: 32, rule: { ...rule, groupLimit: { ...groupLimit, keep: 1 } }, device });
   const int32 = { data: new Int32Array(6), shape: [3, 2] };
   refuses({ topK: 1, gate: int32 }, ShapeError, /gate is int32/);
 });

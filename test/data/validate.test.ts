@@ -144,6 +144,14 @@ const refused: readonly [LayerSpec, RegExp][] = [
     withField("experts.activation.limit", 0, clamped),
     /^experts\.activation\.limit is 0; .*greater than 0/,
   ],
+  [
+    withField("experts.activation", { kind: "silu", alpha: 3 }),
+    /^experts\.activation\.alpha is 3; .*not used by kind "silu"; leave it out/,
+  ],
+  [
+    withField("shared.experts.activation", { kind: "gelu", limit: 1 }),
+    /^shared\.experts\.activation\.limit is 1; .*not used by kind "gelu"/,
+  ],
   [withField("experts.activation.limit", "7", clamped), /^experts\.activation\.limit is "7"/],
   [withField("shared", null), /^shared is null/],
   [withField("shared.experts", undefined), /^shared\.experts is undefined/],
