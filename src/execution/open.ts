@@ -4,7 +4,7 @@
  */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields } from "./checks.ts";
+import { type Fields, requireFields, shown } from "./checks.ts";
 import { openCpuDevice } from "./cpu/device.ts";
 import type { Device, DeviceKind } from "./device.ts";
 
@@ -12,9 +12,9 @@ import type { Device, DeviceKind } from "./device.ts";
 export interface OpenDeviceOptions {
   /** Default `"auto"`: a GPU if there is one that can be used, else the CPU. */
   readonly kind?: DeviceKind | "auto";
-  /** CPU only: worker threads. Default: as many as the process can run at once. */
+  /** CPU only, refused with `"cuda"`: worker threads. Default: as many as the process can run at once. */
   readonly threads?: number;
-  /** CUDA only: which of the visible GPUs. Default: the first. */
+  /** CUDA only, refused with `"cpu"`: which of the visible GPUs. Default: the first. */
   readonly ordinal?: number;
   /**
    * CUDA only, of no effect on a CPU: how float32 rows are multiplied. `ieee`, the default: as
@@ -35,7 +35,7 @@ const OPTIONS: Fields<OpenDeviceOptions> = {
  * and `ordinal` for a GPU.
  *
  * @throws DeviceUnavailableError if there is no device of that kind
- * @throws InvalidArgumentError if an option makes no sense
+ * @throws InvalidArgumentError if an option makes no sense, or is for another kind of device
  */
 export async function openDevice(options: OpenDeviceOptions = {}): Promise<Device> {
   requireFields(options, "options", "an object, or left out", OPTIONS);
@@ -43,6 +43,7 @@ export async function openDevice(options: OpenDeviceOptions = {}): Promise<Devic
   if (float32 !== "ieee" && float32 !== "tf32") {
     throw new InvalidArgumentError(`float32 is "${String(float32)}". Use "ieee" or "tf32".`);
   }
+  refuseUnused(kind, options);
   switch (kind) {
     case "auto":
       return options.threads === undefined ? openBest(options) : openCpu(options);
@@ -54,6 +55,25 @@ export async function openDevice(options: OpenDeviceOptions = {}): Promise<Devic
       throw new InvalidArgumentError(
         `Unknown device "${String(kind)}". Use "auto", "cpu" or "cuda".`,
       );
+  }
+}
+
+/** With float32 it is another matter: it says how to multiply on a GPU if there is one. */
+function refuseUnused(kind: DeviceKind | "auto", { threads, ordinal }: OpenDeviceOptions): void {
+  if (threads !== undefined && ordinal !== undefined) {
+    throw new InvalidArgumentError(
+      `threads is ${shown(threads)} and ordinal is ${shown(ordinal)}; the one is for the CPU device, the other for a GPU. Leave one of them out.`,
+    );
+  }
+  if (kind === "cuda" && threads !== undefined) {
+    throw new InvalidArgumentError(
+      `threads is ${shown(threads)}, but kind is "cuda" and threads are the CPU device's. Leave one of them out.`,
+    );
+  }
+  if (kind === "cpu" && ordinal !== undefined) {
+    throw new InvalidArgumentError(
+      `ordinal is ${shown(ordinal)}, but kind is "cpu" and an ordinal is a GPU's. Leave one of them out.`,
+    );
   }
 }
 

@@ -40,6 +40,19 @@ describe("openDevice", () => {
   });
 });
 
+describe("an option that is for another kind of device", () => {
+  for (const [options, message] of [
+    [{ kind: "cpu", ordinal: 3 }, /^ordinal is 3, but kind is "cpu"/],
+    [{ kind: "cuda", threads: 2 }, /^threads is 2, but kind is "cuda"/],
+    [{ threads: 2, ordinal: 0 }, /^threads is 2 and ordinal is 0; .*Leave one of them out/],
+    [{ kind: "auto", threads: 2, ordinal: 0 }, /^threads is 2 and ordinal is 0/],
+  ] as const) {
+    it(`is refused: ${JSON.stringify(options)}`, async () => {
+      await assert.rejects(openDevice(options), { name: "InvalidArgumentError", message });
+    });
+  }
+});
+
 describe("defaultDevice", () => {
   it("is one device for all, opened again once it was closed", async () => {
     const [a, b] = await Promise.all([defaultDevice(), defaultDevice()]);
