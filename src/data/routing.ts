@@ -199,7 +199,7 @@ function routeOperator(
 }
 
 /** Enqueues bucketing: ids to the work lists of `lanes` lanes. @param scope.routed whether `route` comes before it */
-export function recordBuckets(
+function recordBuckets(
   stream: Stream,
   { experts, topK, capacityFactor }: Pick<RouterSpec, "experts" | "topK" | "capacityFactor">,
   { tokens, ids, buckets, rowType }: RoutingBuffers,
@@ -238,7 +238,7 @@ export interface StepRouting {
 }
 
 /** Routing from logits that are in the buffers already. */
-export class LogitsRouting implements StepRouting {
+class LogitsRouting implements StepRouting {
   readonly #spec: RouterSpec;
   readonly #weights: RouterWeights;
 

@@ -31,7 +31,7 @@ export const count = z.int().nonnegative();
 /** A flag; null means no, as in Python. */
 export const flag = z.boolean().nullable().transform(Boolean);
 /** Layer indices; null means none. */
-export const layerList = z
+const layerList = z
   .array(z.int())
   .nullable()
   .transform((list) => list ?? []);
@@ -134,7 +134,7 @@ export interface ProjectionNames {
 }
 
 /** As in Llama and all that came after it. */
-export const GATE_UP_DOWN: ProjectionNames = {
+const GATE_UP_DOWN: ProjectionNames = {
   gate: "gate_proj",
   up: "up_proj",
   down: "down_proj",
