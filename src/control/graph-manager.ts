@@ -10,7 +10,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
@@ -197,11 +197,13 @@ export function checkGraphOptions({
   capacity = DEFAULT_CAPACITY,
 }: Omit<GraphManagerOptions, "device">): void {
   if (!Number.isInteger(warmup) || warmup < 0) {
-    throw new InvalidArgumentError(`warmup is ${warmup}; it must be a whole number, 0 or more.`);
+    throw new InvalidArgumentError(
+      `warmup is ${shown(warmup)}; it must be a whole number, 0 or more.`,
+    );
   }
   if (!Number.isInteger(capacity) || capacity < 1) {
     throw new InvalidArgumentError(
-      `capacity is ${capacity}; it must be a whole number, 1 or more.`,
+      `capacity is ${shown(capacity)}; it must be a whole number, 1 or more.`,
     );
   }
 }
@@ -224,7 +226,9 @@ function retire(entry: Entry): void {
  */
 export function tokenBucket(tokens: number): number {
   if (!Number.isSafeInteger(tokens) || tokens < 0) {
-    throw new InvalidArgumentError(`tokens is ${tokens}; it must be a whole number, 0 or more.`);
+    throw new InvalidArgumentError(
+      `tokens is ${shown(tokens)}; it must be a whole number, 0 or more.`,
+    );
   }
   if (tokens > LARGEST_POWER_BUCKET) {
     return Math.ceil(tokens / LARGEST_POWER_BUCKET) * LARGEST_POWER_BUCKET;

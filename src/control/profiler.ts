@@ -9,7 +9,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -379,7 +379,7 @@ function checkSeconds(value: number, name: string): void {
 function checkWhole(value: number, least: number, most: number, name: string): void {
   if (!Number.isInteger(value) || value < least || value > most) {
     throw new InvalidArgumentError(
-      `${name} is ${value}; it must be a whole number from ${least} to ${most}.`,
+      `${name} is ${shown(value)}; it must be a whole number from ${least} to ${most}.`,
     );
   }
 }

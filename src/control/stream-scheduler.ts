@@ -13,7 +13,7 @@
  */
 
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
 import { slicesWithoutLane } from "./lane-budgets.ts";
 import {
   EXPERT_SLICE_IDS,
@@ -87,7 +87,7 @@ export class StreamScheduler {
     const { streams = DEFAULT_STREAMS } = options;
     if (!Number.isInteger(streams) || streams < 1 || streams > MAX_STREAMS) {
       throw new InvalidArgumentError(
-        `streams is ${streams}; it must be a whole number from 1 to ${MAX_STREAMS}.`,
+        `streams is ${shown(streams)}; it must be a whole number from 1 to ${MAX_STREAMS}.`,
       );
     }
     this.streams = streams;

@@ -10,6 +10,7 @@
 
 import { bytesText, quote, shapeText } from "../../errors/wording.ts";
 import { CheckpointError, DisposedError, InvalidArgumentError } from "../../errors.ts";
+import { shown } from "../../execution/checks.ts";
 import type { DType, Tensor, TensorData } from "../../tensor.ts";
 import { MAX_HEADER_BYTES, parseHeader, type StoredDType, type TensorInfo } from "./header.ts";
 import { type ByteSource, type OpenSource, openFile } from "./source.ts";
@@ -55,8 +56,14 @@ export class SafetensorsFile implements AsyncDisposable {
    * Opens a file and checks its header.
    *
    * @throws CheckpointError `missing-file`, `truncated`, `bad-header`, `bad-offsets`, `overlap` or `wrong-dtype`
+   * @throws InvalidArgumentError if the path is none
    */
   static async open(path: string, openSource: OpenSource = openFile): Promise<SafetensorsFile> {
+    if (typeof path !== "string") {
+      throw new InvalidArgumentError(
+        `path is ${shown(path)}; it must be the path of a safetensors file.`,
+      );
+    }
     const source = await openSource(path);
     try {
       const { tensors, metadata } = await readHeader(source);
@@ -107,8 +114,9 @@ export class SafetensorsFile implements AsyncDisposable {
     const { shape, start, byteLength } = this.info(name);
     const [count = 0, ...rest] = shape;
     if (!Number.isInteger(index) || index < 0 || index >= count) {
+      const remedy = count > 0 ? `slices go from 0 to ${count - 1}` : "read it whole, with read()";
       throw new InvalidArgumentError(
-        `Tensor ${quote(name)} of shape ${shapeText(shape)} has no slice ${index}; slices go from 0 to ${count - 1}.`,
+        `Tensor ${quote(name)} of shape ${shapeText(shape)} has no slice ${shown(index)}; ${remedy}.`,
       );
     }
     const sliceBytes = byteLength / count;

@@ -9,7 +9,7 @@
  */
 
 import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
-import { requireObject } from "../../execution/checks.ts";
+import { requireObject, shown } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
@@ -111,7 +111,7 @@ export class SliceManager {
     for (const [slice, most] of Object.entries(maxExperts)) {
       if ((slice !== "A" && slice !== "B") || !Number.isInteger(most) || most < 0) {
         throw new InvalidArgumentError(
-          `maxExperts.${slice} is ${most}; slices A and B can be limited, to a whole number of experts, and slice C takes the rest.`,
+          `maxExperts.${slice} is ${shown(most)}; slices A and B can be limited, to a whole number of experts, and slice C takes the rest.`,
         );
       }
     }

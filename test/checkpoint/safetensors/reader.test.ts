@@ -272,8 +272,15 @@ test("a scalar and an empty tensor have no slices", async () => {
   await using file = await openBytes(
     packFile({ scalar: { dtype: "F32", shape: [] }, none: { dtype: "F32", shape: [0, 4] } }),
   );
-  await assert.rejects(file.readSlice("scalar", 0), InvalidArgumentError);
-  await assert.rejects(file.readSlice("none", 0), InvalidArgumentError);
+  for (const [name, shape] of [
+    ["scalar", "[]"],
+    ["none", "[0, 4]"],
+  ] as const) {
+    await assert.rejects(file.readSlice(name, 0), {
+      name: "InvalidArgumentError",
+      message: `Tensor "${name}" of shape ${shape} has no slice 0; read it whole, with read().`,
+    });
+  }
 });
 
 test("a closed file says so, and can be closed again", async () => {
@@ -292,6 +299,12 @@ test("what is not a readable file is missing", async (t) => {
   await assertFault(SafetensorsFile.open(absent), "missing-file", { message: /does not exist/ });
   await assertFault(SafetensorsFile.open(directory), "missing-file", { message: /not a regular/ });
   await assertFault(SafetensorsFile.open("a\0b"), "missing-file", { message: /cannot be read/ });
+  for (const path of [undefined, null, 7, {}]) {
+    await assert.rejects(SafetensorsFile.open(path as never), {
+      name: "InvalidArgumentError",
+      message: /^path is .*; it must be the path of a safetensors file\.$/,
+    });
+  }
 });
 
 test("short reads are put together, a file that shrank is truncated, a system error is named", async () => {
