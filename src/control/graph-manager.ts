@@ -12,6 +12,7 @@
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
 import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
+import { runEagerly } from "../execution/run-eagerly.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
 const DEFAULT_WARMUP = 1;
@@ -112,7 +113,7 @@ export class GraphManager implements Disposable {
     }
     const runs = this.#warm.get(key) ?? 0;
     if (runs < this.#warmup) {
-      await this.#runEagerly(record);
+      await runEagerly(this.#device, record);
       this.#warmups++;
       this.#remember(key, runs + 1);
       return "eager";
@@ -162,17 +163,6 @@ export class GraphManager implements Disposable {
       entry.inFlight--;
       if (entry.retired) retire(entry);
     }
-  }
-
-  async #runEagerly(record: () => void): Promise<void> {
-    try {
-      record();
-    } catch (error) {
-      // What was enqueued before the error must not become part of the next step.
-      await this.#device.synchronize();
-      throw error;
-    }
-    await this.#device.synchronize();
   }
 
   #remember(key: string, runs: number): void {

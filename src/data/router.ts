@@ -13,6 +13,7 @@ import { type Device, type DeviceBuffer, rowBytes } from "../execution/device.ts
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import type { RoutingRule } from "../execution/operators.ts";
+import { runEagerly } from "../execution/run-eagerly.ts";
 import {
   type MatrixView,
   matrixView,
@@ -30,7 +31,6 @@ import {
   uploadRouter,
   writeLogits,
 } from "./routing.ts";
-import { runEagerly } from "./run-eagerly.ts";
 import type { RouterSpec } from "./spec.ts";
 import { validateChoice, validateRouterSpec } from "./validate.ts";
 

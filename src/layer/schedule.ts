@@ -10,12 +10,12 @@ import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
 import { GivenRouting } from "../data/routing.ts";
-import { runEagerly } from "../data/run-eagerly.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
+import { runEagerly } from "../execution/run-eagerly.ts";
 import type { Tensor } from "../tensor.ts";
 import { recordStep, StepStreams } from "./step.ts";
 

@@ -1,9 +1,6 @@
-/**
- * One eager run: enqueues and waits. Not for steps that come again: those are the
- * graph manager's, which keeps to the same rule.
- */
+/** One eager run: enqueues and waits. What becomes a graph instead is the graph manager's business. */
 
-import type { Device } from "../execution/device.ts";
+import type { Device } from "./device.ts";
 
 /**
  * Runs what `record` enqueues. When this is over, in success or failure, nothing of it is left
