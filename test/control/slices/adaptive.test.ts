@@ -28,20 +28,32 @@ import {
   type Work,
 } from "../machines.ts";
 
+/**
+ * Searches that are judged together, by their median. One to three in a hundred end far from the best, where two slices are
+ * equally slow and a share of what a third gives to all is less than a quantum of the smaller one: no move helps both.
+ */
+const SEARCHES = 5;
+
+/** Of several searches, by the same function of their number. */
+const medianCost = (search: (number: number) => number) =>
+  median(Array.from({ length: SEARCHES }, (_, i) => search(i)));
+
 describe("finding a division", () => {
   for (const device of [cpu(2), gpu()]) {
     test(`near the best on ${device.name}, through noise, and then it rests`, () => {
-      const random = randomFor(`adaptive ${device.name}`);
-      const policy = new AdaptivePolicy();
-      const manager = new SliceManager({ device, policy, realisation: "shared" });
       const seconds = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR);
-      const [first] = simulate(manager, { seconds }, 1, random);
-      const plans = simulate(manager, { seconds, noise: 0.03 }, 4000, random);
-      const found = meanCost(plans.slice(-200), seconds) / best(device, COLD_IS_DEAR);
-      assert.ok(seconds(first as Plan) / best(device, COLD_IS_DEAR) > 2);
+      const found = medianCost((i) => {
+        const random = randomFor(`adaptive ${device.name} ${i}`);
+        const policy = new AdaptivePolicy();
+        const manager = new SliceManager({ device, policy, realisation: "shared" });
+        const [first] = simulate(manager, { seconds }, 1, random);
+        assert.ok(seconds(first as Plan) / best(device, COLD_IS_DEAR) > 2);
+        const plans = simulate(manager, { seconds, noise: 0.03 }, 4000, random);
+        assert.ok(policy.resting);
+        assert.equal(new Set(plans.slice(-200).map((plan) => plan.budgetKey)).size, 1);
+        return meanCost(plans.slice(-200), seconds) / best(device, COLD_IS_DEAR);
+      });
       assert.ok(found < NEAR, `${found} times the best`);
-      assert.ok(policy.resting);
-      assert.equal(new Set(plans.slice(-200).map((plan) => plan.budgetKey)).size, 1);
     });
   }
 
@@ -63,38 +75,43 @@ describe("finding a division", () => {
   });
 
   test("steps that say nothing of their plan, as those that are captured, do not count", () => {
-    const random = randomFor("adaptive warm-up");
-    const policy = new AdaptivePolicy();
-    const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
-    const runs = new Map<string, number>();
     const steady = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR);
-    const plans = Array.from({ length: 3000 }, () => {
-      const plan = manager.allocate({ counts: LOAD });
-      const run = (runs.get(plan.budgetKey) ?? 0) + 1;
-      runs.set(plan.budgetKey, run);
-      const noise = Math.exp(0.02 * normalNumber(random));
-      const comparable = run > 2 && random.integer(5) > 0;
-      const seconds = steady(plan) * noise * (comparable ? 1 : 20);
-      manager.observe({ plan, seconds, tokens: 1024, joules: null, comparable });
-      return plan;
+    const found = medianCost((i) => {
+      const random = randomFor(`adaptive warm-up ${i}`);
+      const policy = new AdaptivePolicy();
+      const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
+      const runs = new Map<string, number>();
+      const plans = Array.from({ length: 3000 }, () => {
+        const plan = manager.allocate({ counts: LOAD });
+        const run = (runs.get(plan.budgetKey) ?? 0) + 1;
+        runs.set(plan.budgetKey, run);
+        const noise = Math.exp(0.02 * normalNumber(random));
+        const comparable = run > 2 && random.integer(5) > 0;
+        const seconds = steady(plan) * noise * (comparable ? 1 : 20);
+        manager.observe({ plan, seconds, tokens: 1024, joules: null, comparable });
+        return plan;
+      });
+      return meanCost(plans.slice(-100), steady) / best(gpu(), COLD_IS_DEAR);
     });
-    assert.ok(meanCost(plans.slice(-100), steady) < NEAR * best(gpu(), COLD_IS_DEAR));
+    assert.ok(found < NEAR, `${found} times the best`);
   });
 
   test("batches of very different sizes do not mislead it", () => {
-    const random = randomFor("adaptive sizes");
-    const policy = new AdaptivePolicy();
-    const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
     const relative = (plan: Plan) => sideBySide(plan, COLD_IS_DEAR);
-    const plans: Plan[] = [];
-    for (let i = 0; i < 6000; i++) {
-      const plan = manager.allocate({ counts: LOAD });
-      const tokens = random.integer(2) === 0 ? 4 : 4096;
-      const seconds = relative(plan) * (1 + tokens / 500) * Math.exp(0.02 * normalNumber(random));
-      manager.observe({ plan, seconds, tokens, joules: null });
-      plans.push(plan);
-    }
-    assert.ok(meanCost(plans.slice(-200), relative) < NEAR * best(gpu(), COLD_IS_DEAR));
+    const found = medianCost((i) => {
+      const random = randomFor(`adaptive sizes ${i}`);
+      const policy = new AdaptivePolicy();
+      const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
+      const plans = Array.from({ length: 6000 }, () => {
+        const plan = manager.allocate({ counts: LOAD });
+        const tokens = random.integer(2) === 0 ? 4 : 4096;
+        const seconds = relative(plan) * (1 + tokens / 500) * Math.exp(0.02 * normalNumber(random));
+        manager.observe({ plan, seconds, tokens, joules: null });
+        return plan;
+      });
+      return meanCost(plans.slice(-200), relative) / best(gpu(), COLD_IS_DEAR);
+    });
+    assert.ok(found < NEAR, `${found} times the best`);
   });
 
   test("is deterministic: the same seed and measurements give the same plans", () => {
@@ -110,12 +127,6 @@ describe("finding a division", () => {
   });
 });
 
-/**
- * Searches that are judged together, by their median. One to three in a hundred end far from the best, where two slices are
- * equally slow and a share of what a third gives to all is less than a quantum of the smaller one: no move helps both.
- */
-const SEARCHES = 5;
-
 /** Settles for what cold experts cost, goes on with other work, and says how far from the best that ends. */
 function costAfterShift(work: Work, steps: number, random: Random, counts = LOAD): number {
   const policy = new AdaptivePolicy();
@@ -127,10 +138,6 @@ function costAfterShift(work: Work, steps: number, random: Random, counts = LOAD
   const plans = simulate(manager, { seconds: after, noise: 0.02 }, steps, random, counts);
   return meanCost(plans.slice(-100), after) / best(gpu(), work);
 }
-
-/** Of several searches, by the same function of their number. */
-const medianCost = (search: (number: number) => number) =>
-  median(Array.from({ length: SEARCHES }, (_, i) => search(i)));
 
 describe("starting again", () => {
   test("after the load has moved to other slices", () => {
