@@ -218,7 +218,11 @@ async function gemm(pool, threads, rounds, dtype) {
   const project = { name: "project", ...shape };
   const cases = threads.flatMap((count) =>
     [false, true].map((packing) => ({
-      ...{ what: "gemm", dtype, threads: count, packing, work },
+      what: "gemm",
+      dtype,
+      threads: count,
+      packing,
+      work,
       jobs: packing ? [pack, project] : [project],
     })),
   );
@@ -233,7 +237,11 @@ async function decode(pool, threads, rounds, dtype) {
   const cases = threads.flatMap((count) => [
     { what: "sum", dtype, threads: count, work: WEIGHT_BYTES, jobs: [{ name: "sum" }] },
     ...DECODE_ROWS.map((rows) => ({
-      ...{ what: "decode", dtype, threads: count, rows, work: WEIGHT_BYTES },
+      what: "decode",
+      dtype,
+      threads: count,
+      rows,
+      work: WEIGHT_BYTES,
       jobs: [{ name: "project", ...shape, rows }],
     })),
   ]);
@@ -319,7 +327,10 @@ async function main() {
   printDecode(decodeCases, gemmCases, threads);
   if (values.json === undefined) return;
   const report = {
-    ...{ node: process.versions.node, variant, cpu, date: new Date().toISOString() },
+    node: process.versions.node,
+    variant,
+    cpu,
+    date: new Date().toISOString(),
     cases: [...gemmCases, ...decodeCases].map(({ jobs, work, samples, ...c }) => ({
       ...c,
       unit: c.what === "gemm" ? "GFLOP/s" : "GB/s",

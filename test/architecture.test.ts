@@ -19,8 +19,16 @@ type Part = string;
 /** What each part may import, besides itself. `types` in front: type imports only. */
 const MAY_IMPORT: Readonly<Record<Part, readonly string[]>> = {
   cli: [
-    ...["index", "layer", "data", "control", "checkpoint", "reference", "workload"],
-    ...["execution", "tensor", "errors"],
+    "index",
+    "layer",
+    "data",
+    "control",
+    "checkpoint",
+    "reference",
+    "workload",
+    "execution",
+    "tensor",
+    "errors",
   ],
   index: ["layer", "data", "control", "checkpoint", "workload", "execution", "tensor", "errors"],
   layer: ["data", "control", "checkpoint", "execution", "tensor", "errors"],

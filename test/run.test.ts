@@ -14,7 +14,8 @@ test("the last line counts both kinds of tests", { skip: !existsSync(runner) }, 
   const { NODE_TEST_CONTEXT: _, NEXUS_REQUIRE_GPU: __, ...env } = process.env;
   const filters = ["cli/statistics.test", "gpu/energy.gpu.test"];
   const { status, stdout, stderr } = spawnSync(process.execPath, [runner, ...filters], {
-    ...{ cwd: root, encoding: "utf8" },
+    cwd: root,
+    encoding: "utf8",
     env: { ...env, CUDA_VISIBLE_DEVICES: "" },
   });
   assert.equal(status, 0, stdout + stderr);

@@ -19,7 +19,11 @@ export async function measureCell(site, shape, { tokens, routing, energy }, chos
   const { peers, synthetic, folder, seed } = site;
   const batches = batchesFor(tokens);
   const drawn = await peers.ask("cell", {
-    ...{ tokens, routing, batches, seed, folder },
+    tokens,
+    routing,
+    batches,
+    seed,
+    folder,
     ...(chosen && { peers: chosen }),
   });
   const nexus = await NexusContender.make(synthetic, { tokens, batches, folder });
@@ -62,7 +66,12 @@ async function measureReady(site, shape, { tokens, routing, energy, batches }, {
   const measuredLimit = limit.length > 0 && !failed.has(limit[0]) ? results.pop() : undefined;
   const weights = 3 * shape.hidden * shape.intermediate;
   const cell = {
-    ...{ shape: shape.name, experts: shape.experts, tokens, routing, seed, batches },
+    shape: shape.name,
+    experts: shape.experts,
+    tokens,
+    routing,
+    seed,
+    batches,
     expertsUsed: drawn.expertsUsed,
     imbalance: drawn.imbalance,
     weightBytes: Math.round(2 * weights * drawn.expertsUsed),

@@ -209,9 +209,14 @@ async function compareOutputs(contenders, trace) {
 function show(reports) {
   const head = ["form", "step us", "p99", "tokens/s", "lost a change, us", "plans (changed)"];
   const rows = reports.map(({ stepUs, afterChangeUs, ...it }) => [
-    ...[it.name, stepUs.median.toFixed(1), stepUs.p99.toFixed(1), it.tokensPerSecond.toFixed(0)],
-    ...[afterChangeUs.median.toFixed(0), `${it.plans} (${it.plansChanged})`],
-    ...[String(it.captures), it.joulesPerStep?.toFixed(4) ?? "not measured"],
+    it.name,
+    stepUs.median.toFixed(1),
+    stepUs.p99.toFixed(1),
+    it.tokensPerSecond.toFixed(0),
+    afterChangeUs.median.toFixed(0),
+    `${it.plans} (${it.plansChanged})`,
+    String(it.captures),
+    it.joulesPerStep?.toFixed(4) ?? "not measured",
   ]);
   printTable([...head, "captures", "J a step"], rows);
 }
@@ -254,7 +259,11 @@ if (options.json !== undefined) {
     node: process.version,
     device: await summaryOf(device),
     preset: preset.name,
-    ...{ tokens, steps: phases * changeEvery, changeEvery, rounds, aftermathSteps: AFTERMATH },
+    tokens,
+    steps: phases * changeEvery,
+    changeEvery,
+    rounds,
+    aftermathSteps: AFTERMATH,
     forms,
     ...(noEnergy.size > 0 && { noEnergy: [...noEnergy] }),
   };

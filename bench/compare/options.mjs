@@ -27,7 +27,10 @@ export function optionsOf(argv) {
   const routings = listed(values.routings);
   for (const each of routings ?? []) oneOf("routing", each, ROUTINGS);
   return {
-    ...{ parts, rounds, out: values.out, python: values.python },
+    parts,
+    rounds,
+    out: values.out,
+    python: values.python,
     peers: listed(values.peers),
     withEnergy: !values["without-energy"],
     /** Whether a cell is asked for. */

@@ -20,7 +20,10 @@ export async function measurePart(bench, part, options) {
   const { memoryBytes, name } = hello.device;
   const began = new Date();
   const result = {
-    ...{ format: "nexus-peers/1", date: began.toISOString(), mode: part, seed: SEED },
+    format: "nexus-peers/1",
+    date: began.toISOString(),
+    mode: part,
+    seed: SEED,
     commit: process.env.NEXUS_COMMIT ?? "unknown",
     device: { ...(await summaryOf(device)), memoryBytes },
     versions: { node: process.version.slice(1), ...hello.versions },

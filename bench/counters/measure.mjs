@@ -43,10 +43,7 @@ const asked = positionals.length > 0 ? positionals : CELLS;
 const cells = asked.map(parseCell);
 
 const script = path.join(path.dirname(fileURLToPath(import.meta.url)), "steps.mjs");
-const selection = [
-  ...["--replay-mode", "kernel"],
-  ...["--kernel-name", `regex:^(${KERNELS.join("|")})`],
-];
+const selection = ["--replay-mode", "kernel", "--kernel-name", `regex:^(${KERNELS.join("|")})`];
 const profileSteps = (ncu, metrics, which) =>
   profile(ncu, { metrics, selection, command: [process.execPath, script, ...which] });
 

@@ -156,7 +156,9 @@ try {
         const errors = await prepareCell(folder, contenders, { preset, weights, tokens, routing });
         const samples = await timeCell(contenders);
         const cell = {
-          ...{ shape: name, tokens, routing },
+          shape: name,
+          tokens,
+          routing,
           contenders: contenders.map((each) => ({
             name: each.name,
             samples: samples.get(each).map((us) => Math.round(us * 10) / 10),

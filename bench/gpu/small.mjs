@@ -49,8 +49,12 @@ const LOW_SHARES = [
  * 32. Always with all blocks: on one for each of three streams these would take minutes under racecheck.
  */
 const BEYOND = {
-  ...{ experts: 16, hidden: 1032, inner: 700 },
-  ...{ tokens: [700, 500, 250, 110], skew: "zipf:1.5", whole: true },
+  experts: 16,
+  hidden: 1032,
+  inner: 700,
+  tokens: [700, 500, 250, 110],
+  skew: "zipf:1.5",
+  whole: true,
 };
 /** The same with biases, and three of them. */
 const BIASED = { ...BEYOND, tokens: [500, 250, 110] };

@@ -80,7 +80,11 @@ function cellFigures(cell) {
     name: cellName(cell),
     entries,
     failed: cell.contenders.filter(({ failed }) => failed !== undefined),
-    ...{ nexus, peers, bestPeer, noise, threshold },
+    nexus,
+    peers,
+    bestPeer,
+    noise,
+    threshold,
     ...(nexus && bestPeer && { speedup: bestPeer.us / nexus.us }),
     /** Peers that are faster beyond the noise, the fastest first. */
     beatenBy: nexus ? peers.filter(({ us }) => nexus.us / us > 1 + threshold) : [],

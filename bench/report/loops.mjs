@@ -22,7 +22,11 @@ export function loopFigures(cells) {
     const ours = perStep(nexus);
     const theirs = perStep(loop);
     return {
-      ...{ shape, tokens, nexus, loop, other },
+      shape,
+      tokens,
+      nexus,
+      loop,
+      other,
       name: cellName(cell),
       failed: contenders.filter(({ failed }) => failed !== undefined),
       ...(nexus && loop && { speedup: loop.us / nexus.us }),

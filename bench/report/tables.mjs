@@ -71,8 +71,10 @@ export function limitsTable(cells) {
         cell.imbalance === undefined ? NONE : number(cell.imbalance),
         number(roofline.us),
         roofline.by,
-        ...[share(roofline, nexus), share(roofline, bestPeer)],
-        ...[share(reachable, nexus), share(reachable, bestPeer)],
+        share(roofline, nexus),
+        share(roofline, bestPeer),
+        share(reachable, nexus),
+        share(reachable, bestPeer),
         ...(withProducts
           ? [
               productsUs === undefined ? NONE : number(productsUs),

@@ -87,9 +87,15 @@ function show(rows) {
     for (const [part, it] of Object.entries({ choose, whole })) {
       const [ours, theirs] = [it.fused, it.unfused];
       lines.push([
-        ...[`${experts}/${topK}`, String(tokens), part],
-        ...[inKilobytes(ours.dramBytes), inKilobytes(theirs.dramBytes), it.dramRatio.toFixed(2)],
-        ...[inKilobytes(ours.l2Bytes), inKilobytes(theirs.l2Bytes), it.l2Ratio.toFixed(2)],
+        `${experts}/${topK}`,
+        String(tokens),
+        part,
+        inKilobytes(ours.dramBytes),
+        inKilobytes(theirs.dramBytes),
+        it.dramRatio.toFixed(2),
+        inKilobytes(ours.l2Bytes),
+        inKilobytes(theirs.l2Bytes),
+        it.l2Ratio.toFixed(2),
       ]);
     }
   }

@@ -59,7 +59,12 @@ export async function summaryOf({ properties }: Device): Promise<DeviceSummary> 
   const { kind, name, computeUnits, memoryBytes, cacheBytes, features } = properties;
   const driver = kind === "cuda" ? await driverVersion() : undefined;
   return {
-    ...{ kind, name, computeUnits, memoryBytes, cacheBytes, features },
+    kind,
+    name,
+    computeUnits,
+    memoryBytes,
+    cacheBytes,
+    features,
     ...(driver !== undefined && { driver }),
   };
 }

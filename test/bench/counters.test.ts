@@ -21,11 +21,19 @@ const { unknownMetrics } = (await load("ncu/profile.mjs")) as {
 const { CELLS, parseCell } = await load("counters/cells.mjs");
 
 const UNITS: Readonly<Record<string, string>> = {
-  ...{ microseconds: "ns", hertz: "hz", bytes: "byte", share: "%", count: "register/thread" },
+  microseconds: "ns",
+  hertz: "hz",
+  bytes: "byte",
+  share: "%",
+  count: "register/thread",
 };
 /** What every counter says unless a test says otherwise. */
 const USUAL: Readonly<Record<string, string>> = {
-  ...{ microseconds: "250,000", hertz: "1755000000", bytes: "400000000", share: "25", count: "4" },
+  microseconds: "250,000",
+  hertz: "1755000000",
+  bytes: "400000000",
+  share: "25",
+  count: "4",
 };
 
 /** A raw page of kernels, each with the cells that differ from the usual by metric. */
@@ -42,7 +50,10 @@ function page(
     line(["", "", "", "", ...metrics.map((metric) => UNITS[measure(metric)] as string)]),
     ...kernels.map(([name, cells = {}], id) =>
       line([
-        ...[String(id), name, "(256, 1, 1)", "(132, 1, 1)"],
+        String(id),
+        name,
+        "(256, 1, 1)",
+        "(132, 1, 1)",
         ...metrics.map((metric) => cells[metric] ?? (USUAL[measure(metric)] as string)),
       ]),
     ),
@@ -61,8 +72,10 @@ describe("counters of whole steps", () => {
       [
         decoded,
         [
-          ...["route", "bucket"],
-          ...["project_many, first product", "project_many, second product"],
+          "route",
+          "bucket",
+          "project_many, first product",
+          "project_many, second product",
           "combine",
         ],
       ],
@@ -143,7 +156,9 @@ describe("metrics that ncu does not know", () => {
 describe("cells to count", () => {
   it("are written as shape, tokens and routing", () => {
     assert.deepEqual(parseCell("qwen3-30b-a3b:4096:zipf:1.5"), {
-      ...{ shape: "qwen3-30b-a3b", tokens: 4096, routing: "zipf:1.5" },
+      shape: "qwen3-30b-a3b",
+      tokens: 4096,
+      routing: "zipf:1.5",
     });
     for (const cell of CELLS) assert.ok(parseCell(cell).tokens > 0, cell);
     assert.throws(() => parseCell("nothing:1:uniform"), /no preset "nothing"/);

@@ -76,7 +76,11 @@ export function cell(
 ): ExampleCell {
   return {
     ...where,
-    ...{ seed: 1, expertsUsed: 8, imbalance: 1.5, weightBytes: 1e9, gflop: 10 },
+    seed: 1,
+    expertsUsed: 8,
+    imbalance: 1.5,
+    weightBytes: 1e9,
+    gflop: 10,
     contenders,
     ...more,
   };
@@ -101,7 +105,13 @@ function madeUpCell(shape: (typeof SHAPES)[number], tokens: number, routing: str
   });
   const failed = { name: "scatter-loop", failed: "out of memory" };
   return {
-    ...{ shape: shape.name, tokens, routing, seed: 1, expertsUsed, weightBytes, gflop },
+    shape: shape.name,
+    tokens,
+    routing,
+    seed: 1,
+    expertsUsed,
+    weightBytes,
+    gflop,
     imbalance: skewed ? 6.2 : 1.3,
     limit: { name: "cublas", samples: contender("cublas", floor * 1.25).samples as number[] },
     contenders: [
@@ -115,8 +125,15 @@ function madeUpCell(shape: (typeof SHAPES)[number], tokens: number, routing: str
 
 function joules(contenderName: string, factor: number, tokens: number) {
   return {
-    ...{ shape: "qwen3-30b-a3b", tokens, routing: "uniform", contender: contenderName },
-    ...{ mode: "graph", seconds: 2, steps: Math.round(2000 / factor), joules: 1300, idleWatts: 80 },
+    shape: "qwen3-30b-a3b",
+    tokens,
+    routing: "uniform",
+    contender: contenderName,
+    mode: "graph",
+    seconds: 2,
+    steps: Math.round(2000 / factor),
+    joules: 1300,
+    idleWatts: 80,
   };
 }
 
@@ -130,7 +147,9 @@ export function exampleResult() {
     seed: 1,
     queuedBursts: true,
     device: {
-      ...{ name: "NVIDIA H200", driver: "580.159.04", computeUnits: 132 },
+      name: "NVIDIA H200",
+      driver: "580.159.04",
+      computeUnits: 132,
       memoryBytes: 150109880320,
     },
     versions: { node: "v24.0.0", python: "3.12.1", torch: "2.11.0", triton: "3.6.0" },

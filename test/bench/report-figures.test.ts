@@ -45,8 +45,11 @@ describe("report figures", { skip }, () => {
   it("speed-up is over the fastest peer, in whichever mode, and not over Nexus itself", async () => {
     const { cells, fastest, overBestPeer, overCommonPeer } = await figuresOf([
       cell(at(1), [
-        ...[contender("nexus", 100), contender("nexus-again", 96), contender("vllm-schedule", 150)],
-        ...[contender("x", 180), contender("x", 120, "eager")],
+        contender("nexus", 100),
+        contender("nexus-again", 96),
+        contender("vllm-schedule", 150),
+        contender("x", 180),
+        contender("x", 120, "eager"),
       ]),
       cell(at(4), [contender("nexus", 100), contender("vllm-schedule", 300)]),
     ]);
@@ -105,7 +108,8 @@ describe("report figures", { skip }, () => {
       const { dataSheetTFlops: _, ...limits } = whole.limits;
       return merge([
         {
-          ...{ ...whole, device: { ...whole.device, name } },
+          ...whole,
+          device: { ...whole.device, name },
           limits: { ...limits, ...(dataSheetTFlops !== undefined && { dataSheetTFlops }) },
         },
       ]);
@@ -211,7 +215,11 @@ describe("report figures", { skip }, () => {
     assert.doesNotMatch(JSON.stringify(leadBlocks(queued, [])), /may be its host's/);
     // One part without it is enough for cells that were measured in both.
     const both = [true, undefined].map((queuedBursts, i) => ({
-      ...{ ...whole, mode: `${i}`, cells, energy: [], queuedBursts },
+      ...whole,
+      mode: `${i}`,
+      cells,
+      energy: [],
+      queuedBursts,
     }));
     assert.equal(figuresOf(merge(both)).hostPaced.length, 1);
   });
@@ -246,8 +254,15 @@ describe("report figures", { skip }, () => {
   it("energy of a step, with and without what the idle card draws; loops beside their bars", async () => {
     const { energyFigures } = await load("figures.mjs");
     const { perStep, aboveIdle, tokensPerJoule, tokensPerJouleAboveIdle } = energyFigures({
-      ...{ shape: QWEN, tokens: 50, routing: "uniform", contender: "nexus", mode: "graph" },
-      ...{ seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+      shape: QWEN,
+      tokens: 50,
+      routing: "uniform",
+      contender: "nexus",
+      mode: "graph",
+      seconds: 2,
+      steps: 1000,
+      joules: 600,
+      idleWatts: 100,
     });
     close(perStep, 0.6);
     close(aboveIdle, 0.4);

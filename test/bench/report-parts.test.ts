@@ -54,11 +54,19 @@ describe("report parts", { skip }, () => {
     const { figuresOf } = await load("figures.mjs");
     const whole = exampleResult();
     const part = (day: number, cells: ExampleCell[], energy: object[] = []) => ({
-      ...{ ...whole, cells, energy, date: `2026-11-${day}T10:00:00.000Z` },
+      ...whole,
+      cells,
+      energy,
+      date: `2026-11-${day}T10:00:00.000Z`,
     });
     const reading = {
-      ...{ ...at(64), contender: "nexus", mode: "graph" },
-      ...{ seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+      ...at(64),
+      contender: "nexus",
+      mode: "graph",
+      seconds: 2,
+      steps: 1000,
+      joules: 600,
+      idleWatts: 100,
     };
     const limit = (us: number) => ({ name: "cublas", samples: [us], rounds: [[us]] });
     const gone = { name: "y", mode: "graph", failed: "out of memory" };
@@ -66,7 +74,8 @@ describe("report parts", { skip }, () => {
       24,
       [
         cell(at(64), [timed("nexus", [[100, 200]]), timed("x", [[300]]), gone], {
-          ...{ batches: 2, limit: limit(50) },
+          batches: 2,
+          limit: limit(50),
         }),
         cell(at(128), [timed("nexus", [[100]])], { seed: 1 }),
       ],
@@ -79,7 +88,8 @@ describe("report parts", { skip }, () => {
           at(64),
           [timed("nexus", [[104, 208, 108]]), timed("y", [[7]]), timed("x", [[9]], "eager")],
           {
-            ...{ batches: 2, limit: limit(70) },
+            batches: 2,
+            limit: limit(70),
           },
         ),
         cell(at(128), [timed("nexus", [[90]])], { seed: 2 }),
@@ -94,7 +104,9 @@ describe("report parts", { skip }, () => {
     const [pooled, redrawn] = merged.cells;
     assert.deepEqual(
       pooled.contenders.map(({ name, mode, failed, rounds }: ExampleContender) => [
-        ...[name, mode, failed ?? rounds],
+        name,
+        mode,
+        failed ?? rounds,
       ]),
       [
         [
@@ -132,7 +144,12 @@ describe("report parts", { skip }, () => {
     const { merge } = await load("merge.mjs");
     const whole = exampleResult();
     const reading = {
-      ...{ ...at(64), mode: "graph", seconds: 2, steps: 1000, joules: 600, idleWatts: 100 },
+      ...at(64),
+      mode: "graph",
+      seconds: 2,
+      steps: 1000,
+      joules: 600,
+      idleWatts: 100,
     };
     const part = (
       day: number,
@@ -140,7 +157,10 @@ describe("report parts", { skip }, () => {
       contenders: ExampleContender[],
       energy: object[] = [],
     ) => ({
-      ...{ ...whole, commit, energy, date: `2026-11-${day}T10:00:00.000Z` },
+      ...whole,
+      commit,
+      energy,
+      date: `2026-11-${day}T10:00:00.000Z`,
       cells: [cell(at(64), contenders)],
     });
     const merged = merge([
@@ -164,7 +184,8 @@ describe("report parts", { skip }, () => {
     );
     assert.deepEqual(
       energy.map(({ contender, joules }: { contender: string; joules: number }) => [
-        ...[contender, joules],
+        contender,
+        joules,
       ]),
       [
         ["nexus", 500],
@@ -177,7 +198,9 @@ describe("report parts", { skip }, () => {
     const { merge } = await load("merge.mjs");
     const whole = exampleResult();
     const part = (day: number, us: number, experts?: number, ofShape = 128) => ({
-      ...{ ...whole, date: `2026-11-${day}T10:00:00.000Z`, energy: [] },
+      ...whole,
+      date: `2026-11-${day}T10:00:00.000Z`,
+      energy: [],
       shapes: whole.shapes.map((shape) => ({ ...shape, experts: ofShape })),
       cells: [cell(at(64), [timed("nexus", [[us]])], experts === undefined ? {} : { experts })],
     });

@@ -44,18 +44,24 @@ export const { device } = exampleResult();
 const moved = {
   fused: { dramBytes: 2000, l2Bytes: 4000 },
   unfused: { dramBytes: 6000, l2Bytes: 8000 },
-  ...{ dramRatio: 3, l2Ratio: 2 },
+  dramRatio: 3,
+  l2Ratio: 2,
 };
 export const BESIDE = [
   {
-    ...{ command: "bench --ablation", device },
+    command: "bench --ablation",
+    device,
     results: [
       {
-        ...{ preset: QWEN, tokens: 64, routing: "zipf:1" },
+        preset: QWEN,
+        tokens: 64,
+        routing: "zipf:1",
         rungs: [
           { name: "loop", seconds: { samples: [0.024] }, energy: { available: false } },
           {
-            ...{ name: "graph", seconds: { samples: [0.0003] }, speedup: 80 },
+            name: "graph",
+            seconds: { samples: [0.0003] },
+            speedup: 80,
             deviceSeconds: { samples: [0.00029] },
             energy: { available: true, tokensPerJoule: 356 },
           },
@@ -64,19 +70,29 @@ export const BESIDE = [
     ],
   },
   {
-    ...{ format: "nexus-traffic/1", device },
+    format: "nexus-traffic/1",
+    device,
     rows: [{ experts: 128, topK: 8, tokens: 512, ...moved, choose: moved, withTidy: moved }],
   },
   {
-    ...{ format: "nexus-counters/1", device },
+    format: "nexus-counters/1",
+    device,
     cells: [
       {
-        ...{ shape: QWEN, tokens: 64, routing: "uniform" },
+        shape: QWEN,
+        tokens: 64,
+        routing: "uniform",
         kernels: [
           { kernel: "route", label: "route", us: 5.25, registers: 40 },
           {
-            ...{ kernel: "project", label: "project, first product", us: 250, smHertz: 1.755e9 },
-            ...{ dramReadBytes: 8e8, dramWrittenBytes: 1e6, dramShare: 0.9563, tensorShare: 0.04 },
+            kernel: "project",
+            label: "project, first product",
+            us: 250,
+            smHertz: 1.755e9,
+            dramReadBytes: 8e8,
+            dramWrittenBytes: 1e6,
+            dramShare: 0.9563,
+            tensorShare: 0.04,
           },
         ],
       },
@@ -84,12 +100,22 @@ export const BESIDE = [
     absent: [{ metric: "sm__x.avg", reason: 'ncu says "n/a" (route)' }],
   },
   {
-    ...{ format: "nexus-drift/1", device, preset: QWEN, tokens: 64 },
-    ...{ steps: 400, changeEvery: 100, rounds: 3 },
+    format: "nexus-drift/1",
+    device,
+    preset: QWEN,
+    tokens: 64,
+    steps: 400,
+    changeEvery: 100,
+    rounds: 3,
     forms: [
       {
-        ...{ name: "adaptive", stepUs: { median: 300, p99: 400 }, tokensPerSecond: 1000 },
-        ...{ afterChangeUs: { median: 50 }, plans: 3, plansChanged: 1, captures: 2 },
+        name: "adaptive",
+        stepUs: { median: 300, p99: 400 },
+        tokensPerSecond: 1000,
+        afterChangeUs: { median: 50 },
+        plans: 3,
+        plansChanged: 1,
+        captures: 2,
         joulesPerStep: 0.12,
       },
     ],

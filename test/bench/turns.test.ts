@@ -21,8 +21,10 @@ const run = (...args: string[]) =>
 describe("builds in turn", () => {
   it("take cells by name", () => {
     assert.deepEqual(parseCell("qwen3-30b-a3b:64:zipf:1.5"), {
-      ...{ name: "qwen3-30b-a3b:64:zipf:1.5", shape: "qwen3-30b-a3b" },
-      ...{ tokens: 64, routing: "zipf:1.5" },
+      name: "qwen3-30b-a3b:64:zipf:1.5",
+      shape: "qwen3-30b-a3b",
+      tokens: 64,
+      routing: "zipf:1.5",
     });
     assert.equal(parseCell("small:3").name, "small:3:uniform");
     for (const text of [
@@ -94,8 +96,12 @@ describe("builds in turn", () => {
     inTemporaryFolder(async (folder) => {
       const out = path.join(folder, "turns.json");
       const { status, stderr } = run(
-        ...["--cells", "small:1", "--out", out],
-        ...[`a=${path.join(folder, "none")}`, "b=."],
+        "--cells",
+        "small:1",
+        "--out",
+        out,
+        `a=${path.join(folder, "none")}`,
+        "b=.",
       );
       assert.equal(status, 1);
       assert.match(stderr, /\nthe build in .*none failed \(1\)\n$/);

@@ -5,8 +5,16 @@ import { test } from "node:test";
 import { nexus } from "./nexus.ts";
 
 const TINY = [
-  ...["bench", "--ablation", "--device", "cpu", "--preset", "small"],
-  ...["--tokens", "1,16", "--repeat", "3"],
+  "bench",
+  "--ablation",
+  "--device",
+  "cpu",
+  "--preset",
+  "small",
+  "--tokens",
+  "1,16",
+  "--repeat",
+  "3",
 ];
 const NAMES = ["loop", "fused", "graph", "slices", "streams"];
 

@@ -26,9 +26,17 @@ const exact = (median: number) => timingOf([median, median, median]);
 function cellOf(ours: Timing, theirs: Timing): CellResult {
   const rate = (seconds: Timing) => ({ seconds }) as Rate;
   return beside(limits, {
-    ...{ preset: "small", dtype: "float32", tokens: 8, routing: "uniform" },
-    ...{ imbalance: 1, expertsUsed: 8, relativeError: 0, gflop: 1, weightBytes: 1e8 },
-    ...{ nexus: rate(ours), sequential: rate(theirs) },
+    preset: "small",
+    dtype: "float32",
+    tokens: 8,
+    routing: "uniform",
+    imbalance: 1,
+    expertsUsed: 8,
+    relativeError: 0,
+    gflop: 1,
+    weightBytes: 1e8,
+    nexus: rate(ours),
+    sequential: rate(theirs),
     speedup: theirs.median / ours.median,
   });
 }
@@ -79,7 +87,12 @@ test("a difference within the spread is marked, and a larger one not", () => {
 
 test("an ablation says the same of its rungs", () => {
   const rung = (name: RungResult["name"], seconds: Timing, share: number): RungResult => ({
-    ...{ name, streams: 1, seconds, shareOfLimit: share, relativeError: 0, tokensPerSecond: 1 },
+    name,
+    streams: 1,
+    seconds,
+    shareOfLimit: share,
+    relativeError: 0,
+    tokensPerSecond: 1,
     ...(name !== "loop" && { speedup: 1 / seconds.median }),
     energy: { available: false, reason: "none" },
   });
@@ -88,8 +101,15 @@ test("an ablation says the same of its rungs", () => {
       styleFor(),
       { device: { kind: "cpu" }, limits } as AblationHead,
       {
-        ...{ preset: "small", dtype: "float32", tokens: 8, routing: "uniform", expertsUsed: 8 },
-        ...{ gflop: 1, weightBytes: 1e8, singleOperator: false, rungs },
+        preset: "small",
+        dtype: "float32",
+        tokens: 8,
+        routing: "uniform",
+        expertsUsed: 8,
+        gflop: 1,
+        weightBytes: 1e8,
+        singleOperator: false,
+        rungs,
         floor: { seconds: 1, limit: "arithmetic" },
       } as AblationResult,
     ).join("\n");

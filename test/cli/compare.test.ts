@@ -17,7 +17,12 @@ function results(rounds: readonly (readonly number[])[], noise?: number): Result
   const series = [{ contender: "nexus", batches: 1, rounds }];
   const only = { name: "cell", series, failed: [], ...(noise !== undefined && { noise }) };
   return {
-    ...{ file: "x.json", kind: "peers", date: "", device: "card", version: "a", seed: 1 },
+    file: "x.json",
+    kind: "peers",
+    date: "",
+    device: "card",
+    version: "a",
+    seed: 1,
     cells: [only],
   };
 }
@@ -147,11 +152,16 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
     ],
   };
   const b = {
-    ...{ ...a, commit: "fedcba9", device: { name: "NVIDIA H100" }, seed: 2 },
+    ...a,
+    commit: "fedcba9",
+    device: { name: "NVIDIA H100" },
+    seed: 2,
     cells: [
       cell(where, [
-        ...[contender("nexus", 90), contender("nexus-again", 91.8)],
-        ...[contender("x", 201), { name: "x", mode: "eager", failed: "out of memory" }],
+        contender("nexus", 90),
+        contender("nexus-again", 91.8),
+        contender("x", 201),
+        { name: "x", mode: "eager", failed: "out of memory" },
       ]),
       { ...gone, failed: "the GPU is gone", contenders: [] },
     ],
@@ -214,12 +224,20 @@ test("a result beside itself: nothing moved", async () => {
 function benchReport(us: number) {
   const rate = (factor: number) => ({ seconds: { samples: Array(50).fill((us * factor) / 1e6) } });
   return {
-    ...{ nexus: "0.1.0", command: "bench", date: "2026-11-24", seed: 1, cpu: "some" },
+    nexus: "0.1.0",
+    command: "bench",
+    date: "2026-11-24",
+    seed: 1,
+    cpu: "some",
     device: { kind: "cpu", name: "CPU" },
     cells: [
       {
-        ...{ preset: "small", dtype: "float32", tokens: 1, routing: "uniform" },
-        ...{ nexus: rate(1), sequential: rate(2) },
+        preset: "small",
+        dtype: "float32",
+        tokens: 1,
+        routing: "uniform",
+        nexus: rate(1),
+        sequential: rate(2),
       },
     ],
   };

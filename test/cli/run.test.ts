@@ -47,8 +47,17 @@ function runArgs(family: string, output: string): string[] {
   const checkpoint = path.join(FIXTURES, family);
   const input = path.join(checkpoint, "reference.safetensors");
   return [
-    ...["run", "--checkpoint", checkpoint, "--layer", LAYER, "--input", input],
-    ...["--tensor", "block_input", "--output", output],
+    "run",
+    "--checkpoint",
+    checkpoint,
+    "--layer",
+    LAYER,
+    "--input",
+    input,
+    "--tensor",
+    "block_input",
+    "--output",
+    output,
   ];
 }
 
@@ -158,8 +167,16 @@ test("hidden states may be [batch, sequence, hidden], and more than one batch of
       hidden_states: { dtype: "float32", shape: [copies, tokens, hidden], data },
     });
     const { code, stderr, stdout } = await nexus([
-      ...["run", "--checkpoint", path.join(FIXTURES, "mixtral"), "--layer", LAYER],
-      ...["--input", input, "--output", output, "--json"],
+      "run",
+      "--checkpoint",
+      path.join(FIXTURES, "mixtral"),
+      "--layer",
+      LAYER,
+      "--input",
+      input,
+      "--output",
+      output,
+      "--json",
     ]);
     assert.equal(stderr, "");
     assert.equal(code, 0);
@@ -184,8 +201,15 @@ test("16-bit input is taken, and an existing output file is replaced as a whole"
     const data = new Uint16Array(3 * 64).map((_, i) => 0x3f80 + (i % 64)); // 1 to 1.5
     await writeSafetensors(input, { hidden_states: { dtype: "bfloat16", shape: [3, 64], data } });
     const { code, stderr } = await nexus([
-      ...["run", "--checkpoint", path.join(FIXTURES, "mixtral"), "--layer", LAYER],
-      ...["--input", input, "--output", output],
+      "run",
+      "--checkpoint",
+      path.join(FIXTURES, "mixtral"),
+      "--layer",
+      LAYER,
+      "--input",
+      input,
+      "--output",
+      output,
     ]);
     assert.equal(stderr, "");
     assert.equal(code, 0);
@@ -226,8 +250,15 @@ test("a token whose logits are not finite is named by its place in the input", a
       hidden_states: { dtype: "float32", shape: [tokens, 64], data },
     });
     const { code, stdout, stderr } = await nexus([
-      ...["run", "--checkpoint", path.join(FIXTURES, "mixtral"), "--layer", LAYER],
-      ...["--input", input, "--output", output],
+      "run",
+      "--checkpoint",
+      path.join(FIXTURES, "mixtral"),
+      "--layer",
+      LAYER,
+      "--input",
+      input,
+      "--output",
+      output,
     ]);
     assert.equal(stdout, "");
     assert.match(stderr, /^nexus: .*row 2070.*\n$/);
@@ -283,8 +314,17 @@ test("a truncated checkpoint is one line that names the file", async () => {
     await copyFile(path.join(checkpoint, "reference.safetensors"), reference);
     await truncate(model, size - 1000);
     const { code, stdout, stderr } = await nexus([
-      ...["run", "--checkpoint", checkpoint, "--layer", LAYER, "--input", reference],
-      ...["--tensor", "block_input", "--output", path.join(folder, "out.safetensors")],
+      "run",
+      "--checkpoint",
+      checkpoint,
+      "--layer",
+      LAYER,
+      "--input",
+      reference,
+      "--tensor",
+      "block_input",
+      "--output",
+      path.join(folder, "out.safetensors"),
     ]);
     assert.equal(stdout, "");
     assert.match(stderr, /^nexus: .*model\.safetensors: .*\n$/);

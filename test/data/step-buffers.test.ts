@@ -11,7 +11,9 @@ it("bytes of an expert's weights, by form and depth", () => {
   const gated = gatedExperts(10, 7, { dtype: "bfloat16" });
   assert.equal(weightBytesOf(gated), 3 * 70 * 2);
   const mlp = (depth?: 2 | 3): ExpertsSpec => ({
-    ...{ ...gated, form: "mlp", dtype: "float32" },
+    ...gated,
+    form: "mlp",
+    dtype: "float32",
     ...(depth !== undefined && { depth }),
   });
   // [7, 10], perhaps [7, 7], [10, 7].

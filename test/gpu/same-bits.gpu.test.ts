@@ -170,7 +170,9 @@ gpuTest("undivided plans and divided ones in turn: same bits, two graphs", async
   let undivided = false;
   const policy = dividingByUse(() => ({ undivided }));
   await using moe = new MoELayer(layer.spec, layer.tensors, {
-    ...{ device, streams: 2, slices: { policy } },
+    device,
+    streams: 2,
+    slices: { policy },
   });
   const control = await moe.control;
   const first = await moe.forward(hidden);

@@ -13,8 +13,10 @@ export function dividingByUse(more: () => Partial<Division> = () => ({})): Slice
     name: "by use",
     place: placeByHeat,
     divide: (_view, work) => ({
-      ...{ weights: weighByWork((slice) => work[slice].share), ...more() },
-      ...{ holdSmallChanges: true, why: "to see" },
+      weights: weighByWork((slice) => work[slice].share),
+      ...more(),
+      holdSmallChanges: true,
+      why: "to see",
     }),
   };
 }

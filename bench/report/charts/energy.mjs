@@ -27,7 +27,10 @@ export function energyChart(groups, labels) {
       parts.push(
         text(LEFT - 8, middle, label, { anchor: "end" }),
         element("rect", {
-          ...{ x: LEFT, y: top + 2, height: BAR - 4, rx: 2 },
+          x: LEFT,
+          y: top + 2,
+          height: BAR - 4,
+          rx: 2,
           width: x(overNexus) - LEFT,
           fill: styleOf(labels, label).colour,
         }),

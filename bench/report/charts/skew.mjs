@@ -42,7 +42,8 @@ export function skewChart(cells, labels) {
       const group = ofShape.filter(({ cell }) => cell.routing === routing);
       const isLast = row === shapes.length - 1;
       return panel(box, group, series, {
-        ...{ range, xRange },
+        range,
+        xRange,
         title: `${shape}, ${routing}`,
         xTitle: isLast ? "tokens" : undefined,
         yTitle: column === 0 ? "of uniform" : undefined,

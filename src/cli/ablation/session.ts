@@ -241,7 +241,14 @@ async function ablate(
   const singleOperator = tokenBucket(tokens) <= layer.modules.parts.decodeTokens;
   return {
     preset: preset.name,
-    ...{ dtype, tokens, routing, expertsUsed, ...work, floor, singleOperator, rungs },
+    dtype,
+    tokens,
+    routing,
+    expertsUsed,
+    ...work,
+    floor,
+    singleOperator,
+    rungs,
   };
 }
 

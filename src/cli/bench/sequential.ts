@@ -71,7 +71,10 @@ export class SequentialLayer implements Disposable {
       experts.record(this.#stream, buffers.hidden, buffers.inner, buffers.rows, {
         from: "bucket",
         buckets: buffers.buckets,
-        ...{ lane, lanes, topK, mostTokens },
+        lane,
+        lanes,
+        topK,
+        mostTokens,
       });
     });
     const scope = { mostTokens, outputType: "float32" } as const;

@@ -147,8 +147,20 @@ function compareOption(): Option {
     "--compare <files...>",
     "measure nothing: show what moved from one result to another",
   ).conflicts([
-    ...["preset", "tokens", "routing", "dtype", "streams", "policy", "repeat", "minTime"],
-    ...["seed", "ablation", "device", "threads", "gpu", "float32"],
+    "preset",
+    "tokens",
+    "routing",
+    "dtype",
+    "streams",
+    "policy",
+    "repeat",
+    "minTime",
+    "seed",
+    "ablation",
+    "device",
+    "threads",
+    "gpu",
+    "float32",
   ]);
 }
 

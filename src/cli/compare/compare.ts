@@ -79,7 +79,11 @@ export function compare(a: Results, b: Results): Comparison {
   const count = (verdict: Verdict) => changes.filter((each) => each.verdict === verdict).length;
   return {
     command: "bench --compare",
-    ...{ a: sourceOf(a), b: sourceOf(b), warnings: warningsOf(a, b), changes, unmatched },
+    a: sourceOf(a),
+    b: sourceOf(b),
+    warnings: warningsOf(a, b),
+    changes,
+    unmatched,
     counts: {
       faster: count("faster"),
       slower: count("slower"),

@@ -114,7 +114,12 @@ export async function readResults(file: string): Promise<Results> {
 function fromPeers(file: string, json: z.output<typeof PEERS>): Results {
   const { date, commit, seed, device, cells } = json;
   return {
-    ...{ file, kind: "peers", date, seed, version: commit, device: deviceText(device) },
+    file,
+    kind: "peers",
+    date,
+    seed,
+    version: commit,
+    device: deviceText(device),
     cells: cells
       .filter(({ failed }) => failed === undefined)
       .map(({ shape, tokens, routing, batches, contenders }) =>
@@ -140,7 +145,9 @@ function peersCell(name: string, batches: number, all: z.output<typeof contender
     ({ contender }) => contender === again?.contender.replace("-again", ""),
   );
   return {
-    ...{ name, failed, series: series.filter((each) => !isAgain(each)) },
+    name,
+    failed,
+    series: series.filter((each) => !isAgain(each)),
     ...(again && nexus && { noise: Math.abs(timeOf(again) / timeOf(nexus) - 1) }),
   };
 }
@@ -153,7 +160,11 @@ function fromBench(file: string, json: z.output<typeof BENCH>): Results {
     rounds: [seconds.samples.map((each) => each * 1e6)],
   });
   return {
-    ...{ file, kind: "bench", date, seed, version: nexus },
+    file,
+    kind: "bench",
+    date,
+    seed,
+    version: nexus,
     device: device.kind === "cpu" ? `${deviceText(device)} (${cpu})` : deviceText(device),
     cells: cells.map(({ preset, dtype, tokens, routing, ...cell }) => ({
       name: `${preset} (${dtype}), ${plural(tokens, "token")}, ${routing}`,

@@ -284,7 +284,10 @@ export class SliceManager {
   #view(counts: Int32Array, profile: ProfileView | undefined): LoadView {
     const experts = counts.length;
     const common = {
-      ...{ experts, counts, quanta: this.#quanta, realisations: this.#realisations },
+      experts,
+      counts,
+      quanta: this.#quanta,
+      realisations: this.#realisations,
       mayUndivide: this.#asked === "auto" && !this.#demands.ofBudgets,
     };
     if (profile !== undefined) {

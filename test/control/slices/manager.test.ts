@@ -336,8 +336,10 @@ describe("a policy that would not divide the device", () => {
     name: "undivided",
     place: placeByHeat,
     divide: (_view, work) => ({
-      ...{ weights: weighByWork((slice) => work[slice].share), undivided: true },
-      ...{ holdSmallChanges: false, why: "in turn" },
+      weights: weighByWork((slice) => work[slice].share),
+      undivided: true,
+      holdSmallChanges: false,
+      why: "in turn",
     }),
   };
 
@@ -371,7 +373,9 @@ describe("a policy that says what cannot be", () => {
     name: "mine",
     place: placeByHeat,
     divide: () => ({
-      ...{ weights: { A: 1, B: 1, C: 1, D: 1 }, holdSmallChanges: false, why: "as I say" },
+      weights: { A: 1, B: 1, C: 1, D: 1 },
+      holdSmallChanges: false,
+      why: "as I say",
     }),
   };
   const placing = (more: object): SlicePolicy => ({

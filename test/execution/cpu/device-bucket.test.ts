@@ -89,7 +89,12 @@ describe("bucket", () => {
       const laneOf = Int32Array.from({ length: experts }, () => random.integer(lanes));
       const capacityFactor = chance(random, 0.5) ? 2 * random.uniform() : undefined;
       await check({
-        ...{ experts, topK, tokens, ids, lanes, laneOf },
+        experts,
+        topK,
+        tokens,
+        ids,
+        lanes,
+        laneOf,
         ...(capacityFactor === undefined ? {} : { capacityFactor }),
       });
     }
@@ -132,7 +137,8 @@ describe("bucket", () => {
     const good = {
       ...({ kind: "bucket", experts: 4, topK: 2, lanes: 1, routed: false } as const),
       ...({ rowType: "float32", mostTokens: 2, tokens: ints(device, 2) } as const),
-      ...{ ids: room(device, 4), buckets: bucketBuffers(device, 4, 4) },
+      ids: room(device, 4),
+      buckets: bucketBuffers(device, 4, 4),
     };
     const refused = (change: object, pattern: RegExp) =>
       assert.throws(
@@ -153,7 +159,9 @@ describe("bucket", () => {
     const ids = room(device, 8);
     const operator = {
       ...({ kind: "bucket", experts: 4, topK: 2, rowType: "float32", routed: false } as const),
-      ...{ tokens, ids, buckets },
+      tokens,
+      ids,
+      buckets,
     };
     const enqueue = (lanes: number, mostTokens: number) =>
       stream.enqueue({ ...operator, lanes, mostTokens });

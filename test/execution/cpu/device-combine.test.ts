@@ -47,8 +47,15 @@ describe("combine", () => {
         ),
       );
       stream.enqueue({
-        ...{ kind: "combine", mode, topK, width, output, ...optional },
-        ...{ rowType: "float32", mostTokens: capacity, outputType: "float32" },
+        kind: "combine",
+        mode,
+        topK,
+        width,
+        output,
+        ...optional,
+        rowType: "float32",
+        mostTokens: capacity,
+        outputType: "float32",
         tokens: ints(device, tokens),
         rows: upload(device, rows),
         inverse: upload(device, inverse),
@@ -80,9 +87,17 @@ describe("combine", () => {
     const rows = room(device, 8);
     for (const bad of [-2, 2, 2 ** 30]) {
       stream.enqueue({
-        ...{ kind: "combine", mode: "sum", topK: 2, width: 4, rows, output: room(device, 4) },
-        ...{ tokens: ints(device, 1), inverse: ints(device, 0, bad) },
-        ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
+        kind: "combine",
+        mode: "sum",
+        topK: 2,
+        width: 4,
+        rows,
+        output: room(device, 4),
+        tokens: ints(device, 1),
+        inverse: ints(device, 0, bad),
+        rowType: "float32",
+        mostTokens: 1,
+        outputType: "float32",
       });
       await assert.rejects(
         device.synchronize(),

@@ -78,7 +78,10 @@ describe("faults", () => {
     const pool = await WorkerPool.start(2, memory, compiled, kernels);
     const core = new DeviceCore(memory, kernels, pool, cpuProperties(2, 2 ** 32, "simd"));
     const node = (kind: number) => ({
-      ...{ kind, group: 0, priority: 0, predecessors: [] },
+      kind,
+      group: 0,
+      priority: 0,
+      predecessors: [],
       words: new Int32Array(ARGUMENT_WORDS),
     });
     await core.runNodes([node(OPERATOR_KIND.start)]);
@@ -201,7 +204,11 @@ describe("memory", () => {
       assert.throws(() => device.allocate(5 * 2 ** 30, "too much"), OutOfDeviceMemoryError);
       const count = 40;
       const spec = {
-        ...{ count, inputs: 8192, outputs: 8192, gated: false, bias: false },
+        count,
+        inputs: 8192,
+        outputs: 8192,
+        gated: false,
+        bias: false,
         ...({ dtype: "float32", input: "float32", output: "rows" } as const),
       };
       assert.throws(
@@ -257,9 +264,17 @@ describe("a launch", () => {
       const stream = device.createStream({ group: 0, priority: 0 });
       const one = device.capture(stream, () => {
         stream.enqueue({
-          ...{ kind: "combine", mode: "sum", topK: 1, width: 64, tokens: step.tokens },
-          ...{ rows: room(device, 64), inverse: room(device, 1), output: room(device, 64) },
-          ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
+          kind: "combine",
+          mode: "sum",
+          topK: 1,
+          width: 64,
+          tokens: step.tokens,
+          rows: room(device, 64),
+          inverse: room(device, 1),
+          output: room(device, 64),
+          rowType: "float32",
+          mostTokens: 1,
+          outputType: "float32",
         });
       });
       device.write(step.tokens, Int32Array.of(1));

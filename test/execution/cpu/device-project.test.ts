@@ -41,7 +41,12 @@ async function randomWeights(
   { gated, dtype = "float32", bias }: { gated: boolean; dtype?: DType; bias: boolean },
 ): Promise<Weights> {
   const spec = {
-    ...{ count, inputs, outputs, dtype, gated, bias },
+    count,
+    inputs,
+    outputs,
+    dtype,
+    gated,
+    bias,
     ...({ input: "float32", output: "rows" } as const),
   };
   const projection = device.createProjection(spec, "weights");
@@ -56,8 +61,13 @@ async function randomWeights(
     );
     const { data } = tensor;
     const view: MatrixView = {
-      ...{ dtype, data, offset: 0, rows: outputs, columns: inputs },
-      ...{ rowStride: inputs, columnStride: 1 },
+      dtype,
+      data,
+      offset: 0,
+      rows: outputs,
+      columns: inputs,
+      rowStride: inputs,
+      columnStride: 1,
     };
     await projection.write(index, part, view);
     into.push(valuesOf(tensor));
@@ -168,8 +178,15 @@ describe("project", () => {
       const busy = room(device, experts);
       const lane = random.integer(lanes);
       stream.enqueue({
-        ...{ kind: "bucket", experts, topK, lanes, tokens: tokensBuffer, buckets },
-        ...{ rowType: "float32", mostTokens, routed: false },
+        kind: "bucket",
+        experts,
+        topK,
+        lanes,
+        tokens: tokensBuffer,
+        buckets,
+        rowType: "float32",
+        mostTokens,
+        routed: false,
         ids: upload(device, ids),
       });
       const operator: ProjectOperator = {
@@ -179,7 +196,14 @@ describe("project", () => {
         input: upload(device, rows),
         output,
         rows: {
-          ...{ from: "bucket", buckets, lane, lanes, topK, mostTokens, gather, busy },
+          from: "bucket",
+          buckets,
+          lane,
+          lanes,
+          topK,
+          mostTokens,
+          gather,
+          busy,
           ...(scales && { inputScale: upload(device, scales) }),
         },
       };
@@ -225,8 +249,16 @@ describe("project", () => {
       Int32Array.from({ length: 64 }, (_, i) => (i < 60 ? 0 : 1)),
     );
     stream.enqueue({
-      ...{ kind: "bucket", experts: 2, topK: 1, lanes: 1, tokens, ids, buckets },
-      ...{ rowType: "float32", mostTokens: 64, routed: false },
+      kind: "bucket",
+      experts: 2,
+      topK: 1,
+      lanes: 1,
+      tokens,
+      ids,
+      buckets,
+      rowType: "float32",
+      mostTokens: 64,
+      routed: false,
     });
     const laid = { from: "bucket", buckets, lane: 0, lanes: 1, topK: 1, mostTokens: 64 } as const;
     for (let round = 0; round < 20; round++) {
@@ -254,8 +286,16 @@ describe("project", () => {
     const tokens = ints(device, 2);
     const ids = ints(device, 0, 0);
     stream.enqueue({
-      ...{ kind: "bucket", experts: 1, topK: 1, lanes: 1, tokens, ids, buckets },
-      ...{ rowType: "float32", mostTokens: 2, routed: false },
+      kind: "bucket",
+      experts: 1,
+      topK: 1,
+      lanes: 1,
+      tokens,
+      ids,
+      buckets,
+      rowType: "float32",
+      mostTokens: 2,
+      routed: false,
     });
     await device.synchronize();
     device.write(buckets.order, Int32Array.of(0, 2));
@@ -292,7 +332,13 @@ describe("project", () => {
         String(pattern),
       );
     const fromBucket = {
-      ...{ from: "bucket", buckets, lane: 0, lanes: 3, topK: 1, mostTokens: 4, gather: true },
+      from: "bucket",
+      buckets,
+      lane: 0,
+      lanes: 3,
+      topK: 1,
+      mostTokens: 4,
+      gather: true,
     };
     refused({ rows: { ...good.rows, matrix: 2 } }, /project: rows\.matrix is 2/);
     refused(
@@ -312,8 +358,16 @@ describe("project", () => {
     refused({ kind: "decode" }, /decode: the CPU device has no such operator.*decodeTokens is 0/);
     const ids = ints(device, 0, 1, 0, 1);
     stream.enqueue({
-      ...{ kind: "bucket", experts: 2, topK: 1, lanes: 3, tokens, ids, buckets },
-      ...{ rowType: "float32", mostTokens: 4, routed: false },
+      kind: "bucket",
+      experts: 2,
+      topK: 1,
+      lanes: 3,
+      tokens,
+      ids,
+      buckets,
+      rowType: "float32",
+      mostTokens: 4,
+      routed: false,
     });
     refused({ rows: { ...fromBucket, lane: 3 } }, /rows\.lane is 3/);
     refused({ rows: { ...fromBucket, topK: 0 } }, /rows\.topK is 0/);

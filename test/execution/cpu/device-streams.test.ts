@@ -26,10 +26,21 @@ class Averages {
 
   enqueue(stream: Stream, a: DeviceBuffer, b: DeviceBuffer, output: DeviceBuffer): void {
     stream.enqueue({
-      ...{ kind: "combine", mode: "sum", topK: 1, width: WIDTH, rows: a, shared: b, output },
-      ...{ tokens: this.#tokens, inverse: this.#inverse },
-      ...{ rowType: "float32", mostTokens: 1, outputType: "float32" },
-      ...{ weights: this.#half, sharedScale: this.#half, residual: this.#one },
+      kind: "combine",
+      mode: "sum",
+      topK: 1,
+      width: WIDTH,
+      rows: a,
+      shared: b,
+      output,
+      tokens: this.#tokens,
+      inverse: this.#inverse,
+      rowType: "float32",
+      mostTokens: 1,
+      outputType: "float32",
+      weights: this.#half,
+      sharedScale: this.#half,
+      residual: this.#one,
     });
   }
 }

@@ -288,9 +288,21 @@ describe("activations of project", () => {
     const bench = new KernelBench(variant, { bytes: 2 ** 23 });
     const one = Float32Array.of(1);
     const p: Product = {
-      ...{ dtype: "float32", inputs: 1, outputs: 1, gated: 0, activation: kind, divisor: 0 },
-      ...{ rowCount: x.length, slots: undefined, bias: undefined, scale: undefined },
-      ...{ x, value: one, gate: one, inputStride: 1, outputStride: 1 },
+      dtype: "float32",
+      inputs: 1,
+      outputs: 1,
+      gated: 0,
+      activation: kind,
+      divisor: 0,
+      rowCount: x.length,
+      slots: undefined,
+      bias: undefined,
+      scale: undefined,
+      x,
+      value: one,
+      gate: one,
+      inputStride: 1,
+      outputStride: 1,
     };
     return new Float32Array(compute(bench, p).buffer);
   };

@@ -288,7 +288,11 @@ function checkCombine(
   const output = bench.allocate(4 * length, 4);
   const addresses = [rows, weights, shared, sharedScale, residual].map(put);
   const [rowsAt, weightsAt, sharedAt, scaleAt, residualAt] = addresses as [
-    ...[number, number, number, number, number],
+    number,
+    number,
+    number,
+    number,
+    number,
   ];
   const inverseAt = bench.put(inverse);
   const run = (first: number, count: number) =>

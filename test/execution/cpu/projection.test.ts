@@ -17,14 +17,26 @@ before(async () => {
 after(() => device.close());
 
 const SPEC: ProjectionSpec = {
-  ...{ count: 2, inputs: 5, outputs: 7, dtype: "float32", gated: false, bias: false },
-  ...{ input: "float32", output: "rows" },
+  count: 2,
+  inputs: 5,
+  outputs: 7,
+  dtype: "float32",
+  gated: false,
+  bias: false,
+  input: "float32",
+  output: "rows",
 };
 
 function view(data: TensorData, rows: number, columns: number, change: object = {}): MatrixView {
   return {
-    ...{ dtype: data instanceof Float32Array ? "float32" : "bfloat16", data, offset: 0 },
-    ...{ rows, columns, rowStride: columns, columnStride: 1, ...change },
+    dtype: data instanceof Float32Array ? "float32" : "bfloat16",
+    data,
+    offset: 0,
+    rows,
+    columns,
+    rowStride: columns,
+    columnStride: 1,
+    ...change,
   };
 }
 
@@ -172,8 +184,13 @@ describe("Projection.write", () => {
 
   it("refuses projections that make no sense", () => {
     const changes = [
-      ...[{ count: 0 }, { inputs: 1.5 }, { outputs: -1 }, { dtype: "int32" }],
-      ...[{ input: "bfloat16" }, { output: "int32" }, { output: "float32" }],
+      { count: 0 },
+      { inputs: 1.5 },
+      { outputs: -1 },
+      { dtype: "int32" },
+      { input: "bfloat16" },
+      { output: "int32" },
+      { output: "float32" },
       { count: 1, gated: true, output: "float32" },
     ];
     for (const change of changes) {

@@ -44,7 +44,9 @@ async function prepare(
   const streams = new StepStreams(device, GROUPS);
   device.write(buffers.tokens, Int32Array.of(tokens));
   device.writeRows(buffers.hidden, buffers.layouts.hidden, {
-    ...{ dtype: "float32", shape: [tokens, HIDDEN], data: hidden },
+    dtype: "float32",
+    shape: [tokens, HIDDEN],
+    data: hidden,
   });
   const laneOf = Int32Array.from({ length: EXPERTS }, (_, e) => e % LANES);
   device.write(buffers.buckets.laneOf, laneOf);

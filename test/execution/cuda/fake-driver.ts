@@ -267,8 +267,14 @@ export class FakeDriver extends FakeStreams implements Driver {
       throw new Error("There is no kernel to start beside the end of.");
     const run = (actual: Extent): void => {
       const launch = {
-        ...{ fn, grid: actual, params, parameter: frozen, window, early },
-        ...{ partition: stream.partition, priority: stream.priority },
+        fn,
+        grid: actual,
+        params,
+        parameter: frozen,
+        window,
+        early,
+        partition: stream.partition,
+        priority: stream.priority,
       };
       this.launches.push(launch);
       this.onKernel(launch);

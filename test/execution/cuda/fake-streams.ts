@@ -305,8 +305,13 @@ export class FakeStreams extends FakeCalls {
   protected newStream(priority: number, partition: Partition | undefined): bigint {
     const handle = this.handle();
     this.streams.set(handle, {
-      ...{ handle, priority, partition, queue: [] },
-      ...{ capture: undefined, after: new Set<Node>(), afterKernel: false },
+      handle,
+      priority,
+      partition,
+      queue: [],
+      capture: undefined,
+      after: new Set<Node>(),
+      afterKernel: false,
     });
     return handle;
   }

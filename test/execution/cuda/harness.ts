@@ -57,7 +57,11 @@ const NOTHING_TO_TIDY = { tidy_from: null, tidy_to: null };
 
 /** The parts of a manifest's entry that launches are written from. */
 const ENTRY = {
-  ...{ name: "average", arch: "sm_90a", entry: "average", num_warps: 4, shared: 0 },
+  name: "average",
+  arch: "sm_90a",
+  entry: "average",
+  num_warps: 4,
+  shared: 0,
   args: NAMES.map((name) => ({ name, type: "*fp32", divisible_by: 16 })),
   ...{
     tensordesc_meta: [],
@@ -83,7 +87,10 @@ export function openFake(driver = new FakeDriver()): FakeDevice {
   const fn = 77n;
   driver.onKernel = (launch) => average(driver, launch);
   const core = new CudaCore({
-    ...{ driver, facts: driver.facts, kernels: KERNELS, float32: "ieee" },
+    driver,
+    facts: driver.facts,
+    kernels: KERNELS,
+    float32: "ieee",
     context: new Context(driver, 0),
     encode: (operator, context) => encode(operator as unknown as Average, context, fn),
   });
@@ -150,10 +157,14 @@ function encode(
     { a: from.address, b: and.address, output: to.address, ...NOTHING_TO_TIDY },
     {
       blocks: (multiprocessors) => (budgeted ? multiprocessors * BLOCKS : 5),
-      ...{ persistent: budgeted, y: 3, pieces: 15 },
+      persistent: budgeted,
+      y: 3,
+      pieces: 15,
     },
     {
-      ...{ budgeted, tidiesUp: more.tidiesUp ?? false, tidiesOwn: more.tidiesOwn ?? false },
+      budgeted,
+      tidiesUp: more.tidiesUp ?? false,
+      tidiesOwn: more.tidiesOwn ?? false,
       weights: { address: from.address, bytes: WEIGHT_BYTES },
     },
   );
@@ -169,12 +180,18 @@ function encode(
     housekeeping.push(tidy);
   } else if (copy !== undefined) {
     housekeeping.push({
-      ...{ kind: "copy", target: copy.address, source: to.address, bytes: OPERAND_BYTES },
+      kind: "copy",
+      target: copy.address,
+      source: to.address,
+      bytes: OPERAND_BYTES,
     });
   }
   if (to.mirror !== undefined) {
     housekeeping.push({
-      ...{ kind: "mirror", target: to.mirror.address, source: to.address, bytes: OPERAND_BYTES },
+      kind: "mirror",
+      target: to.mirror.address,
+      source: to.address,
+      bytes: OPERAND_BYTES,
     });
   }
   if (faultyRow !== undefined) {
@@ -185,7 +202,9 @@ function encode(
   }
   return {
     work: faultyRow === undefined ? [kernel] : [kernel, fault as Work],
-    ...{ beside: housekeeping, afterBeside, resources: buffers as GpuBuffer[] },
+    beside: housekeeping,
+    afterBeside,
+    resources: buffers as GpuBuffer[],
     [Symbol.dispose]: () => {
       for (const launch of launches) launch[Symbol.dispose]();
     },

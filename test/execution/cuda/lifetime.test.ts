@@ -31,7 +31,10 @@ function small({ device }: FakeDevice, faultyRow?: number) {
     side.record(joined);
     main.wait(joined);
     enqueue(main, {
-      ...{ a: between, b: zero, output, beside: device.allocate(16, "copy") },
+      a: between,
+      b: zero,
+      output,
+      beside: device.allocate(16, "copy"),
       ...(faultyRow !== undefined && { faultyRow }),
     });
   };

@@ -42,8 +42,14 @@ function randomPlan(seed: string): Plan {
   // All streams begin after the first operator of stream 0, as a capture demands.
   steps.push(
     {
-      ...{ do: "work", stream: 0, a: -1, b: -1, beside: false, tidying: false },
-      ...{ tidiesUp: false, tidiesOwn: false },
+      do: "work",
+      stream: 0,
+      a: -1,
+      b: -1,
+      beside: false,
+      tidying: false,
+      tidiesUp: false,
+      tidiesOwn: false,
     },
     { do: "record", stream: 0, event: 0 },
   );
@@ -72,7 +78,14 @@ function randomPlan(seed: string): Plan {
       // What was copied beside may be read by whoever waits for all that is beside.
       const copyOf = copied.length > 0 && chance(random, 0.3) ? pick(random, copied) : undefined;
       steps.push({
-        ...{ do: "work", stream, a: copyOf ?? a, b, beside, tidying, tidiesUp, tidiesOwn },
+        do: "work",
+        stream,
+        a: copyOf ?? a,
+        b,
+        beside,
+        tidying,
+        tidiesUp,
+        tidiesOwn,
         ...(copyOf !== undefined && { copyOf }),
       });
       if (beside) copied.push(expected.length);

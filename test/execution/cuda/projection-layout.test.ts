@@ -64,7 +64,9 @@ describe("a projection's layout", () => {
         count: gate ? 1 : between(random, 1, 4),
         inputs: between(random, 1, 150),
         outputs: between(random, 1, 150),
-        ...{ dtype, input, output },
+        dtype,
+        input,
+        output,
         gated: !gate && chance(random, 0.5),
         bias: false,
       };
@@ -157,14 +159,16 @@ describe("a projection's layout", () => {
     assert.deepEqual(packed(), {
       ...common,
       destination: gated.address + 2n * (3n * 256n * 128n + 64n),
-      ...{ row_step: 2 * 64, panel_step: 64 * 256 },
+      row_step: 2 * 64,
+      panel_step: 64 * 256,
     });
     const gate = device.projection({ count: 1, output: "float32" });
     await gate.write(0, "value", matrix);
     assert.deepEqual(packed(), {
       ...common,
       destination: gate.address,
-      ...{ row_step: 128, panel_step: 64 },
+      row_step: 128,
+      panel_step: 64,
     });
   });
 

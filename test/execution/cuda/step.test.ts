@@ -61,8 +61,13 @@ async function runStep(device: CudaDevice, dtype: DType): Promise<void> {
   const elements = INNER * HIDDEN;
   const data = dtype === "float32" ? new Float32Array(elements) : new Uint16Array(elements);
   await up.write(EXPERTS - 1, "value", {
-    ...{ dtype, data, offset: 0, rows: INNER, columns: HIDDEN },
-    ...{ rowStride: 1, columnStride: INNER },
+    dtype,
+    data,
+    offset: 0,
+    rows: INNER,
+    columns: HIDDEN,
+    rowStride: 1,
+    columnStride: INNER,
   });
   up.writeBias(1, "gate", new Float32Array(INNER).fill(1));
   const buffers = {
@@ -95,36 +100,70 @@ async function runStep(device: CudaDevice, dtype: DType): Promise<void> {
   const sizes = { experts: EXPERTS, topK: TOP_K, mostTokens: TOKENS };
   const record = () => {
     main.enqueue({
-      ...{ kind: "project", projection: gate, activation: { kind: "none" }, input, output: logits },
+      kind: "project",
+      projection: gate,
+      activation: { kind: "none" },
+      input,
+      output: logits,
       rows: { from: "all", tokens, mostTokens: TOKENS, matrix: 0 },
     });
     main.enqueue({
-      ...{ kind: "route", rule: { scoring: "softmax", renormalize: true, scale: 1 }, ...sizes },
-      ...{ tokens, logits, ids, weights, counts, bucketed: true },
+      kind: "route",
+      rule: { scoring: "softmax", renormalize: true, scale: 1 },
+      ...sizes,
+      tokens,
+      logits,
+      ids,
+      weights,
+      counts,
+      bucketed: true,
     });
     main.enqueue({
-      ...{ kind: "bucket", ...sizes, lanes: 2, rowType: dtype, tokens, ids, routed: true, buckets },
+      kind: "bucket",
+      ...sizes,
+      lanes: 2,
+      rowType: dtype,
+      tokens,
+      ids,
+      routed: true,
+      buckets,
     });
     main.record(bucketed);
     other.wait(bucketed);
     for (const [lane, stream] of [main, other].entries()) {
       const common = { from: "bucket", buckets, lane, lanes: 2, topK: TOP_K } as const;
       stream.enqueue({
-        ...{ kind: "project", projection: up, activation: { kind: "silu" }, input, output: middle },
+        kind: "project",
+        projection: up,
+        activation: { kind: "silu" },
+        input,
+        output: middle,
         rows: { ...common, mostTokens: TOKENS, gather: true },
       });
       stream.enqueue({
-        ...{ kind: "project", projection: down, activation: { kind: "none" } },
-        ...{ input: middle, output: rows },
+        kind: "project",
+        projection: down,
+        activation: { kind: "none" },
+        input: middle,
+        output: rows,
         rows: { ...common, mostTokens: TOKENS, gather: false },
       });
     }
     other.record(done);
     main.wait(done);
     main.enqueue({
-      ...{ kind: "combine", mode: "sum", topK: TOP_K, width: HIDDEN, rowType: dtype },
-      ...{ mostTokens: TOKENS, tokens, rows, inverse: buckets.inverse, weights },
-      ...{ outputType: "float32", output },
+      kind: "combine",
+      mode: "sum",
+      topK: TOP_K,
+      width: HIDDEN,
+      rowType: dtype,
+      mostTokens: TOKENS,
+      tokens,
+      rows,
+      inverse: buckets.inverse,
+      weights,
+      outputType: "float32",
+      output,
     });
   };
   record();

@@ -89,7 +89,9 @@ class Standing {
     const sign = way === "undivided" ? 1 : -1;
     return averageOf(
       this.#known.map(({ use, saved }) => ({
-        ...{ weight: use, gain: sign * saved.mean, variance: saved.error },
+        weight: use,
+        gain: sign * saved.mean,
+        variance: saved.error,
       })),
     );
   }
@@ -98,7 +100,9 @@ class Standing {
   leadOf(way: Way): number {
     const sign = way === "undivided" ? 1 : -1;
     const leads = this.#known.map(({ use, costs }) => ({
-      ...{ weight: use, gain: sign * (costs.divided.mean - costs.undivided.mean), variance: 0 },
+      weight: use,
+      gain: sign * (costs.divided.mean - costs.undivided.mean),
+      variance: 0,
     }));
     return averageOf(leads)?.gain ?? 0;
   }

@@ -170,7 +170,12 @@ function decodes(element: Element, arch: string): Variant[] {
       blocks_per_multiprocessor: 7,
     },
     selects: {
-      ...{ operator: "decode_first", element, gated, activations, k, routes: routing > 0 },
+      operator: "decode_first",
+      element,
+      gated,
+      activations,
+      k,
+      routes: routing > 0,
       ...(routing > 0 && { experts: { most: routing } }),
     },
   });

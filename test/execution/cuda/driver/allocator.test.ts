@@ -61,7 +61,10 @@ describe("CachingAllocator", () => {
     const rounded = (bytes: number): number => allocator.allocate(bytes, "x").byteLength;
     assert.deepEqual([0, 1, 512, 513].map(rounded), [512, 512, 512, 1024]);
     assert.deepEqual([MIB - 1, MIB, 2 * MIB, 2 * MIB + 1].map(rounded), [
-      ...[MIB, 2 * MIB, 2 * MIB, 4 * MIB],
+      MIB,
+      2 * MIB,
+      2 * MIB,
+      4 * MIB,
     ]);
   });
 

@@ -87,10 +87,15 @@ function listFor(rowsOf: readonly number[], height = HEIGHT): List {
     bucket,
     { entry, programs: 1 + (entry.grid.shares_of_a_list ?? 1) },
     {
-      ...{ ...given, offsets, tiles, tile_counts: tileCounts },
+      ...given,
+      offsets,
+      tiles,
+      tile_counts: tileCounts,
       lane_of: ints(experts),
       lists: Int32Array.of(height, 2 ** 31 - 1, 0, TOGETHER),
-      ...{ counts: ints(experts), order: ints(tokens), inverse: ints(tokens) },
+      counts: ints(experts),
+      order: ints(tokens),
+      inverse: ints(tokens),
     },
     { ...sizes, capacity_factor: Number.POSITIVE_INFINITY, lanes: 1, classes: 1, fill_programs: 1 },
   );
@@ -113,7 +118,9 @@ function inOrder(rowsOf: readonly number[], height = HEIGHT): Tile[] {
     return Array.from({ length: tiles }, (_, i): Tile => {
       const begin = i - (i % size);
       return {
-        ...{ expert, done: i * height, rows: Math.min(rows - i * height, height) },
+        expert,
+        done: i * height,
+        rows: Math.min(rows - i * height, height),
         group: [i - begin, Math.min(size, tiles - begin)],
       };
     });

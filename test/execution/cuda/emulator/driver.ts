@@ -108,7 +108,8 @@ export class EmulatedDriver extends FakeDriver {
     stream: bigint,
   ): void {
     this.#next = {
-      ...{ name: "copy to device", writes: [[target, bytes]] },
+      name: "copy to device",
+      writes: [[target, bytes]],
       reads: typeof source === "bigint" ? [[source, bytes]] : [],
       before: () => this.memory.stage(Number(target), bytes),
     };
@@ -127,7 +128,9 @@ export class EmulatedDriver extends FakeDriver {
 
   override fillBytes(target: bigint, value: number, bytes: number, stream: bigint): void {
     this.#next = {
-      ...{ name: "fill of bytes", reads: [], writes: [[target, bytes]] },
+      name: "fill of bytes",
+      reads: [],
+      writes: [[target, bytes]],
       before: () => this.memory.handOut(Number(target), bytes),
     };
     super.fillBytes(target, value, bytes, stream);
@@ -239,7 +242,11 @@ export class EmulatedDriver extends FakeDriver {
       throw new Error("A tensor map reaches past the memory there is.");
     }
     writeTensorMap(new DataView(buffer, byteOffset, 128), {
-      ...{ address: Number(map.address), element, shape, box, swizzle },
+      address: Number(map.address),
+      element,
+      shape,
+      box,
+      swizzle,
     });
   }
 

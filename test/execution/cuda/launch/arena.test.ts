@@ -95,12 +95,18 @@ describe("a launch", () => {
     const words = Array.from({ length: 14 }, (_, i) => view.getUint32(i * 4, true));
     const attributes = launch.config + 56n;
     assert.deepEqual(words, [
-      ...[132, 3, 1],
-      ...[256, 1, 1],
+      132,
+      3,
+      1,
+      256,
+      1,
+      1,
       229408,
       0,
-      ...[0x9abcdef0, 0x12345678],
-      ...[Number(attributes & 0xffffffffn), Number(attributes >> 32n)],
+      0x9abcdef0,
+      0x12345678,
+      Number(attributes & 0xffffffffn),
+      Number(attributes >> 32n),
       0,
       0,
     ]);

@@ -26,7 +26,10 @@ describe("combine", () => {
           (field) => values[field],
         ),
         [
-          ...[width, Math.ceil(width / 64) * 64, 3, 0],
+          width,
+          Math.ceil(width / 64) * 64,
+          3,
+          0,
           ...[operator.rows, operator.inverse, operator.output, operator.tokens].map(addressOf),
         ],
       );
@@ -169,7 +172,8 @@ describe("decode", () => {
       const operator = decodeOf(device, {
         first: device.projection({ inputs: hidden, outputs: inner, gated: true }),
         second: device.projection({ inputs: inner, outputs: hidden }),
-        ...{ mostTokens, outputType: "bfloat16" },
+        mostTokens,
+        outputType: "bfloat16",
       });
       const names = device.kernels(device.encode(operator).work).map(({ name }) => name);
       return names.map((name) => name.split("_").at(-1));

@@ -19,7 +19,9 @@ function routedDecodeOf(
   const buffers = stepBuffers(device, sizes);
   const { tokens, ids, weights } = buffers;
   return decodeOf(device, {
-    ...{ tokens, ids, weights },
+    tokens,
+    ids,
+    weights,
     first: device.projection({ count: experts, inputs: 100, outputs: 72, gated: true }),
     second: device.projection({ count: experts, inputs: 72, outputs: 100 }),
     routing: routeOf(buffers, { bucketed: false, ...routing }, sizes),

@@ -24,7 +24,11 @@ async function isEarly(
   const context = { arena: device.arena, facts: device.context.facts };
   const workOf = (operator: string) => {
     const entry = {
-      ...{ name: "some", num_warps: 4, shared: 0, launch_pdl: true, args: [] },
+      name: "some",
+      num_warps: 4,
+      shared: 0,
+      launch_pdl: true,
+      args: [],
       grid: { rule: "cover", blocks_per_multiprocessor: each },
       selects: { operator },
     } as unknown as KernelEntry;

@@ -51,7 +51,11 @@ export function routeOf(
     kind: "route",
     rule: { scoring: "softmax", renormalize: true, scale: 1 },
     ...sizes,
-    ...{ tokens, logits, ids, weights, counts },
+    tokens,
+    logits,
+    ids,
+    weights,
+    counts,
     bucketed: true,
     ...changes,
   };
@@ -68,7 +72,9 @@ export function bucketOf(
     ...sizes,
     lanes: 2,
     rowType: "bfloat16",
-    ...{ tokens, ids, buckets },
+    tokens,
+    ids,
+    buckets,
     routed: true,
     ...changes,
   };
@@ -149,7 +155,12 @@ export function combineOf(
   const slots = mostTokens * topK;
   return {
     kind: "combine",
-    ...{ mode, topK, width, mostTokens, rowType, outputType },
+    mode,
+    topK,
+    width,
+    mostTokens,
+    rowType,
+    outputType,
     tokens: device.buffer(4, "tokens"),
     rows: device.buffer(slots * padded(width) * bytesOf(rowType), "rows"),
     inverse: device.buffer(slots * 4, "inverse"),
@@ -173,7 +184,11 @@ export function decodeOf(
   const slots = topK * mostTokens;
   return {
     kind: "decode",
-    ...{ first, second, topK, mostTokens, outputType },
+    first,
+    second,
+    topK,
+    mostTokens,
+    outputType,
     activation: { kind: "silu" },
     tokens: device.buffer(4, "tokens"),
     input: device.buffer(mostTokens * padded(first.spec.inputs) * bytesOf(input), "input"),
@@ -186,7 +201,11 @@ export function decodeOf(
 
 /** What a kernel is told that could tidy up, until it is to. */
 export const NOTHING_TO_TIDY = {
-  ...{ tidy_counts: 0n, tidy_out: 0n, tidy_counts_host: 0n },
-  ...{ tidy_fault: 0n, tidy_fault_host: 0n },
-  ...{ tidy_experts: 0, tidy_options: 0 },
+  tidy_counts: 0n,
+  tidy_out: 0n,
+  tidy_counts_host: 0n,
+  tidy_fault: 0n,
+  tidy_fault_host: 0n,
+  tidy_experts: 0,
+  tidy_options: 0,
 };

@@ -85,9 +85,15 @@ describe("route", () => {
     );
     const host = buffers.counts.mirror?.address as bigint;
     assert.deepEqual(tidyOf(device, encoded), {
-      ...{ counts: own.address, out: buffers.counts.address, counts_host: host },
-      ...{ fault: 0xfa00n, fault_host: 0xfb00n },
-      ...{ experts: 40, options: 1 | 2 | 4 | 8, grid: 1, mirrors: [host] },
+      counts: own.address,
+      out: buffers.counts.address,
+      counts_host: host,
+      fault: 0xfa00n,
+      fault_host: 0xfb00n,
+      experts: 40,
+      options: 1 | 2 | 4 | 8,
+      grid: 1,
+      mirrors: [host],
       ...SCRATCH,
     });
     device.encode(routeOf(buffers, { bucketed: false }));
@@ -178,9 +184,15 @@ describe("bucket", () => {
     assert.deepEqual(kernel?.grid, { x: 12, y: 1, z: 1 });
     const host = buffers.counts.mirror?.address as bigint;
     assert.deepEqual(tidyOf(device, encoded), {
-      ...{ counts: buffers.counts.address, out: 0n, counts_host: host },
-      ...{ fault: 0xfa00n, fault_host: 0xfb00n },
-      ...{ experts: 40, options: 2 | 4, grid: 1, mirrors: [host] },
+      counts: buffers.counts.address,
+      out: 0n,
+      counts_host: host,
+      fault: 0xfa00n,
+      fault_host: 0xfb00n,
+      experts: 40,
+      options: 2 | 4,
+      grid: 1,
+      mirrors: [host],
       ...SCRATCH,
     });
     assert.equal(kernel?.work.tidiesOwn, true);

@@ -11,8 +11,19 @@ import { route } from "./route.ts";
 import { tidy } from "./tidy.ts";
 
 export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
-  ...{ route, mark, bucket, tidy, gate, gate_few: gateFew },
-  ...{ project, project_many: project },
-  ...{ decode_first: decodeFirst, decode_routing: decodeRouting, decode_second: decodeSecond },
-  ...{ combine, concat, pack_rows: packRows, fill_uniform: fillUniform },
+  route,
+  mark,
+  bucket,
+  tidy,
+  gate,
+  gate_few: gateFew,
+  project,
+  project_many: project,
+  decode_first: decodeFirst,
+  decode_routing: decodeRouting,
+  decode_second: decodeSecond,
+  combine,
+  concat,
+  pack_rows: packRows,
+  fill_uniform: fillUniform,
 };
