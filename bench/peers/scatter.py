@@ -15,7 +15,7 @@ from routing_kernels import most_blocks, order_buffers, order_launches, topk_lau
 from row_kernels import silu_launch, sum_launch
 from scatter_kernels import scatter2scatter
 from schedule import Schedule
-from tile_tables import tuned
+from tile_tables import distinct, tuned
 
 
 def _setting(block_m: int, block_n: int, block_k: int, num_warps: int, num_stages: int) -> Setting:
@@ -41,8 +41,7 @@ class Scatter(Schedule):
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
         rows = tokens * shape.top_k / shape.experts
         guesses = FOR_MANY_ROWS if rows >= MANY_ROWS else FOR_FEW_ROWS
-        tried = [PUBLISHED, *tuned(self.name, shape, tokens)[:TUNED], *guesses]
-        return [setting for place, setting in enumerate(tried) if setting not in tried[:place]]
+        return distinct([PUBLISHED, *tuned(self.name, shape, tokens)[:TUNED], *guesses])
 
     def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
         return order_buffers(shape, tokens, setting["BLOCK_M"])

@@ -136,13 +136,21 @@ def candidates(shape: Shape, tokens: int, card: str) -> list[Setting]:
     `card` is the name that CUDA gives it.
     """
     own, other = (H200, H100) if "H200" in card else (H100, H200)
-    published = [_entry(tables.get((shape.experts, shape.intermediate)), tokens) for tables in (own, other)]
-    found = [tuple(setting[field] for field in FIELDS) for setting in tuned("vllm-schedule", shape, tokens)]
-    routings = 2 if len(found) > TUNED_KEPT else 1
+    published, elsewhere = (_entry(tables.get((shape.experts, shape.intermediate)), tokens) for tables in (own, other))
+    found = tuned("vllm-schedule", shape, tokens)
+    routings = len(found) // TUNED_KEPT
     heights = [HIGH, MIDDLE] if tokens >= BOTH_HEIGHTS_FROM else []
-    first = published[0] or default_tile(shape, tokens)
-    tiles = [first, *filter(None, published), *found[:routings], *heights, *found, *_by_rows(shape, tokens)]
-    return [dict(zip(FIELDS, tile)) for tile in list(dict.fromkeys(tiles))[:MOST_CANDIDATES]]
+    likely = _settings(published or default_tile(shape, tokens), elsewhere)
+    guesses = _settings(*_by_rows(shape, tokens))
+    return distinct([*likely, *found[:routings], *_settings(*heights), *found, *guesses])[:MOST_CANDIDATES]
+
+
+def distinct(settings: list[Setting]) -> list[Setting]:
+    return [setting for place, setting in enumerate(settings) if setting not in settings[:place]]
+
+
+def _settings(*tiles: Tile | None) -> list[Setting]:
+    return [dict(zip(FIELDS, tile)) for tile in tiles if tile is not None]
 
 
 def _entry(table: dict[int, Tile] | None, tokens: int) -> Tile | None:

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from contender import contender_of
 from layer import draw_batch, make_layer, reference
 from peer import Setting, Shape
 from scatter import Scatter
-from tile_tables import TUNED_KEPT, fits
+from tile_tables import TUNED_KEPT, distinct, fits
 
 # (tokens, routing): below 256 tokens what is best hardly depends on the routing, from 4096 on neither on it nor on the tokens.
 CELLS = [
@@ -71,18 +72,22 @@ def wide(shape: Shape, tokens: int, grouped: bool) -> list[Setting]:
     return settings
 
 
-class WideAligned(BlockAligned):
+class Wide:
+    """A schedule with its usual candidates and many more."""
+
+    def usual(self, shape: Shape, tokens: int) -> list[Setting]:
+        return super().candidates(shape, tokens)
+
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
-        return _distinct(super().candidates(shape, tokens) + wide(shape, tokens, True))
+        return distinct(self.usual(shape, tokens) + wide(shape, tokens, isinstance(self, BlockAligned)))
 
 
-class WideScatter(Scatter):
-    def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
-        return _distinct(super().candidates(shape, tokens) + wide(shape, tokens, False))
+class WideAligned(Wide, BlockAligned):
+    pass
 
 
-def _distinct(settings: list[Setting]) -> list[Setting]:
-    return [s for i, s in enumerate(settings) if s not in settings[:i]]
+class WideScatter(Wide, Scatter):
+    pass
 
 
 PEERS = [WideAligned(), WideScatter()]
@@ -96,7 +101,7 @@ def tune(peer, layer, tokens: int, routing: str) -> dict:
     generator = torch.Generator("cuda").manual_seed(SEED)
     batches = [draw_batch(layer.shape, tokens, routing, generator) for _ in range(batches_for(tokens))]
     expected = [reference(layer, batch) for batch in batches]
-    usual = type(peer).__mro__[1].candidates(peer, layer.shape, tokens)
+    usual = peer.usual(layer.shape, tokens)
     timed, refused = [], 0
     for setting in peer.candidates(layer.shape, tokens):
         try:
@@ -109,9 +114,16 @@ def tune(peer, layer, tokens: int, routing: str) -> dict:
     timed.sort(key=lambda each: each[0])
     return {
         "peer": peer.name, "shape": layer.shape.name, "tokens": tokens, "routing": routing, "tried": len(timed), "refused": refused,
-        "usual": min((took for took, setting in timed if setting in usual), default=None),
+        "usual": round(min(took for took, setting in timed if setting in usual), 2),
         "best": [{"us": round(took, 2), "setting": setting} for took, setting in timed[:TUNED_KEPT]],
     }  # fmt: skip
+
+
+def write(out: Path, cells: list[dict]) -> None:
+    """A line for each cell, so that a later search shows what it changed."""
+    head = f'"device": {json.dumps(torch.cuda.get_device_name(0))},\n  "date": "{date.today()}"'
+    lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
+    out.write_text(f'{{\n  {head},\n  "cells": [\n{lines}\n  ]\n}}\n')
 
 
 def _run(job) -> None:
@@ -146,7 +158,7 @@ def main() -> None:
     # Every capture collects garbage: only that of its own time.
     gc.collect()
     gc.freeze()
-    results = {"device": torch.cuda.get_device_name(0), "cells": []}
+    cells = []
     for shape in shapes:
         layer = make_layer(shape, SEED)
         for count, routing in CELLS:
@@ -154,7 +166,7 @@ def main() -> None:
                 if time.monotonic() - began > options.seconds or (isinstance(peer, Scatter) and count < SCATTER_FROM):
                     continue
                 cell = tune(peer, layer, count, routing)
-                results["cells"].append(cell)
+                cells.append(cell)
                 best = cell["best"][0]
                 print(
                     f"[{time.monotonic() - began:.0f} s] {cell['peer']} {shape.name} {count} {routing}: {cell['usual']:.1f} to"
@@ -163,7 +175,7 @@ def main() -> None:
                 )
         del layer
         torch.cuda.empty_cache()
-        options.out.write_text(json.dumps(results, indent=1))
+        write(options.out, cells)
 
 
 if __name__ == "__main__":
