@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { cell, contender, exampleLoops, exampleResult, timed } from "./example-result.ts";
+import { cell, contender, exampleLoops, exampleResult, reading, timed } from "./example-result.ts";
 import { at, barsOf, close, figuresOf, load, QWEN, skip } from "./report-support.ts";
 
 describe("report figures", { skip }, () => {
@@ -253,17 +253,9 @@ describe("report figures", { skip }, () => {
 
   it("energy of a step, with and without what the idle card draws; loops beside their bars", async () => {
     const { energyFigures } = await load("figures.mjs");
-    const { perStep, aboveIdle, tokensPerJoule, tokensPerJouleAboveIdle } = energyFigures({
-      shape: QWEN,
-      tokens: 50,
-      routing: "uniform",
-      contender: "nexus",
-      mode: "graph",
-      seconds: 2,
-      steps: 1000,
-      joules: 600,
-      idleWatts: 100,
-    });
+    const { perStep, aboveIdle, tokensPerJoule, tokensPerJouleAboveIdle } = energyFigures(
+      reading(at(50)),
+    );
     close(perStep, 0.6);
     close(aboveIdle, 0.4);
     close(tokensPerJoule, 50 / 0.6);

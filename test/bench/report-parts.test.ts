@@ -8,6 +8,7 @@ import {
   type ExampleCell,
   type ExampleContender,
   exampleResult,
+  reading,
   timed,
 } from "./example-result.ts";
 import { at, close, device, load, skip } from "./report-support.ts";
@@ -59,15 +60,6 @@ describe("report parts", { skip }, () => {
       energy,
       date: `2026-11-${day}T10:00:00.000Z`,
     });
-    const reading = {
-      ...at(64),
-      contender: "nexus",
-      mode: "graph",
-      seconds: 2,
-      steps: 1000,
-      joules: 600,
-      idleWatts: 100,
-    };
     const limit = (us: number) => ({ name: "cublas", samples: [us], rounds: [[us]] });
     const gone = { name: "y", mode: "graph", failed: "out of memory" };
     const early = part(
@@ -79,7 +71,7 @@ describe("report parts", { skip }, () => {
         }),
         cell(at(128), [timed("nexus", [[100]])], { seed: 1 }),
       ],
-      [reading],
+      [reading(at(64))],
     );
     const late = part(
       25,
@@ -94,7 +86,7 @@ describe("report parts", { skip }, () => {
         ),
         cell(at(128), [timed("nexus", [[90]])], { seed: 2 }),
       ],
-      [{ ...reading, seconds: 4, steps: 2000, joules: 1800, idleWatts: 70 }],
+      [{ ...reading(at(64)), seconds: 4, steps: 2000, joules: 1800, idleWatts: 70 }],
     );
     const merged = merge([early, late]);
     const reordered = merge([late, early]);
@@ -143,14 +135,6 @@ describe("report parts", { skip }, () => {
   it("of a contender that a later commit measured again nothing earlier counts", async () => {
     const { merge } = await load("merge.mjs");
     const whole = exampleResult();
-    const reading = {
-      ...at(64),
-      mode: "graph",
-      seconds: 2,
-      steps: 1000,
-      joules: 600,
-      idleWatts: 100,
-    };
     const part = (
       day: number,
       commit: string,
@@ -168,10 +152,10 @@ describe("report parts", { skip }, () => {
         24,
         "aaa",
         [timed("nexus", [[100]]), timed("x", [[300]]), timed("y", [[400]])],
-        ["nexus", "y"].map((contender) => ({ ...reading, contender })),
+        ["nexus", "y"].map((contender) => ({ ...reading(at(64)), contender })),
       ),
       part(25, "bbb", [timed("nexus", [[90]]), timed("x", [[200]])]),
-      part(26, "bbb", [timed("nexus", [[92]])], [{ ...reading, contender: "nexus", joules: 500 }]),
+      part(26, "bbb", [timed("nexus", [[92]])], [{ ...reading(at(64)), joules: 500 }]),
     ]);
     const [{ contenders, energy }] = merged.cells;
     assert.deepEqual(

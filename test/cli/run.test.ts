@@ -43,22 +43,23 @@ async function readAll(file: string): Promise<Record<string, Tensor>> {
   return tensors;
 }
 
-function runArgs(family: string, output: string): string[] {
+/** Where `nexus run` reads and writes. */
+interface Files {
+  readonly checkpoint?: string;
+  readonly input: string;
+  readonly output: string;
+}
+
+function runArgs({ checkpoint = path.join(FIXTURES, "mixtral"), input, output }: Files): string[] {
+  const flags = { checkpoint, layer: LAYER, input, output };
+  return ["run", ...Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value])];
+}
+
+/** Runs a family's layer on the input of its reference. */
+function referenceArgs(family: string, output: string): string[] {
   const checkpoint = path.join(FIXTURES, family);
   const input = path.join(checkpoint, "reference.safetensors");
-  return [
-    "run",
-    "--checkpoint",
-    checkpoint,
-    "--layer",
-    LAYER,
-    "--input",
-    input,
-    "--tensor",
-    "block_input",
-    "--output",
-    output,
-  ];
+  return [...runArgs({ checkpoint, input, output }), "--tensor", "block_input"];
 }
 
 /** A token's ids with their weights, by id: families list them in different orders. */
@@ -76,7 +77,7 @@ for (const family of FAMILIES) {
   test(`${family}: the output file matches transformers`, async () => {
     await inTemporaryFolder(async (folder) => {
       const output = path.join(folder, "out.safetensors");
-      const { code, stdout, stderr } = await nexus([...runArgs(family, output), "--json"]);
+      const { code, stdout, stderr } = await nexus([...referenceArgs(family, output), "--json"]);
       assert.equal(stderr, "");
       assert.equal(code, 0);
       const summary = JSON.parse(stdout);
@@ -131,7 +132,7 @@ for (const family of FAMILIES) {
 test("the summary for people names model, layer, device, load, time, energy and output", async () => {
   await inTemporaryFolder(async (folder) => {
     const output = path.join(folder, "out.safetensors");
-    const { code, stdout, stderr } = await nexus(runArgs("qwen3_moe", output));
+    const { code, stdout, stderr } = await nexus(referenceArgs("qwen3_moe", output));
     assert.equal(stderr, "");
     assert.equal(code, 0);
     assert.ok(!stdout.includes("\u001b"));
@@ -166,18 +167,7 @@ test("hidden states may be [batch, sequence, hidden], and more than one batch of
     await writeSafetensors(input, {
       hidden_states: { dtype: "float32", shape: [copies, tokens, hidden], data },
     });
-    const { code, stderr, stdout } = await nexus([
-      "run",
-      "--checkpoint",
-      path.join(FIXTURES, "mixtral"),
-      "--layer",
-      LAYER,
-      "--input",
-      input,
-      "--output",
-      output,
-      "--json",
-    ]);
+    const { code, stderr, stdout } = await nexus([...runArgs({ input, output }), "--json"]);
     assert.equal(stderr, "");
     assert.equal(code, 0);
     const summary = JSON.parse(stdout);
@@ -200,17 +190,7 @@ test("16-bit input is taken, and an existing output file is replaced as a whole"
     await writeFile(output, "something older");
     const data = new Uint16Array(3 * 64).map((_, i) => 0x3f80 + (i % 64)); // 1 to 1.5
     await writeSafetensors(input, { hidden_states: { dtype: "bfloat16", shape: [3, 64], data } });
-    const { code, stderr } = await nexus([
-      "run",
-      "--checkpoint",
-      path.join(FIXTURES, "mixtral"),
-      "--layer",
-      LAYER,
-      "--input",
-      input,
-      "--output",
-      output,
-    ]);
+    const { code, stderr } = await nexus(runArgs({ input, output }));
     assert.equal(stderr, "");
     assert.equal(code, 0);
     assert.deepEqual((await readAll(output))["output"]?.shape, [3, 64]);
@@ -230,7 +210,7 @@ test("no file of the checkpoint is overwritten, whatever its index calls it", as
     await writeFile(index, JSON.stringify({ weight_map }));
     for (const file of [shard, index, path.join(checkpoint, "config.json")]) {
       const before = await readFile(file);
-      const args = [...runArgs("mixtral", file), "--checkpoint", checkpoint];
+      const args = [...referenceArgs("mixtral", file), "--checkpoint", checkpoint];
       const { code, stderr } = await nexus(args);
       assert.match(stderr, /^nexus: --output .* would overwrite what is read\. Choose another/);
       assert.equal(code, 2);
@@ -249,17 +229,7 @@ test("a token whose logits are not finite is named by its place in the input", a
     await writeSafetensors(input, {
       hidden_states: { dtype: "float32", shape: [tokens, 64], data },
     });
-    const { code, stdout, stderr } = await nexus([
-      "run",
-      "--checkpoint",
-      path.join(FIXTURES, "mixtral"),
-      "--layer",
-      LAYER,
-      "--input",
-      input,
-      "--output",
-      output,
-    ]);
+    const { code, stdout, stderr } = await nexus(runArgs({ input, output }));
     assert.equal(stdout, "");
     assert.match(stderr, /^nexus: .*row 2070.*\n$/);
     assert.equal(code, 2);
@@ -279,7 +249,7 @@ test("output that is not finite is written, counted and warned of", async () => 
     await handle.write(new Uint8Array(4).fill(255), 0, 4, weights.info(tensor).start);
     await handle.close();
     const output = path.join(folder, "out.safetensors");
-    const args = [...runArgs("mixtral", output), "--checkpoint", checkpoint];
+    const args = [...referenceArgs("mixtral", output), "--checkpoint", checkpoint];
 
     const { code, stdout } = await nexus([...args, "--json"]);
     assert.equal(code, 0);
@@ -314,17 +284,9 @@ test("a truncated checkpoint is one line that names the file", async () => {
     await copyFile(path.join(checkpoint, "reference.safetensors"), reference);
     await truncate(model, size - 1000);
     const { code, stdout, stderr } = await nexus([
-      "run",
-      "--checkpoint",
-      checkpoint,
-      "--layer",
-      LAYER,
-      "--input",
-      reference,
+      ...runArgs({ checkpoint, input: reference, output: path.join(folder, "out.safetensors") }),
       "--tensor",
       "block_input",
-      "--output",
-      path.join(folder, "out.safetensors"),
     ]);
     assert.equal(stdout, "");
     assert.match(stderr, /^nexus: .*model\.safetensors: .*\n$/);

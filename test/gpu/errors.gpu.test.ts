@@ -24,6 +24,7 @@ import {
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { referenceLayer, relativeError } from "../../src/reference/index.ts";
+import { matrixView } from "../../src/tensor.ts";
 import { inTemporaryFolder } from "../cli/nexus.ts";
 import { batch, gatedExperts, plainSpec, randomLayer, WEIGHT_DTYPES } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
@@ -89,15 +90,7 @@ gpuTest(
 
 function gateOf(rows: number, columns: number) {
   const data = new Float32Array(rows * columns);
-  return async () => ({
-    dtype: "float32" as const,
-    data,
-    offset: 0,
-    rows,
-    columns,
-    rowStride: columns,
-    columnStride: 1,
-  });
+  return async () => matrixView({ dtype: "float32", shape: [rows, columns], data });
 }
 
 for (const dtype of WEIGHT_DTYPES) {

@@ -5,7 +5,11 @@ import { after, before, describe, it } from "node:test";
 import { DisposedError, InvalidArgumentError } from "../../../src/errors.ts";
 import { type CpuDevice, openCpuDevice } from "../../../src/execution/cpu/device.ts";
 import type { Projection, Stream } from "../../../src/execution/device.ts";
-import type { Activation, ProjectOperator } from "../../../src/execution/operators.ts";
+import type {
+  Activation,
+  BucketOperator,
+  ProjectOperator,
+} from "../../../src/execution/operators.ts";
 import { activate, joinGate } from "../../../src/reference/expert.ts";
 import type { DType, MatrixView } from "../../../src/tensor.ts";
 import type { Random } from "../../../src/workload/random.ts";
@@ -25,6 +29,11 @@ const UNGATED: Activation[] = ["none", "relu", "silu", "gelu", "gelu-tanh", "sig
   (kind) => ({ kind }) as Activation,
 );
 const GATED: Activation[] = [...UNGATED, { kind: "swiglu-clamped", alpha: 1.702, limit: 1.5 }];
+
+/** Enqueues what puts tokens whose ids are given into buckets, for rows in float32. */
+function bucket(what: Omit<BucketOperator, "kind" | "rowType" | "routed">): void {
+  stream.enqueue({ kind: "bucket", rowType: "float32", routed: false, ...what });
+}
 
 /** A projection of random weights, and the same in plain arrays. */
 interface Weights {
@@ -177,16 +186,13 @@ describe("project", () => {
       const output = upload(device, new Float32Array(slots * outputs).fill(123));
       const busy = room(device, experts);
       const lane = random.integer(lanes);
-      stream.enqueue({
-        kind: "bucket",
+      bucket({
         experts,
         topK,
         lanes,
         tokens: tokensBuffer,
         buckets,
-        rowType: "float32",
         mostTokens,
-        routed: false,
         ids: upload(device, ids),
       });
       const operator: ProjectOperator = {
@@ -248,18 +254,7 @@ describe("project", () => {
       device,
       Int32Array.from({ length: 64 }, (_, i) => (i < 60 ? 0 : 1)),
     );
-    stream.enqueue({
-      kind: "bucket",
-      experts: 2,
-      topK: 1,
-      lanes: 1,
-      tokens,
-      ids,
-      buckets,
-      rowType: "float32",
-      mostTokens: 64,
-      routed: false,
-    });
+    bucket({ experts: 2, topK: 1, lanes: 1, tokens, ids, buckets, mostTokens: 64 });
     const laid = { from: "bucket", buckets, lane: 0, lanes: 1, topK: 1, mostTokens: 64 } as const;
     for (let round = 0; round < 20; round++) {
       stream.enqueue({
@@ -285,18 +280,7 @@ describe("project", () => {
     const buckets = bucketBuffers(device, 1, 2);
     const tokens = ints(device, 2);
     const ids = ints(device, 0, 0);
-    stream.enqueue({
-      kind: "bucket",
-      experts: 1,
-      topK: 1,
-      lanes: 1,
-      tokens,
-      ids,
-      buckets,
-      rowType: "float32",
-      mostTokens: 2,
-      routed: false,
-    });
+    bucket({ experts: 1, topK: 1, lanes: 1, tokens, ids, buckets, mostTokens: 2 });
     await device.synchronize();
     device.write(buckets.order, Int32Array.of(0, 2));
     stream.enqueue({
@@ -357,18 +341,7 @@ describe("project", () => {
     refused({ kind: "transpose" }, /Unknown operator "transpose"/);
     refused({ kind: "decode" }, /decode: the CPU device has no such operator.*decodeTokens is 0/);
     const ids = ints(device, 0, 1, 0, 1);
-    stream.enqueue({
-      kind: "bucket",
-      experts: 2,
-      topK: 1,
-      lanes: 3,
-      tokens,
-      ids,
-      buckets,
-      rowType: "float32",
-      mostTokens: 4,
-      routed: false,
-    });
+    bucket({ experts: 2, topK: 1, lanes: 3, tokens, ids, buckets, mostTokens: 4 });
     refused({ rows: { ...fromBucket, lane: 3 } }, /rows\.lane is 3/);
     refused({ rows: { ...fromBucket, topK: 0 } }, /rows\.topK is 0/);
     refused({ rows: { ...fromBucket, lanes: 2 } }, /rows\.lanes is 2 and was 3/);

@@ -6,7 +6,7 @@ import { DisposedError, InvalidArgumentError, ShapeError } from "../../../src/er
 import { type CpuDevice, openCpuDevice } from "../../../src/execution/cpu/device.ts";
 import { STAGING_BYTES } from "../../../src/execution/cpu/projection.ts";
 import type { Projection, ProjectionSpec } from "../../../src/execution/device.ts";
-import type { MatrixView, TensorData } from "../../../src/tensor.ts";
+import { type MatrixView, matrixView, type TensorData } from "../../../src/tensor.ts";
 import { between, normal, pick, randomFor } from "../../support/seed.ts";
 import { floats, ints, room, upload, withDevice } from "./harness.ts";
 
@@ -28,16 +28,8 @@ const SPEC: ProjectionSpec = {
 };
 
 function view(data: TensorData, rows: number, columns: number, change: object = {}): MatrixView {
-  return {
-    dtype: data instanceof Float32Array ? "float32" : "bfloat16",
-    data,
-    offset: 0,
-    rows,
-    columns,
-    rowStride: columns,
-    columnStride: 1,
-    ...change,
-  };
+  const dtype = data instanceof Float32Array ? "float32" : "bfloat16";
+  return { ...matrixView({ dtype, shape: [rows, columns], data }), ...change };
 }
 
 /** What unit vectors come out as is the matrix itself, as far as the device has it. */

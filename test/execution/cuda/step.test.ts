@@ -17,6 +17,7 @@ import { rowBytes, type Stream } from "../../../src/execution/device.ts";
 import type { DType } from "../../../src/tensor.ts";
 import { normal, randomFor } from "../../support/seed.ts";
 import { FakeDriver } from "./fake-driver.ts";
+import { bucketOf, routeOf } from "./operators/operators.ts";
 
 const [TOKENS, EXPERTS, TOP_K, HIDDEN, INNER] = [100, 20, 3, 70, 130];
 const SLOTS = TOKENS * TOP_K;
@@ -107,27 +108,8 @@ async function runStep(device: CudaDevice, dtype: DType): Promise<void> {
       output: logits,
       rows: { from: "all", tokens, mostTokens: TOKENS, matrix: 0 },
     });
-    main.enqueue({
-      kind: "route",
-      rule: { scoring: "softmax", renormalize: true, scale: 1 },
-      ...sizes,
-      tokens,
-      logits,
-      ids,
-      weights,
-      counts,
-      bucketed: true,
-    });
-    main.enqueue({
-      kind: "bucket",
-      ...sizes,
-      lanes: 2,
-      rowType: dtype,
-      tokens,
-      ids,
-      routed: true,
-      buckets,
-    });
+    main.enqueue(routeOf({ tokens, logits, ids, weights, counts }, {}, sizes));
+    main.enqueue(bucketOf({ tokens, ids, buckets }, { rowType: dtype }, sizes));
     main.record(bucketed);
     other.wait(bucketed);
     for (const [lane, stream] of [main, other].entries()) {

@@ -42,7 +42,7 @@ export function stepBuffers(device: FakeDevice, { experts, topK, mostTokens }: S
 export type StepBuffers = ReturnType<typeof stepBuffers>;
 
 export function routeOf(
-  buffers: StepBuffers,
+  buffers: Pick<RouteOperator, "tokens" | "logits" | "ids" | "weights" | "counts">,
   changes: Partial<RouteOperator> = {},
   sizes = SIZES,
 ): RouteOperator {
@@ -62,7 +62,7 @@ export function routeOf(
 }
 
 export function bucketOf(
-  buffers: StepBuffers,
+  buffers: Pick<BucketOperator, "tokens" | "ids" | "buckets">,
   changes: Partial<BucketOperator> = {},
   sizes = SIZES,
 ): BucketOperator {
