@@ -1,26 +1,21 @@
 /**
- * Page-locked memory for what passes between the host and the device: a ring for
- * small writes, which then cost the host a copy and one call, and a few large slots
+ * Page-locked memory for what passes between the host and the device: rings for
+ * writes, which then cost the host a copy and one call, and a few large slots
  * for reads and weights, lent out one user at a time.
  */
 
 import type { CachingAllocator, DeviceBlock } from "./driver/allocator.ts";
 import type { Driver } from "./driver/driver.ts";
 import type { EventPool } from "./driver/events.ts";
-import { PinnedMemory, type PinnedPiece } from "./driver/pinned.ts";
+import { PIECE_ALIGNMENT, PinnedMemory, type PinnedPiece } from "./driver/pinned.ts";
 import { STAGING_BYTES } from "./projection.ts";
-
-/** A batch of hidden states of a decode step fits. */
-export const RING_PIECE_BYTES = 16 * 1024;
-/** In each half of the ring. A step writes a handful of times. */
-const HALF_PIECES = 32;
 
 /** One is filled by the host while the GPU takes the other. */
 const STAGING_SLOTS = 2;
 
 /** Half of the ring: written through, then left alone until the GPU has read all of it. */
 interface Half {
-  readonly pieces: readonly PinnedPiece[];
+  readonly piece: PinnedPiece;
   /** Recorded behind the last copy out of it; undefined while the GPU has nothing to read there. */
   fence: bigint | undefined;
 }
@@ -33,30 +28,36 @@ export class WriteRing {
   /** The half that is written to, and the one that comes next. */
   #current: Half;
   #other: Half;
-  #next = 0;
+  /** Bytes of the current half that are written. */
+  #used = 0;
 
-  /** @param stream that the copies go to */
-  constructor(driver: Driver, events: EventPool, stream: bigint) {
+  /**
+   * @param stream that the copies go to
+   * @param halfBytes room of each of its halves
+   */
+  constructor(driver: Driver, events: EventPool, stream: bigint, halfBytes: number) {
     this.#driver = driver;
     this.#events = events;
     this.#stream = stream;
-    this.#memory = new PinnedMemory(driver, 2 * HALF_PIECES * RING_PIECE_BYTES, "small writes");
-    this.#current = this.#half();
-    this.#other = this.#half();
+    this.#memory = new PinnedMemory(driver, 2 * halfBytes, "writes");
+    this.#current = { piece: this.#memory.take(halfBytes), fence: undefined };
+    this.#other = { piece: this.#memory.take(halfBytes), fence: undefined };
   }
 
   /**
-   * Copies a few bytes to the device. They may change right afterwards.
+   * Copies bytes to the device. They may change right afterwards.
    *
-   * @param source at most RING_PIECE_BYTES
-   * @returns false, with nothing done, if the GPU is still to read all of the ring
+   * @param source at most half of the ring
+   * @returns false, with nothing done, if the GPU is still to read what lies where they would go
    */
   write(target: bigint, source: Uint8Array): boolean {
-    if (this.#next === HALF_PIECES && !this.#turn()) return false;
-    const piece = this.#current.pieces[this.#next] as PinnedPiece;
-    piece.bytes.set(source);
-    this.#driver.copyToDevice(target, piece.address, source.byteLength, this.#stream);
-    this.#next += 1;
+    const { byteLength } = source;
+    const room = this.#current.piece.bytes.byteLength;
+    if (this.#used + byteLength > room && !this.#turn()) return false;
+    const { address, bytes } = this.#current.piece;
+    bytes.set(source, this.#used);
+    this.#driver.copyToDevice(target, address + BigInt(this.#used), byteLength, this.#stream);
+    this.#used += Math.ceil(byteLength / PIECE_ALIGNMENT) * PIECE_ALIGNMENT;
     return true;
   }
 
@@ -77,13 +78,8 @@ export class WriteRing {
     this.#driver.recordEvent(full.fence, this.#stream);
     this.#current = this.#other;
     this.#other = full;
-    this.#next = 0;
+    this.#used = 0;
     return true;
-  }
-
-  #half(): Half {
-    const pieces = Array.from({ length: HALF_PIECES }, () => this.#memory.take(RING_PIECE_BYTES));
-    return { pieces, fence: undefined };
   }
 }
 

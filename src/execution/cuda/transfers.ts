@@ -3,9 +3,9 @@
  * and so in the order of the calls: what is called or launched next comes after it.
  * Copies and small writes do not wait for the GPU; large writes wait until the driver has
  * read their source. A GPU that reads pageable memory by itself does so only when it is the
- * copy's turn, so there a large write waits for all that was handed over before. Reading
- * waits by promise. A mirrored buffer whose mirror is current is read without asking the GPU
- * for anything.
+ * copy's turn: there they are staged here, and only those that are more than LARGE_WRITE_BYTES
+ * or that far ahead of the GPU wait for all that was handed over before. Reading waits by
+ * promise. A mirrored buffer whose mirror is current is read without asking the GPU for anything.
  */
 
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
@@ -19,8 +19,18 @@ import { type BufferOwner, GpuBuffer } from "./memory.ts";
 import type { LaunchContext, OwnKernelWork } from "./operators/kernel-work.ts";
 import { rowsWork } from "./operators/pack.ts";
 import { STAGING_BYTES, type WeightUploader } from "./projection.ts";
-import { RING_PIECE_BYTES, StagingSlots, WriteRing } from "./staging.ts";
+import { StagingSlots, WriteRing } from "./staging.ts";
 import type { Work } from "./work.ts";
+
+/** Counts, lane tables and the hidden states of a decode step are at most as large. */
+export const SMALL_WRITE_BYTES = 16 * 1024;
+/** Small writes that may be ahead of the GPU, which are to find room whatever large ones do. A step makes a handful. */
+const SMALL_WRITES = 32;
+/**
+ * 1024 tokens of 2048 values in float32. Staged here, 4 MiB take a fifth longer than by the
+ * driver, which sends the first part while it copies the next: so only where it does not.
+ */
+export const LARGE_WRITE_BYTES = 8 * 2 ** 20;
 
 /** What transfers need of the device they belong to. */
 export interface TransferOwner extends BufferOwner, LaunchContext {
@@ -42,14 +52,16 @@ export class Transfers implements WeightUploader {
   readonly #owner: TransferOwner;
   readonly #driver: Driver;
   readonly #stream: bigint;
-  readonly #ring: WriteRing;
+  readonly #smallWrites: WriteRing;
+  /** For a GPU that reads pageable memory. Made when it is needed first: locking its pages takes milliseconds. */
+  #largeWrites: WriteRing | undefined;
   readonly #slots: StagingSlots;
 
   constructor(owner: TransferOwner) {
     this.#owner = owner;
     this.#driver = owner.driver;
     this.#stream = owner.launchStream;
-    this.#ring = new WriteRing(owner.driver, owner.events, owner.launchStream);
+    this.#smallWrites = this.#ring(SMALL_WRITES * SMALL_WRITE_BYTES);
     this.#slots = new StagingSlots(owner.driver, owner.allocator);
   }
 
@@ -64,7 +76,7 @@ export class Transfers implements WeightUploader {
     this.#owner.requireOpen();
     const { byteLength } = source;
     if (byteLength === 0) return;
-    if (byteLength <= RING_PIECE_BYTES && this.#ring.write(address, bytesOf(source))) return;
+    if (this.#ringFor(byteLength)?.write(address, bytesOf(source))) return;
     // Ordinary memory is staged by the driver, which has read all of it by the time it returns.
     this.#driver.copyToDevice(address, source, byteLength, this.#stream);
     // Unless the GPU can do without: then it is read when it is the copy's turn, which is waited for.
@@ -179,8 +191,22 @@ export class Transfers implements WeightUploader {
   }
 
   close(): void {
-    this.#ring.close();
+    this.#smallWrites.close();
+    this.#largeWrites?.close();
     this.#slots.close();
+  }
+
+  #ring(halfBytes: number): WriteRing {
+    const { driver, events, launchStream } = this.#owner;
+    return new WriteRing(driver, events, launchStream, halfBytes);
+  }
+
+  /** Undefined where the driver is to stage it, or it is too large for a ring. */
+  #ringFor(byteLength: number): WriteRing | undefined {
+    if (byteLength <= SMALL_WRITE_BYTES) return this.#smallWrites;
+    if (!this.#owner.facts.readsPageable || byteLength > LARGE_WRITE_BYTES) return undefined;
+    this.#largeWrites ??= this.#ring(LARGE_WRITE_BYTES);
+    return this.#largeWrites;
   }
 
   /** The driver has read the launches when this returns: they can be given back. */

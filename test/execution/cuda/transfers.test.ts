@@ -3,22 +3,31 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../../src/errors.ts";
-import { RING_PIECE_BYTES } from "../../../src/execution/cuda/staging.ts";
-import type { Stream } from "../../../src/execution/device.ts";
+import { LARGE_WRITE_BYTES, SMALL_WRITE_BYTES } from "../../../src/execution/cuda/transfers.ts";
+import type { DeviceBuffer, Stream } from "../../../src/execution/device.ts";
 import { between, randomFor } from "../../support/seed.ts";
 import { FakeDriver } from "./fake-driver.ts";
 import { enqueue, OPERAND_BYTES, operand, readValue, withFake } from "./harness.ts";
 
 function noise(length: number, seed: string): Uint8Array {
   const random = randomFor(seed);
-  return Uint8Array.from({ length }, () => random.integer(256));
+  const words = Uint32Array.from({ length: Math.ceil(length / 4) }, () => random.integer(2 ** 32));
+  return new Uint8Array(words.buffer, 0, length);
 }
 
 describe("write and read", () => {
   it("bring any bytes there and back", async () => {
     await withFake(async ({ device }) => {
       const random = randomFor("bytes");
-      const sizes = [0, 1, 3, RING_PIECE_BYTES, RING_PIECE_BYTES + 1, 17 * 2 ** 20 + 5];
+      const sizes = [
+        0,
+        1,
+        3,
+        SMALL_WRITE_BYTES,
+        SMALL_WRITE_BYTES + 1,
+        LARGE_WRITE_BYTES,
+        17 * 2 ** 20 + 5,
+      ];
       for (const [i, size] of sizes.entries()) {
         const buffer = device.allocate(size + 10, "bytes");
         const zeros = new Uint8Array(size + 10).fill(1);
@@ -39,17 +48,55 @@ describe("write and read", () => {
     });
   });
 
-  it("leave the source free at once where the GPU reads ordinary memory by itself", async () => {
+  for (const readsPageable of [false, true]) {
+    it(`leave the source free at once, however large, where the GPU ${readsPageable ? "reads" : "does not read"} ordinary memory by itself`, async () => {
+      const driver = new FakeDriver({ readsPageable });
+      await withFake(async ({ device }) => {
+        const random = randomFor("sources");
+        const most = LARGE_WRITE_BYTES + 100;
+        const buffer = device.allocate(most, "bytes");
+        const expected = Buffer.alloc(most);
+        // The ring is full several times over, and some writes are too large for it.
+        for (let i = 0; i < 30; i++) {
+          const source = noise(between(random, 1, i % 10 === 0 ? most : most >> 3), `source ${i}`);
+          const offset = between(random, 0, most - source.length);
+          expected.set(source, offset);
+          device.write(buffer, source, offset);
+          source.fill(0xff);
+        }
+        const target = new Uint8Array(most);
+        await device.read(buffer, target);
+        assert.ok(expected.equals(target));
+      }, driver);
+    });
+  }
+
+  it("do not wait for the GPU before large writes have filled their room", async () => {
     const driver = new FakeDriver({ readsPageable: true });
     await withFake(async ({ device }) => {
-      const buffer = device.allocate(2 * RING_PIECE_BYTES, "bytes");
-      const bytes = noise(2 * RING_PIECE_BYTES, "pageable");
-      const source = bytes.slice();
-      device.write(buffer, source);
-      source.fill(0xff);
-      const target = new Uint8Array(bytes.length);
-      await device.read(buffer, target);
-      assert.ok(Buffer.from(target).equals(Buffer.from(bytes)));
+      const half = LARGE_WRITE_BYTES / 2;
+      const buffers = Array.from({ length: 5 }, (_, i) => device.allocate(half, `${i}`));
+      const values = [3, 4, 5, 6, 7];
+      driver.stalled = true;
+      const write = (i: number): void =>
+        device.write(buffers[i] as DeviceBuffer, new Uint8Array(half).fill(values[i] as number));
+      for (let i = 0; i < 4; i++) write(i);
+      assert.equal(driver.count("synchronizeStream"), 0);
+      driver.stalled = false;
+      await device.synchronize();
+      // The first two lie in a half that the GPU has read by now.
+      write(4);
+      assert.equal(driver.count("synchronizeStream"), 0);
+      for (const [i, buffer] of buffers.entries()) {
+        const target = new Uint8Array(half);
+        await device.read(buffer, target);
+        assert.ok(target.every((byte) => byte === values[i]));
+      }
+      device.write(
+        device.allocate(2 * LARGE_WRITE_BYTES, "larger"),
+        new Uint8Array(LARGE_WRITE_BYTES + 1),
+      );
+      assert.equal(driver.count("synchronizeStream"), 1);
     }, driver);
   });
 
