@@ -1,7 +1,24 @@
 /** Made-up loads and devices for planning tests: counts and plain values, no tensors. */
 
+import type { Plan, SliceId } from "../../src/control/plan.ts";
 import type { PlanningDevice } from "../../src/control/slices/planning-device.ts";
 import type { Random } from "../../src/workload/random.ts";
+
+/** Tokens of two hot experts, one warm, five cold. */
+export const SKEWED: readonly number[] = [512, 256, 128, 64, 40, 12, 8, 4];
+
+export function load(counts: readonly number[]): { readonly counts: Int32Array } {
+  return { counts: Int32Array.from(counts) };
+}
+
+/** Compute units of each slice. */
+export function unitsOf(plan: Plan): number[] {
+  return Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
+}
+
+export function expertsOf(plan: Plan, slice: SliceId): number[] {
+  return [...plan.slices[slice].experts];
+}
 
 /** Tokens per expert: `slots` draws from Zipf's law, expert 0 the busiest. */
 export function zipfCounts(

@@ -17,9 +17,9 @@ import {
 import { InvalidArgumentError } from "../../src/errors.ts";
 import { Random } from "../../src/workload/random.ts";
 import { between, pick } from "../support/seed.ts";
-import { cpu, gpu, zipfCounts } from "./loads.ts";
+import { cpu, gpu, SKEWED, zipfCounts } from "./loads.ts";
 
-const SKEWED = Int32Array.of(512, 256, 128, 64, 40, 12, 8, 4);
+const COUNTS = Int32Array.from(SKEWED);
 
 const planFor = (counts: Int32Array) => new SliceManager({ device: gpu() }).allocate({ counts });
 
@@ -81,7 +81,7 @@ describe("lanes", () => {
   });
 
   test("a slice has no more lanes than experts while others can use them", () => {
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const assignment = new StreamScheduler().assign(plan);
     checkAssignment(assignment, plan, 8);
     assert.deepEqual(
@@ -91,14 +91,14 @@ describe("lanes", () => {
   });
 
   test("with more lanes than experts every expert has its own", () => {
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const assignment = new StreamScheduler({ streams: 12 }).assign(plan);
     checkAssignment(assignment, plan, 12);
     assert.equal(new Set(assignment.laneOf).size, 8);
   });
 
   test("with fewer lanes than slices the coldest share one, and that is said", () => {
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const two = new StreamScheduler({ streams: 2 }).assign(plan);
     checkAssignment(two, plan, 2);
     assert.deepEqual(two.slicesOfLane, [["A"], ["B", "C"]]);
@@ -114,7 +114,7 @@ describe("lanes", () => {
   });
 
   test("of an undivided device all slices have one, and lanes are as before when it is divided", () => {
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const scheduler = new StreamScheduler({ streams: 4 });
     const divided = scheduler.assign(plan);
     const undivided = scheduler.assign({ ...plan, undivided: true });
@@ -125,7 +125,7 @@ describe("lanes", () => {
 
   test("without one of its own a slice has no cache set aside, and the note says so", () => {
     const plan: Plan = {
-      ...planFor(SKEWED),
+      ...planFor(COUNTS),
       reservedCacheBytes: { A: 0, B: 4096, C: 8192, D: 16384 },
     };
     const on = (streams: number) => {
@@ -144,7 +144,7 @@ describe("lanes", () => {
   });
 
   test("a single one is the same graph, whatever slices it serves", () => {
-    const keys = [SKEWED, new Int32Array(8).fill(9)].map(
+    const keys = [COUNTS, new Int32Array(8).fill(9)].map(
       (counts) => new StreamScheduler({ streams: 1 }).assign(planFor(counts)).laneKey,
     );
     assert.equal(keys[0], keys[1]);
@@ -224,7 +224,7 @@ describe("the key", () => {
 
   test("is the same for the same lanes and priorities, and only then", () => {
     const scheduler = new StreamScheduler({ streams: 4 });
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const layouts = new Map<string, string>();
     for (let i = 0; i < 3 * MAX_WAIT; i++) {
       const { laneKey, slicesOfLane, priorityOfLane } = scheduler.assign(plan);
@@ -240,7 +240,7 @@ describe("the key", () => {
 describe("no starvation", () => {
   test("order is by priority most of the time", () => {
     const scheduler = new StreamScheduler();
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     const served = { A: 0, B: 0, C: 0 };
     for (let i = 0; i < 10 * MAX_WAIT; i++) served[firstServed(scheduler.assign(plan))]++;
     assert.ok(served.A > 0.9 * 10 * MAX_WAIT);
@@ -291,7 +291,7 @@ describe("no starvation", () => {
 
   test("whatever the priorities, also equal ones", () => {
     const priorities = { A: 1, B: 1, C: 1 };
-    const plan = new SliceManager({ device: gpu(), priorities }).allocate({ counts: SKEWED });
+    const plan = new SliceManager({ device: gpu(), priorities }).allocate({ counts: COUNTS });
     const scheduler = new StreamScheduler();
     const served = new Set<ExpertSliceId>();
     for (let i = 0; i < MAX_WAIT; i++) served.add(firstServed(scheduler.assign(plan)));
@@ -312,7 +312,7 @@ describe("errors", () => {
 
   test("an expected load of other experts is refused", () => {
     const scheduler = new StreamScheduler();
-    const plan = planFor(SKEWED);
+    const plan = planFor(COUNTS);
     assert.throws(
       () => scheduler.assign(plan, { counts: new Int32Array(3) }),
       /3 experts .* plan has 8/,

@@ -1,20 +1,11 @@
 import assert from "node:assert/strict";
 import os from "node:os";
 import { describe, test } from "node:test";
-import type { Plan, SliceId } from "../../../src/control/plan.ts";
 import { ExpertProfiler } from "../../../src/control/profiler.ts";
 import { POLICY_NAMES, SliceManager } from "../../../src/control/slices/manager.ts";
 import { placeByHeat, type SlicePolicy, weighByWork } from "../../../src/control/slices/policy.ts";
-import { DeviceUnavailableError, InvalidArgumentError } from "../../../src/errors.ts";
-import { cpu, gpu } from "../loads.ts";
-
-/** Two hot experts, one warm, five cold. */
-const SKEWED = [512, 256, 128, 64, 40, 12, 8, 4];
-
-const load = (counts: readonly number[]) => ({ counts: Int32Array.from(counts) });
-const unitsOf = (plan: Plan) =>
-  Object.values(plan.slices).map((slice) => slice.budget.computeUnits);
-const expertsOf = (plan: Plan, slice: SliceId) => [...plan.slices[slice].experts];
+import { DeviceUnavailableError } from "../../../src/errors.ts";
+import { cpu, expertsOf, gpu, load, SKEWED, unitsOf } from "../loads.ts";
 
 describe("a plan from counts alone", () => {
   test("needs no device: it is for this machine's threads", () => {
@@ -174,129 +165,6 @@ describe("room and eviction", () => {
   });
 });
 
-describe("demands", () => {
-  test("a reservation is paid for by the lowest priority first", () => {
-    const manager = new SliceManager({ device: gpu() });
-    const before = manager.allocate(load(SKEWED));
-    assert.deepEqual(unitsOf(before), [88, 14, 14, 16, 0, 0]);
-    manager.reserve("D", { computeUnits: 40 });
-    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [88, 2, 2, 40, 0, 0]);
-    assert.deepEqual(unitsOf(before), [88, 14, 14, 16, 0, 0]);
-    manager.reserve("D", {});
-    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [88, 14, 14, 16, 0, 0]);
-  });
-
-  test("priorities decide who pays", () => {
-    const priorities = { A: 1, B: 5, C: 6 };
-    const manager = new SliceManager({ device: gpu(), priorities });
-    manager.reserve("D", { computeUnits: 40 });
-    const plan = manager.allocate(load(SKEWED));
-    assert.deepEqual(unitsOf(plan), [64, 14, 14, 40, 0, 0]);
-    assert.equal(plan.slices.C.priority, 6);
-  });
-
-  test("a slice without experts keeps its reservation", () => {
-    const manager = new SliceManager({ device: cpu() });
-    manager.reserve("A", { computeUnits: 0.5 });
-    const plan = manager.allocate(load(new Array(8).fill(1)));
-    assert.deepEqual(unitsOf(plan), [0.5, 1.25, 0, 0.25, 0, 0]);
-    assert.equal(plan.slices.A.state, "idle");
-  });
-
-  test("resize sets a slice's units and shares the rest, until it is taken back", () => {
-    const manager = new SliceManager({ device: gpu() });
-    const before = manager.allocate(load(SKEWED));
-    manager.resize("A", 40);
-    const resized = manager.allocate(load(SKEWED));
-    assert.equal(resized.slices.A.budget.computeUnits, 40);
-    assert.equal(
-      unitsOf(resized).reduce((a, b) => a + b, 0),
-      132,
-    );
-    assert.match(resized.explain(0).reason, /40 of 132 compute units \(as resized\)/);
-    manager.resize("A", null);
-    assert.equal(manager.allocate(load(SKEWED)).budgetKey, before.budgetKey);
-  });
-
-  test("targets that do not all fit give by priority", () => {
-    const manager = new SliceManager({ device: gpu() });
-    manager.resize("A", 100);
-    manager.resize("B", 60);
-    manager.resize("C", 20);
-    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [100, 28, 2, 2, 0, 0]);
-  });
-
-  test("migrate pins an expert from the next plan on, release frees it", () => {
-    const manager = new SliceManager({ device: cpu(), maxExperts: { A: 1 } });
-    manager.migrate(7, "A");
-    const pinned = manager.allocate(load(SKEWED));
-    assert.deepEqual(expertsOf(pinned, "A"), [7]);
-    assert.match(pinned.explain(7).reason, /Expert 7 is pinned to slice A/);
-    manager.release(7);
-    assert.deepEqual(expertsOf(pinned, "A"), [7]);
-    assert.deepEqual(expertsOf(manager.allocate(load(SKEWED)), "A"), [0]);
-  });
-
-  test("what cannot be is refused with the numbers and changes nothing", () => {
-    const manager = new SliceManager({ device: gpu(), maxExperts: { A: 1 } });
-    manager.reserve("B", { computeUnits: 50, cacheBytes: 10_000_000 });
-    manager.resize("C", 10);
-    manager.migrate(1, "A");
-    const before = manager.allocate(load(SKEWED));
-    const wrong: [RegExp, () => void][] = [
-      [
-        /reserve 90 .* at least 54, and a GPU has 132\. Reserve 78 at most/,
-        () => manager.reserve("A", { computeUnits: 90 }),
-      ],
-      [/reserve 12 .* resized to 10/, () => manager.reserve("C", { computeUnits: 12 })],
-      [
-        /reserve\("A"\) was given 3 .* multiples of 2/,
-        () => manager.reserve("A", { computeUnits: 3 }),
-      ],
-      [/given -2/, () => manager.reserve("A", { computeUnits: -2 })],
-      [/given NaN/, () => manager.reserve("A", { computeUnits: Number.NaN })],
-      [
-        /41000000 bytes .* 10000000 are reserved .* 50000000/,
-        () => manager.reserve("A", { cacheBytes: 41_000_000 }),
-      ],
-      [/-1 bytes/, () => manager.reserve("A", { cacheBytes: -1 })],
-      [/"E" has no budget; choose one of A, B, C, D/, () => manager.reserve("E" as "A", {})],
-      [/resized to 80 .* 2 to 78 of the 132/, () => manager.resize("A", 80)],
-      [/resized to 48 .* 50 to/, () => manager.resize("B", 48)],
-      [/resized to 0 /, () => manager.resize("A", 0)],
-      [/multiples of 2/, () => manager.resize("A", 7)],
-      [/"F" has no budget/, () => manager.resize("F" as "A", 2)],
-      [/no expert 8/, () => manager.migrate(8, "A")],
-      [/Expert -1/, () => manager.migrate(-1, "A")],
-      [/Expert 1.5/, () => manager.release(1.5)],
-      [/"D" takes no experts/, () => manager.migrate(0, "D" as "A")],
-      [/2 pinned experts .* the 1 that maxExperts/, () => manager.migrate(2, "A")],
-    ];
-    for (const [message, act] of wrong) {
-      assert.throws(act, { name: "InvalidArgumentError", message });
-    }
-    const after = manager.allocate(load(SKEWED));
-    assert.equal(after.budgetKey, before.budgetKey);
-    assert.deepEqual(after.explain(), before.explain());
-  });
-
-  test("cache cannot be reserved where its size is unknown", () => {
-    const manager = new SliceManager({ device: cpu(2, { cacheBytes: null }) });
-    assert.throws(() => manager.reserve("A", { cacheBytes: 1 }), /does not tell the size/);
-  });
-
-  test("a pin beyond the experts is found out by the first load", () => {
-    const manager = new SliceManager({ device: cpu() });
-    manager.migrate(40, "A");
-    assert.throws(
-      () => manager.allocate(load(SKEWED)),
-      /Expert 40 .* 8 experts\. Call release\(40\)/,
-    );
-    manager.release(40);
-    assert.doesNotThrow(() => manager.allocate(load(SKEWED)));
-  });
-});
-
 describe("small changes", () => {
   test("budgets stay while a step would get less than a tenth shorter, and explain so", () => {
     const manager = new SliceManager({ device: gpu() });
@@ -364,76 +232,6 @@ describe("a policy that would not divide the device", () => {
       const plan = new SliceManager({ device: gpu(), policy, realisation }).allocate(load(SKEWED));
       assert.equal(plan.undivided, false);
       assert.match(plan.explain(0).reason, /with \d+ of 132 compute units/);
-    }
-  });
-});
-
-describe("a policy that says what cannot be", () => {
-  const sound: SlicePolicy = {
-    name: "mine",
-    place: placeByHeat,
-    divide: () => ({
-      weights: { A: 1, B: 1, C: 1, D: 1 },
-      holdSmallChanges: false,
-      why: "as I say",
-    }),
-  };
-  const placing = (more: object): SlicePolicy => ({
-    ...sound,
-    place: (view) => ({ ...placeByHeat(view), ...more }),
-  });
-  const dividing = (more: object): SlicePolicy => ({
-    ...sound,
-    divide: (view, work) => ({ ...sound.divide(view, work), ...more }),
-  });
-  const weighing = (more: object) => dividing({ weights: { A: 1, B: 1, C: 1, D: 1, ...more } });
-  const eight = (value: unknown, last: unknown) => [...new Array(7).fill(value), last];
-
-  const wrong: readonly [SlicePolicy, RegExp][] = [
-    [{ ...sound, place: () => undefined as never }, /slices from place\(\) is undefined/],
-    [placing({ slices: ["A"] }), /slices from place\(\) is \[ 'A' \]; .* 8 slices, one per expert/],
-    [placing({ slices: eight("A", "Z") }), /slices\[7\] from place\(\) is 'Z'; .*"A", "B" or "C"/],
-    [placing({ slices: eight("A", "D") }), /slices\[7\] from place\(\) is 'D'/],
-    [placing({ worth: undefined }), /worth from place\(\) is undefined; .* 8 numbers/],
-    [placing({ worth: eight(1, Number.NaN) }), /worth\[7\] from place\(\) is NaN; .*0 or more/],
-    [placing({ worth: eight(1, -1) }), /worth\[7\] from place\(\) is -1/],
-    [placing({ why: "so" }), /why from place\(\) is 'so'; .*a function/],
-    [{ ...sound, divide: () => null as never }, /weights\.A from divide\(\) is undefined/],
-    [dividing({ weights: { A: 1, B: 1, C: 1 } }), /weights\.D from divide\(\) is undefined/],
-    [weighing({ A: Number.NaN }), /weights\.A from divide\(\) is NaN; .*0 or more/],
-    [weighing({ B: -1 }), /weights\.B from divide\(\) is -1/],
-    [weighing({ C: "1" }), /weights\.C from divide\(\) is '1'/],
-    [weighing({ D: Number.POSITIVE_INFINITY }), /weights\.D from divide\(\) is Infinity/],
-    [weighing({ A: 1e308, B: 1e308 }), /weights from divide\(\) is .*add up to a finite/],
-    [
-      dividing({ realisation: { kind: "green", reason: "so" } }),
-      /realisation\.kind from divide\(\) is 'green'; .*one of shared, partitioned, mig/,
-    ],
-    [dividing({ realisation: null }), /realisation\.kind from divide\(\) is undefined/],
-  ];
-  for (const [policy, message] of wrong) {
-    test(`is refused by name: ${message.source}`, () => {
-      const manager = new SliceManager({ device: gpu(), policy, maxExperts: { A: 2 } });
-      assert.throws(
-        () => manager.allocate(load(SKEWED)),
-        (error) => {
-          assert.ok(error instanceof InvalidArgumentError, String(error));
-          assert.match(error.message, /^Policy 'mine': /);
-          assert.match(error.message, message);
-          return true;
-        },
-      );
-    });
-  }
-
-  test("may weigh nothing at all, and have an opinion on partitions", () => {
-    for (const policy of [
-      sound,
-      weighing({ A: 0, B: 0, C: 0, D: 0 }),
-      dividing({ realisation: { kind: "partitioned", reason: "Why not." } }),
-    ]) {
-      const plan = new SliceManager({ device: gpu(), policy }).allocate(load(SKEWED));
-      for (const units of unitsOf(plan)) assert.ok(units >= 0 && units <= 132, `${units}`);
     }
   });
 });
@@ -532,61 +330,5 @@ describe("plans are values", () => {
     for (const expert of [-1, 8, 0.5]) {
       assert.throws(() => plan.explain(expert), /experts 0 to 7/);
     }
-  });
-});
-
-describe("errors", () => {
-  test("loads and profiles that do not fit are refused", () => {
-    const manager = new SliceManager({ device: cpu() });
-    assert.throws(
-      () => manager.allocate({ counts: [1] as unknown as Int32Array }),
-      InvalidArgumentError,
-    );
-    assert.throws(() => manager.allocate(load([])), InvalidArgumentError);
-    assert.throws(() => manager.allocate(load([1, -2])), /counts\[1\] is -2/);
-    manager.allocate(load(SKEWED));
-    assert.throws(() => manager.allocate(load([1, 2])), /2 experts .* plans for 8/);
-    const profiler = new ExpertProfiler({ experts: 4 });
-    assert.throws(() => manager.allocate(load(SKEWED), profiler), /profile is of 4 experts/);
-  });
-
-  test("options out of range are refused", () => {
-    const wrong: [RegExp, ConstructorParameters<typeof SliceManager>[0]][] = [
-      [/no slice policy "greedy"; choose one of static, dynamic/, { policy: "greedy" as "static" }],
-      [/no realisation "green"/, { realisation: "green" as "shared" }],
-      [/priority NaN/, { priorities: { A: Number.NaN } }],
-      [/maxExperts\.A is -1/, { maxExperts: { A: -1 } }],
-      [/maxExperts\.C is 2/, { maxExperts: { C: 2 } as object }],
-      [/expertBytes is 0/, { expertBytes: 0 }],
-      [/granularity of 0\.1/, { device: cpu(2, { computeUnitGranularity: 0.1 }) }],
-      [/granularity of 0;/, { device: cpu(2, { computeUnitGranularity: 0 }) }],
-      [
-        /3 compute units in steps of 1; .* need 4/,
-        { device: cpu(3, { computeUnitGranularity: 1 }) },
-      ],
-    ];
-    for (const [message, options] of wrong) {
-      assert.throws(() => new SliceManager(options), { name: "InvalidArgumentError", message });
-    }
-  });
-
-  test("measurements that cannot be, or of another manager's plan, are refused", () => {
-    const manager = new SliceManager({ device: cpu() });
-    const plan = manager.allocate(load(SKEWED));
-    const good = { plan, seconds: 0.01, tokens: 10, joules: null };
-    assert.doesNotThrow(() => manager.observe(good));
-    for (const wrong of [
-      { seconds: -1 },
-      { seconds: Number.NaN },
-      { tokens: -1 },
-      { joules: -1 },
-    ]) {
-      assert.throws(() => manager.observe({ ...good, ...wrong }), InvalidArgumentError);
-    }
-    const other = new SliceManager({ device: cpu() }).allocate(load(SKEWED));
-    assert.throws(
-      () => manager.observe({ ...good, plan: other }),
-      /not made by this slice manager/,
-    );
   });
 });
