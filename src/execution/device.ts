@@ -18,8 +18,9 @@
  *   called; it is finished when the promise of `synchronize()`, or of the
  *   graph's `launch()`, resolves.
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
- *   whatever is launched later, and are not ordered against enqueued work: touching a
- *   buffer that unfinished work uses is the caller's mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
+ *   whatever is launched later. `copy` comes after what was launched before, too; `write` and
+ *   `read` are not ordered against that: touching a buffer that unfinished work uses is the
+ *   caller's mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
  *   projection can be closed twice; closing a device closes all it owns.
  * - Bits. An operator's output depends on its inputs and its description alone:
  *   not on the stream, the compute budgets, the number of compute units, whether
@@ -220,7 +221,10 @@ export interface Device extends AsyncDisposable {
   allocate(byteLength: number, label: string, options?: AllocateOptions): DeviceBuffer;
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset?: number): void;
   read(source: DeviceBuffer, target: ArrayBufferView, byteOffset?: number): Promise<void>;
-  /** Copies the first `byteLength` bytes of one buffer into another; every later call and launch finds them there. */
+  /**
+   * Copies the first `byteLength` bytes of one buffer into another, after all that was launched
+   * before. Once the promise resolves every later call and launch finds them there.
+   */
   copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void>;
   memory(): MemoryUsage;
 

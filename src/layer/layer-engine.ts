@@ -46,7 +46,8 @@ export interface StepRequest {
 interface StepRun {
   readonly buffers: StepBuffers;
   readonly tokens: number;
-  readonly outputType: DType;
+  /** Of the output. */
+  readonly shape: readonly number[];
   readonly mode: RunMode;
   readonly seconds: number;
   readonly plan: Plan;
@@ -153,15 +154,28 @@ export class LayerEngine implements Disposable {
     const key = this.#keys.get(plan, assignment.laneKey, scope);
     // With every step, as a device may serve several layers; right before the launch, which takes them.
     device.setComputeBudgets(budgets);
+    const shape = [...input.shape.slice(0, -1), this.#outputWidth];
     const started = performance.now();
-    const mode = await this.#graphs.run(key, {
+    const running = this.#graphs.run(key, {
       origin: streams.main,
       record: () => recordStep(streams, parts, buffers, scope),
     });
-    const seconds = (performance.now() - started) / 1000;
-    this.#steps++;
-    const run = { buffers, tokens, outputType, mode, seconds, plan, inLanes, timed };
-    return this.#finish(request, { ...run, streams: assignment.streams });
+    // The step is on its way. While the device is busy with it there is time to see to where its output goes.
+    const keeping = input instanceof DeviceTensor ? this.#keepOutput(outputType, shape) : undefined;
+    const [ran, kept] = await Promise.allSettled([running, keeping]);
+    const output = kept.status === "fulfilled" ? kept.value : undefined;
+    try {
+      if (ran.status === "rejected") throw ran.reason;
+      if (kept.status === "rejected") throw kept.reason;
+      const seconds = (performance.now() - started) / 1000;
+      this.#steps++;
+      const run = { buffers, tokens, shape, mode: ran.value, seconds, plan, inLanes, timed };
+      return await this.#finish(request, output, { ...run, streams: assignment.streams });
+    } catch (error) {
+      // Nobody else has it: the step failed, or a transfer, or a policy of the caller's own that was asked for a plan.
+      output?.[Symbol.dispose]();
+      throw error;
+    }
   }
 
   statistics(): LayerStatistics {
@@ -208,33 +222,45 @@ export class LayerEngine implements Disposable {
     return this.#buffers;
   }
 
-  /** Brings back what is wanted of a step, and shows the control loop what it did. */
+  /** A device tensor that is given the output of the step that was launched last. */
+  async #keepOutput(dtype: DType, shape: readonly number[]): Promise<DeviceTensor> {
+    const { output } = this.#buffers as StepBuffers;
+    const bytes = sizeOf(shape) * BYTES_PER_ELEMENT[dtype];
+    const target = this.#device.allocate(Math.max(4, bytes), "layer output");
+    try {
+      await this.#device.copy(target, output, bytes);
+      return new DeviceTensor(this.#device, target, shape, dtype);
+    } catch (error) {
+      target[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /**
+   * Brings back what is wanted of a step, and shows the control loop what it did.
+   *
+   * @param onDevice the output, if it stays there
+   */
   async #finish(
-    { input, routing: wanted }: StepRequest,
+    { routing: wanted }: StepRequest,
+    onDevice: DeviceTensor | undefined,
     run: StepRun,
   ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
     const device = this.#device;
-    const { buffers, tokens, outputType } = run;
+    const { buffers, tokens, shape } = run;
     const { experts, topK, capacityFactor } = this.#spec.router;
     const slots = tokens * topK;
-    const shape = [...input.shape.slice(0, -1), this.#outputWidth];
-    const elements = tokens * this.#outputWidth;
     const transfers: Promise<void>[] = [];
     const fetch = <Into extends ArrayBufferView>(source: DeviceBuffer, into: Into): Into => {
       transfers.push(device.read(source, into));
       return into;
     };
 
-    let output: Tensor<Float32Array> | DeviceTensor;
-    if (input instanceof DeviceTensor) {
-      const bytes = elements * BYTES_PER_ELEMENT[outputType];
-      const target = device.allocate(Math.max(4, bytes), "layer output");
-      output = new DeviceTensor(device, target, shape, outputType);
-      transfers.push(device.copy(target, buffers.output, bytes));
-    } else {
-      const data = fetch(buffers.output, new Float32Array(elements));
-      output = { dtype: "float32", shape, data };
-    }
+    const output = onDevice ?? {
+      dtype: "float32" as const,
+      shape,
+      data: fetch(buffers.output, new Float32Array(tokens * this.#outputWidth)),
+    };
     const counts = fetch(buffers.counts, new Int32Array(experts));
     const busy = run.timed
       ? fetch(buffers.busy as DeviceBuffer, new Int32Array(experts))
@@ -243,27 +269,20 @@ export class LayerEngine implements Disposable {
     const ids = wanted || limited ? fetch(buffers.ids, new Int32Array(slots)) : undefined;
     const weights = wanted ? fetch(buffers.weights, new Float32Array(slots)) : undefined;
     const inverse = limited ? fetch(buffers.buckets.inverse, new Int32Array(slots)) : undefined;
-    try {
-      await Promise.all(transfers);
-      const dropped: readonly DroppedSlot[] =
-        ids && inverse ? droppedSlots(inverse, ids, topK) : [];
-      const stats: ForwardStats = {
-        step: this.#steps,
-        tokens,
-        mode: run.mode,
-        seconds: run.seconds,
-        counts,
-        dropped,
-        planVersion: run.plan.version,
-        streams: run.streams,
-        energy: this.#observe(counts, busy, run),
-      };
-      return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
-    } catch (error) {
-      // Nobody else has it: a transfer failed, or a policy of the caller's own that was asked for a plan.
-      if (output instanceof DeviceTensor) output[Symbol.dispose]();
-      throw error;
-    }
+    await Promise.all(transfers);
+    const dropped: readonly DroppedSlot[] = ids && inverse ? droppedSlots(inverse, ids, topK) : [];
+    const stats: ForwardStats = {
+      step: this.#steps,
+      tokens,
+      mode: run.mode,
+      seconds: run.seconds,
+      counts,
+      dropped,
+      planVersion: run.plan.version,
+      streams: run.streams,
+      energy: this.#observe(counts, busy, run),
+    };
+    return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
   }
 
   #observe(counts: Int32Array, busy: Int32Array | undefined, run: StepRun): EnergyReading {

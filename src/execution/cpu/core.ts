@@ -157,6 +157,18 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     return this.#pool.submit(image, this.#shares);
   }
 
+  /** Does something on the host once everything submitted so far is over, and before what is submitted later. */
+  async inTurn(action: () => void): Promise<void> {
+    this.requireOpen();
+    await new Promise<void>((resolve, reject) => {
+      this.#pool.afterwards(() => {
+        const { end } = this.#pool;
+        if (end === undefined) resolve(action());
+        else reject(end);
+      });
+    });
+  }
+
   /** Runs work of the device's own, outside the budgets. */
   runNodes(nodes: readonly ProgramNode[]): Promise<void> {
     return this.#pool.submit(buildProgram(nodes), equalShares(this.properties.computeUnits));

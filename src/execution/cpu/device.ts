@@ -103,7 +103,8 @@ export class CpuDevice implements Device {
   }
 
   async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {
-    this.#bytes(target, 0, byteLength).set(this.#bytes(source, 0, byteLength));
+    const [to, from] = [this.#bytes(target, 0, byteLength), this.#bytes(source, 0, byteLength)];
+    await this.#core.inTurn(() => to.set(from));
   }
 
   memory(): MemoryUsage {
@@ -138,7 +139,8 @@ export class CpuDevice implements Device {
         `The CPU device cannot copy ${dtype} rows: it computes in float32. Convert them on the host.`,
       );
     }
-    await this.copy(target, source, rows * layout.width * 4);
+    const bytes = rows * layout.width * 4;
+    this.#bytes(target, 0, bytes).set(this.#bytes(source, 0, bytes));
   }
 
   createProjection(spec: ProjectionSpec, label: string): Projection {

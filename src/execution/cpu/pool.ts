@@ -204,6 +204,8 @@ export class WorkerPool {
     const submission = this.#running;
     if (submission === undefined || sequence !== this.#sequence) return;
     const fault = faultOf(this.#words);
+    // Before the next one, which may write what they copy.
+    for (const action of submission.afterwards.splice(0)) action();
     this.#next();
     this.#settle(submission, fault);
   }

@@ -108,7 +108,8 @@ export class CudaCore
     this.#budgets = new CudaBudgets(multiprocessors, { units: [] });
     try {
       this.transfers = new Transfers(this);
-      this.fault = new FaultWord(driver, this.#newBuffer(4, "fault word", true), this.launchStream);
+      const word = this.#newBuffer(4, "fault word", true);
+      this.fault = new FaultWord(driver, word, this.launchStream);
     } catch (error) {
       this.#release();
       throw error;
@@ -292,6 +293,10 @@ export class CudaCore
 
   reached(): Promise<void> {
     return this.#timeline.reached();
+  }
+
+  inTurn(enqueue: () => void): Promise<void> {
+    return this.#timeline.inTurn(enqueue, this.#budgets);
   }
 
   afterwards(action: () => void): void {

@@ -96,6 +96,16 @@ export class Timeline {
     });
   }
 
+  /**
+   * Puts something on the launch stream behind all that was submitted before, at once where none of
+   * that waits. Resolves when it is there, or later.
+   */
+  async inTurn(enqueue: () => void, budgets: CudaBudgets): Promise<void> {
+    if (this.#end !== undefined) throw this.#end;
+    if (this.#queue.length === 0) enqueue();
+    else await this.submit({ prepare() {}, issue: enqueue, finish: () => undefined }, budgets);
+  }
+
   /** Resolves once everything handed to the launch stream so far is done. */
   reached(): Promise<void> {
     return new Promise((resolve, reject) => {

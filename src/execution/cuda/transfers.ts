@@ -1,6 +1,7 @@
 /**
  * What passes between the host, buffers and weights, all of it on the launch stream
- * and so in the order of the calls: what is called or launched next comes after it.
+ * and so in the order of the calls: what is called or launched next comes after it. (A copy
+ * comes after launches that wait for their turn, too, and then is waited for before that holds.)
  * Copies and small writes do not wait for the GPU; large writes wait until the driver has
  * read their source. A GPU that reads pageable memory by itself does so only when it is the
  * copy's turn: there they are staged here, and only those that are more than LARGE_WRITE_BYTES
@@ -41,6 +42,8 @@ export interface TransferOwner extends BufferOwner, LaunchContext {
   requireOpen(): void;
   /** Resolves once everything handed to the launch stream so far is done. */
   reached(): Promise<void>;
+  /** Puts something on the launch stream behind all that was submitted before; resolves when it is there. */
+  inTurn(enqueue: () => void): Promise<void>;
   /** Does something once everything submitted so far is over. */
   afterwards(action: () => void): void;
 }
@@ -107,8 +110,10 @@ export class Transfers implements WeightUploader {
     const to = this.#range(target, 0, byteLength);
     const from = this.#range(source, 0, byteLength);
     if (byteLength === 0) return;
-    to.mirrorCurrent = false;
-    this.#driver.copyOnDevice(to.address, from.address, byteLength, this.#stream);
+    await this.#owner.inTurn(() => {
+      to.mirrorCurrent = false;
+      this.#driver.copyOnDevice(to.address, from.address, byteLength, this.#stream);
+    });
   }
 
   writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {

@@ -218,6 +218,28 @@ describe("memory", () => {
     });
   });
 
+  it("is copied after what was launched before", async () => {
+    await withDevice(2, async (device) => {
+      const { step, graph } = await smallGraph(device);
+      await graph.launch();
+      const expected = await step.result(4);
+      const bytes = step.output.byteLength;
+      const kept = device.allocate(bytes, "kept");
+      for (const launches of [1, 3]) {
+        device.write(step.output, new Uint8Array(bytes).fill(0x7f));
+        const launched = Array.from({ length: launches }, () => graph.launch());
+        await Promise.all([...launched, device.copy(kept, step.output, bytes)]);
+        device.write(step.output, new Uint8Array(bytes));
+        await device.copy(step.output, kept, bytes);
+        assert.deepEqual(await step.result(4), expected);
+      }
+      const late = device.copy(kept, step.output, bytes);
+      await device.close();
+      await late;
+      await assert.rejects(device.copy(kept, step.output, bytes), DisposedError);
+    });
+  });
+
   it("works at any address", async () => {
     const run = async (device: CpuDevice, bytesBefore: number) => {
       // Never touched, so it costs address space only.

@@ -51,6 +51,33 @@ describe("a timeline", () => {
     assert.match(log.slice(4).join(), /^a rejected: .*row 7.*,finish b,b resolved$/);
   });
 
+  it("puts what is to come in turn there at once, or behind submissions that wait", async () => {
+    const { line, log, submit } = timeline();
+    const inTurn = (name: string) =>
+      line
+        .inTurn(() => log.push(`enqueue ${name}`), BUDGETS)
+        .then(
+          () => void log.push(`${name} is there`),
+          (error: Error) => void log.push(`${name} rejected: ${error.message}`),
+        );
+    const all = [inTurn("x"), submit("a"), inTurn("y"), submit("b"), inTurn("z"), submit("c")];
+    assert.deepEqual(log, ["enqueue x", "prepare a", "issue a", "enqueue y"]);
+    await Promise.all(all);
+    const order = log.filter((text) => /^(issue|enqueue) /.test(text));
+    assert.deepEqual(order, [
+      "enqueue x",
+      "issue a",
+      "enqueue y",
+      "issue b",
+      "enqueue z",
+      "issue c",
+    ]);
+    assert.ok(log.indexOf("enqueue z") < log.indexOf("z is there"));
+    line.stop(new DeviceFailedError("That was all."));
+    await inTurn("late");
+    assert.deepEqual(log.slice(-1), ["late rejected: That was all."]);
+  });
+
   it("rejects what waits when finding out about a submission fails, that one included", async () => {
     const { line, log, submit } = timeline();
     const all = [submit("a", { finish: refuse(700) }), submit("b")];

@@ -163,6 +163,26 @@ describe("write and read", () => {
       assert.equal(await readValue(device, to), 3);
     });
   });
+
+  it("copy what was launched before, and nothing that is launched later", async () => {
+    await withFake(async ({ device, driver }) => {
+      const stream = device.createStream({ group: 0, priority: 0 }) as Stream;
+      const output = operand(device, 50);
+      const graphs = [1, 2, 3].map((value) => {
+        const input = operand(device, value);
+        return device.capture(stream, () => enqueue(stream, { a: input, b: input, output }));
+      });
+      const kept = Array.from({ length: 4 }, (_, i) => operand(device, undefined, `kept ${i}`));
+      driver.stalled = true;
+      const copy = (i: number) => device.copy(kept[i] as DeviceBuffer, output, OPERAND_BYTES);
+      const all = [copy(0)];
+      for (const [i, graph] of graphs.entries()) all.push(graph.launch(), copy(i + 1));
+      driver.stalled = false;
+      await Promise.all(all);
+      const values = await Promise.all(kept.map((buffer) => readValue(device, buffer)));
+      assert.deepEqual(values, [50, 2, 3, 4]);
+    });
+  });
 });
 
 describe("mirrored buffers", () => {
