@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
-import { readdir } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
 import { layerOf, readLayer } from "../../src/checkpoint/index.ts";
+import { SafetensorsFile } from "../../src/checkpoint/safetensors/reader.ts";
 import { DisposedError } from "../../src/errors.ts";
 import { type FixtureName, fixtureDirectory } from "../fixtures/index.ts";
 import {
@@ -67,6 +68,27 @@ test("a misshapen tensor, wherever it is, is found before any weight is read", a
       const tensors = { ...tinyTensors(), [name]: { dtype: "BF16" as const, shape } };
       const expected = { tensor: name, message: /config\.json calls for/ };
       await assertFault(read(t, tensors), "wrong-shape", expected);
+    }
+  }
+});
+
+test("so is a misshapen bias, of router or experts, and a misshapen gate of a shared expert", async (t) => {
+  const cases = { gpt_oss: 3, deepseek_v3: 1, qwen2_moe: 1 } as const;
+  for (const [name, count] of Object.entries(cases) as [FixtureName, number][]) {
+    const directory = fixtureDirectory(name);
+    const config = await readFile(join(directory, "config.json"), "utf8");
+    await using file = await SafetensorsFile.open(join(directory, "model.safetensors"));
+    const wanted = /layers\.1\.mlp\..*(bias|shared_expert_gate\.weight)$/;
+    const names = [...file.tensors.keys()].filter((tensor) => wanted.test(tensor));
+    assert.equal(names.length, count, `${name}: ${names}`);
+    for (const tensor of names) {
+      const tensors: Record<string, RawTensor> = {};
+      for (const [each, { dtype, shape }] of file.tensors) {
+        tensors[each] = { dtype, shape: each === tensor ? [1, ...shape] : shape };
+      }
+      const files = { "config.json": config, "model.safetensors": packFile(tensors) };
+      const work = readLayer(await directoryOf(t, files), { layer: 1 });
+      await assertFault(work, "wrong-shape", { tensor });
     }
   }
 });

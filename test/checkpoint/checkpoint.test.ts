@@ -44,6 +44,25 @@ test("a shard is opened when a tensor of its is asked for, and once", async (t) 
   await assert.rejects(checkpoint.read("b.weight"), DisposedError);
 });
 
+test("a closed checkpoint opens no shard, and closing waits until those open are closed", async (t) => {
+  const opener = new CountingOpener();
+  let closed = 0;
+  const checkpoint = await Checkpoint.open(await directoryOf(t, sharded), async (path) => {
+    const source = await opener.openSource(path);
+    const close = async () => {
+      await new Promise(setImmediate);
+      closed++;
+      await source[Symbol.asyncDispose]();
+    };
+    return { ...source, [Symbol.asyncDispose]: close };
+  });
+  await checkpoint.info("a.weight");
+  await checkpoint[Symbol.asyncDispose]();
+  assert.equal(closed, 1);
+  await assert.rejects(checkpoint.read("b.weight"), DisposedError);
+  assert.deepEqual(opener.opened, ["1.safetensors"]);
+});
+
 test("a shard that does not hold what the index says is refused", async (t) => {
   const directory = await directoryOf(t, { ...sharded, "2.safetensors": one });
   await using checkpoint = await Checkpoint.open(directory);

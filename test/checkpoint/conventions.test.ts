@@ -151,7 +151,15 @@ test("groups that all experts may come from are no limit; groups that do not wor
   assert.equal(rule(grouped(1, 1)).groupLimit, undefined);
   assert.equal(rule(grouped(4, 4)).groupLimit, undefined);
   assert.deepEqual(rule(grouped(4, 2)).groupLimit, { groups: 4, keep: 2, score: "top2-sum" });
-  for (const values of [grouped(3, 2), grouped(16, 8), grouped(4, 5), grouped(8, 1)]) {
+  assert.deepEqual(rule(grouped(8, 2)).groupLimit, { groups: 8, keep: 2, score: "top2-sum" });
+  for (const [groups, keep] of [
+    [3, 2],
+    [16, 8],
+    [4, 5],
+    [8, 1],
+    [1, 2],
+  ] as const) {
+    const values = grouped(groups, keep);
     await assertFault(later(values), "bad-config", { message: /do not work out/ });
   }
 });
@@ -245,7 +253,8 @@ test("names that show a dense MLP overrule the config", async () => {
 
 test("a dense layer and one that is not there are refused, with the layers there are", async () => {
   const values = { model_type: "deepseek_v3", first_k_dense_replace: 1, num_hidden_layers: 9 };
-  const names = gates([1, 2, 3, 5, 7, 8, 9]);
+  // Of layer 4 there is something, but no router.
+  const names = [...gates([1, 2, 3, 5, 7, 8, 9]), "model.layers.4.input_layernorm.weight"];
   const list = /Layers with experts: 1-3, 5, 7-8\./;
   await assertFault(later(values, 0, names), "unsupported", { message: /layer 0 is a dense MLP/ });
   await assertFault(later(values, 0, names), "unsupported", { message: list });

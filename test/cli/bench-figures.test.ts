@@ -9,6 +9,7 @@ import { largerOf, type MachineLimits } from "../../src/cli/bench/machine-limits
 import { benchPreset } from "../../src/cli/bench/report.ts";
 import type { BenchHead } from "../../src/cli/bench/session.ts";
 import { type Timing, timingOf, withinSpread } from "../../src/cli/bench/timing.ts";
+import { workOf } from "../../src/cli/bench/work.ts";
 import { styleFor } from "../../src/cli/terminal/style.ts";
 import { presetOf } from "../../src/workload/presets.ts";
 
@@ -22,6 +23,15 @@ const limits: MachineLimits = {
 /** Quartiles at a tenth of the median to either side. */
 const wide = (median: number) => timingOf([0.8, 0.9, 1, 1.1, 1.2].map((each) => each * median));
 const exact = (median: number) => timingOf([median, median, median]);
+
+test("a batch needs the weights of the experts that it uses, and those of the gate in float32", () => {
+  const sizes = { hiddenSize: 1000, intermediateSize: 500, experts: 10, topK: 2 };
+  const shape = { ...presetOf("small"), ...sizes };
+  assert.deepEqual(workOf(shape, "bfloat16", 3, 4), {
+    gflop: (2 * 3 * (2 * 1_500_000 + 10_000)) / 1e9,
+    weightBytes: 4 * 1_500_000 * 2 + 10_000 * 4,
+  });
+});
 
 function cellOf(ours: Timing, theirs: Timing): CellResult {
   const rate = (seconds: Timing) => ({ seconds }) as Rate;

@@ -123,6 +123,19 @@ test("a change within what Nexus differs from itself is noise, however certain",
   assert.equal(only(results(rounds(100)), results(rounds(100.9))).verdict, "unchanged");
 });
 
+test("the noise of a cell is its own and at least that of the median cell", () => {
+  const rounds = (us: number) => Array.from({ length: 10 }, () => [us, us, us]);
+  const cells = (us: number, noises: readonly number[]): Results => ({
+    ...results(rounds(us)),
+    cells: noises.flatMap((noise, i) =>
+      results(rounds(us), noise).cells.map((each) => ({ ...each, name: `cell ${i}` })),
+    ),
+  });
+  const noiseOf = (noises: readonly number[]) =>
+    compare(cells(100, noises), cells(104, [0, 0, 0])).changes.map(({ noise }) => noise);
+  assert.deepEqual(noiseOf([0.05, 0.02, 0.001]), [0.05, 0.02, 0.02]);
+});
+
 test("few samples leave it open", () => {
   const change = only(results([[100, 101, 102]]), results([[200, 201, 202]]));
   assert.equal(change.verdict, "too few samples");

@@ -208,7 +208,9 @@ test("no file of the checkpoint is overwritten, whatever its index calls it", as
     const weight_map = Object.fromEntries(names.map((name) => [name, path.basename(shard)]));
     const index = path.join(checkpoint, "model.safetensors.index.json");
     await writeFile(index, JSON.stringify({ weight_map }));
-    for (const file of [shard, index, path.join(checkpoint, "config.json")]) {
+    const other = path.join(checkpoint, "model-of-another-split.safetensors");
+    await writeFile(other, "weights all the same");
+    for (const file of [shard, index, path.join(checkpoint, "config.json"), other]) {
       const before = await readFile(file);
       const args = [...referenceArgs("mixtral", file), "--checkpoint", checkpoint];
       const { code, stderr } = await nexus(args);

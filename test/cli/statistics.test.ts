@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { timeInTurns } from "../../src/cli/bench/timing.ts";
+import { timeInTurns, timeOne } from "../../src/cli/bench/timing.ts";
 import { mean, median, quantile } from "../../src/cli/statistics.ts";
 
 test("quantiles lie between neighbours in proportion", () => {
@@ -38,4 +38,5 @@ test("with a time to fill, both fill it and give five samples at least", async (
   assert.ok(quick[0].median >= 0.001 && quick[1].median >= 0.002);
   const slow = await timeInTurns(spin(5), spin(5), { minimumSeconds: 0.001 }, () => {});
   assert.equal(slow[0].samples.length, 5);
+  assert.equal((await timeOne(spin(5), { minimumSeconds: 0.001 })).samples.length, 5);
 });

@@ -224,6 +224,12 @@ describe("EnergyMonitor sampling", () => {
     const next = (await run(meter, monitor, 7)).filter((reading) => reading.available);
     assert.equal(next.length, 1);
     assert.ok(measured(next[0] as EnergyReading).joules < 3);
+    // Nor does it help that steps before were busy.
+    await run(meter, monitor, 200);
+    await meter.pass(1000, 50);
+    monitor.sample(8, 0.01);
+    await settle();
+    assert.match(refused(monitor.sample(8, 0.01)), /filled only/);
   });
 
   it("reports a failed look and starts over", async () => {
@@ -236,6 +242,18 @@ describe("EnergyMonitor sampling", () => {
     meter.failure = undefined;
     meter.joules = 0;
     const later = (await run(meter, monitor, 20)).filter((reading) => reading.available);
+    assert.ok(later.length > 0);
+    for (const reading of later) assert.ok(Math.abs(measured(reading).joules - 2.5) < 1e-9);
+  });
+
+  it("does not charge steps with energy from before a failed look", async () => {
+    const meter = new Meter();
+    const monitor = meter.monitor();
+    await run(meter, monitor, 2);
+    meter.failure = new Error("EIO");
+    const failed = await run(meter, monitor, 5);
+    meter.failure = undefined;
+    const later = [...failed, ...(await run(meter, monitor, 30))].filter((each) => each.available);
     assert.ok(later.length > 0);
     for (const reading of later) assert.ok(Math.abs(measured(reading).joules - 2.5) < 1e-9);
   });

@@ -88,6 +88,8 @@ describe("eviction", () => {
     for (let i = 0; i < 16; i++) await run(`key ${i}`);
     assert.equal(await run("first"), "eager");
     assert.equal(graphs.stats().captures, 0);
+    // Sixteen a graph.
+    assert.equal(await run("key 1"), "captured");
   });
 });
 

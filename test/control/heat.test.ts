@@ -19,6 +19,9 @@ test("with two experts, one that has three quarters of the tokens is hot and the
   assert.equal(scale.classify(0.75), "hot");
   assert.equal(scale.classify(0.25), "cold");
   assert.equal(scale.classify(0.74), "warm");
+  // Half as far from the even share, as for any number of experts.
+  assert.equal(scale.classify(0.63, "hot"), "hot");
+  assert.equal(scale.classify(0.62, "hot"), "warm");
 });
 
 test("Zipf's law over 128 experts gives 11 hot and 81 cold ones", () => {
@@ -73,4 +76,5 @@ test("thresholds out of order are refused, with their values", () => {
     assert.throws(() => new HeatScale(8, { ...HEAT_MULTIPLES, ...wrong }), InvalidArgumentError);
   }
   assert.throws(() => new HeatScale(8, { ...HEAT_MULTIPLES, hotLeave: 3 }), /hotLeave 3/);
+  new HeatScale(8, { hotEnter: 1.1, hotLeave: 1, coldEnter: 0, coldLeave: 1 });
 });

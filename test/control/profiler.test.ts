@@ -147,6 +147,20 @@ describe("average share and heat", () => {
     assert.notEqual(profiler.heatOf(0), "hot");
   });
 
+  test("by default a share counts half after 16 steps, and a class may change after 8", () => {
+    const average = new ExpertProfiler({ experts: 2 });
+    for (let i = 0; i < 200; i++) average.observe(step([1, 0]));
+    for (let i = 0; i < 16; i++) average.observe(step([0, 1]));
+    assert.ok(Math.abs(average.averageShareOf(0) - 0.5) < 1e-9);
+    const heat = new ExpertProfiler({ experts: 4, halfLife: 0.1 });
+    heat.observe(step([9, 0, 0, 0]));
+    const heats = Array.from({ length: 8 }, () => {
+      heat.observe(step([0, 9, 0, 0]));
+      return heat.heatOf(0);
+    });
+    assert.deepEqual(heats, [...new Array(7).fill("hot"), "cold"]);
+  });
+
   test("an expert on the border does not flap, while it would without hysteresis", () => {
     const random = randomFor("border");
     const border = [
@@ -264,6 +278,8 @@ describe("energy", () => {
       experts.map((each) => Math.round((each.joules as number) * 201 * 1e3)),
       [200 * 30.3e3, 30.3e3, 0],
     );
+    profiler.observe(step([0, 0, 7], { joules: 4 }));
+    assert.equal(profiler.report().experts[2]?.joulesByReads, 4);
   });
 
   test("says what the shares go by", () => {
@@ -451,6 +467,7 @@ describe("errors", () => {
       [/busySeconds\[0\] is -1/, step([1, 1], { busySeconds: Float64Array.of(-1, 0) })],
       [/joules is -1/, step([1, 1], { joules: -1 })],
       [/joules is NaN/, step([1, 1], { joules: Number.NaN })],
+      [/joules is 1000001;/, step([1, 1], { joules: 1_000_001 })],
     ];
     for (const [message, observation] of bad) {
       assert.throws(() => profiler.observe(observation), { name: "InvalidArgumentError", message });

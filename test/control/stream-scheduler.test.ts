@@ -215,6 +215,31 @@ describe("the key", () => {
     assert.equal(changesAfresh, 23);
   });
 
+  test("follows budgets that move by more than a lane", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const counts = Int32Array.from({ length: 64 }, (_, e) => Math.ceil(2000 / (e + 1)));
+    const scheduler = new StreamScheduler({ streams: 8 });
+    for (const units of [48, 84, 48]) {
+      manager.resize("A", units);
+      const plan = manager.allocate({ counts });
+      const afresh = new StreamScheduler({ streams: 8 }).assign(plan).sliceOfLane;
+      assert.deepEqual(scheduler.assign(plan).sliceOfLane, afresh);
+    }
+  });
+
+  test("outlasts a while without a division, also where budgets have moved by a lane", () => {
+    const manager = new SliceManager({ device: gpu() });
+    const counts = Int32Array.from({ length: 64 }, (_, e) => Math.ceil(2000 / (e + 1)));
+    const scheduler = new StreamScheduler({ streams: 8 });
+    manager.resize("A", 56);
+    const before = scheduler.assign(manager.allocate({ counts })).sliceOfLane;
+    manager.resize("A", 68);
+    const plan = manager.allocate({ counts });
+    scheduler.assign({ ...plan, undivided: true });
+    assert.deepEqual(scheduler.assign(plan).sliceOfLane, before);
+    assert.notDeepEqual(new StreamScheduler({ streams: 8 }).assign(plan).sliceOfLane, before);
+  });
+
   test("gives lanes back when the slice that had most of them is empty", () => {
     const scheduler = new StreamScheduler({ streams: 2 });
     scheduler.assign(planWith(["A", "A", "B", "B"]));

@@ -279,6 +279,17 @@ test("a router closed while it routes finishes, then frees its weights", async (
   assert.equal(device.memory().usedBytes, before.usedBytes);
 });
 
+test("nor are weights freed under a batch that finds them there", async () => {
+  const before = device.memory();
+  const router = new Router({ topK: 1, gate: tensorOf(Float32Array.of(0, 1), [2, 1]), device });
+  const hidden = { data: Float32Array.of(1, -1), shape: [2, 1] };
+  await router.route(hidden);
+  const routed = router.route(hidden);
+  router[Symbol.dispose]();
+  assert.deepEqual(Array.from((await routed).ids), [1, 0]);
+  assert.equal(device.memory().usedBytes, before.usedBytes);
+});
+
 test("routing leaves nothing behind, whether it succeeds or fails", async () => {
   using router = new Router({ topK: 2, device });
   const shape = [10, 6];

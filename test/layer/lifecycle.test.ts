@@ -164,6 +164,18 @@ test("a layer that was never used closes, and one that is still loading", () =>
     await refused;
   }));
 
+test("closing a layer that is loading waits until it has loaded and is freed", () =>
+  leavesNothing(device, async () => {
+    const { spec, source } = smallLayer("lifecycle close loading");
+    const expert = async (i: number) => {
+      await delay(1);
+      return source.expert(i);
+    };
+    const layer = new MoELayer(spec, { ...source, expert }, { device });
+    void layer.ready();
+    await layer.close();
+  }));
+
 test("bad logits name the token, and the layer stays usable, eager and replayed", () =>
   leavesNothing(device, async () => {
     const { spec, tensors } = smallLayer("lifecycle nan");

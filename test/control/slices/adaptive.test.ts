@@ -10,6 +10,8 @@ import { median } from "../../../src/cli/statistics.ts";
 import type { Plan } from "../../../src/control/plan.ts";
 import { SliceManager } from "../../../src/control/slices/manager.ts";
 import { AdaptivePolicy } from "../../../src/control/slices/policies/adaptive.ts";
+import { Arm } from "../../../src/control/slices/policies/arm.ts";
+import type { Division, SlicePolicy } from "../../../src/control/slices/policy.ts";
 import { InvalidArgumentError } from "../../../src/errors.ts";
 import { Random } from "../../../src/workload/random.ts";
 import { randomFor } from "../../support/seed.ts";
@@ -255,6 +257,36 @@ describe("energy", () => {
     }
     assert.ok(meanCost(plans.slice(-100), seconds) < NEAR * best(gpu(), COLD_IS_DEAR));
   });
+});
+
+test("joules of steps that say nothing of their plan are nobody's, nor are none at all", () => {
+  const adaptive = new AdaptivePolicy();
+  const divisions: Division[] = [];
+  const policy: SlicePolicy = {
+    name: "watched",
+    place: (view) => adaptive.place(view),
+    divide: (view, work) => {
+      divisions.push(adaptive.divide(view, work));
+      return divisions.at(-1) as Division;
+    },
+    observe: (division, measurement) => adaptive.observe(division, measurement),
+  };
+  const manager = new SliceManager({ device: gpu(), policy, realisation: "shared" });
+  const plan = manager.allocate({ counts: LOAD });
+  const arm = divisions[0] as Arm;
+  const other = new Arm(arm.weights, "shared", "");
+  const step = { plan, seconds: 1, tokens: 1024 };
+  for (let i = 0; i < 4; i++) {
+    other.addTime(step.seconds, step.tokens);
+    // Of one step, and of two.
+    for (const steps of [1, 2]) other.addEnergy(1, steps * step.tokens);
+    manager.observe({ ...step, joules: null });
+    manager.observe({ ...step, joules: 8, comparable: false });
+    manager.observe({ ...step, joules: 0 });
+  }
+  assert.equal(arm.gainOver(other)?.gain, 0);
+  for (let i = 0; i < 4; i++) manager.observe({ ...step, joules: 8 });
+  assert.ok(Math.abs((arm.gainOver(other)?.gain as number) + Math.log(8)) < 1e-9);
 });
 
 describe("robustness", () => {

@@ -43,6 +43,8 @@ describe("demands", () => {
       132,
     );
     assert.match(resized.explain(0).reason, /40 of 132 compute units \(as resized\)/);
+    manager.reserve("A", { computeUnits: 40 });
+    manager.reserve("A", {});
     manager.resize("A", null);
     assert.equal(manager.allocate(load(SKEWED)).budgetKey, before.budgetKey);
   });
@@ -61,6 +63,7 @@ describe("demands", () => {
     const pinned = manager.allocate(load(SKEWED));
     assert.deepEqual(expertsOf(pinned, "A"), [7]);
     assert.match(pinned.explain(7).reason, /Expert 7 is pinned to slice A/);
+    manager.migrate(7, "A");
     manager.release(7);
     assert.deepEqual(expertsOf(pinned, "A"), [7]);
     assert.deepEqual(expertsOf(manager.allocate(load(SKEWED)), "A"), [0]);
@@ -112,16 +115,18 @@ describe("demands", () => {
   test("cache cannot be reserved where its size is unknown", () => {
     const manager = new SliceManager({ device: cpu(2, { cacheBytes: null }) });
     assert.throws(() => manager.reserve("A", { cacheBytes: 1 }), /does not tell the size/);
+    manager.reserve("A", { computeUnits: 1 });
+    assert.ok(manager.allocate(load(SKEWED)).slices.A.budget.computeUnits >= 1);
   });
 
   test("a pin beyond the experts is found out by the first load", () => {
     const manager = new SliceManager({ device: cpu() });
-    manager.migrate(40, "A");
+    manager.migrate(8, "A");
     assert.throws(
       () => manager.allocate(load(SKEWED)),
-      /Expert 40 .* 8 experts\. Call release\(40\)/,
+      /Expert 8 .* 8 experts\. Call release\(8\)/,
     );
-    manager.release(40);
+    manager.release(8);
     assert.doesNotThrow(() => manager.allocate(load(SKEWED)));
   });
 });

@@ -61,6 +61,9 @@ describe("a plan from a profile", () => {
     assert.deepEqual(expertsOf(plan, "A"), [0, 1]);
     assert.match(plan.explain(0).reason, /hot with 50\.0 % of recent tokens/);
     assert.equal(plan.explain(0).tokens, 4);
+    // Whatever becomes of the counts.
+    plan.load.counts.fill(9);
+    assert.equal(plan.explain(0).tokens, 4);
   });
 
   test("a profile that has seen no tokens counts as none", () => {
@@ -126,6 +129,12 @@ describe("room and eviction", () => {
     );
   });
 
+  test("of equally loaded experts the first keep their place", () => {
+    const manager = new SliceManager({ device: cpu(), maxExperts: { A: 1 } });
+    const plan = manager.allocate(load([300, 300, 300, 1, 1, 1, 1, 1, 1, 1, 1, 1]));
+    assert.deepEqual(expertsOf(plan, "A"), [0]);
+  });
+
   test("reserved cache that is enforced holds as many experts as fit in it", () => {
     const manager = new SliceManager({ device: gpu(), expertBytes: 20e6 });
     manager.reserve("A", { cacheBytes: 30_000_000 });
@@ -140,6 +149,9 @@ describe("room and eviction", () => {
     const roomier = manager.allocate(load(SKEWED));
     assert.deepEqual(expertsOf(roomier, "A"), [0, 1]);
     assert.ok((roomier.slices.A.budget.cacheBytes as number) >= 40_000_000);
+    const both = new SliceManager({ device: gpu(), expertBytes: 20e6, maxExperts: { A: 1 } });
+    both.reserve("A", { cacheBytes: 40_000_000 });
+    assert.match(both.allocate(load(SKEWED)).explain(1).reason, /at most 1 experts by maxExperts/);
   });
 
   test("cache that is not reserved, too small for any expert, or not enforced, limits nobody", () => {

@@ -32,6 +32,46 @@ async function smallGraph(device: CpuDevice): Promise<{ step: Step; graph: Graph
   return { step, graph };
 }
 
+async function openCore(): Promise<{ core: DeviceCore; memory: DeviceMemory }> {
+  const compiled = await compileKernels();
+  const memory = new DeviceMemory();
+  const kernels = instantiateKernels(compiled.module, memory.wasm);
+  const pool = await WorkerPool.start(2, memory, compiled, kernels);
+  const core = new DeviceCore(memory, kernels, pool, cpuProperties(2, 2 ** 32, "simd"));
+  return { core, memory };
+}
+
+/** An operator without arguments. */
+const node = (kind: number) => ({
+  kind,
+  group: 0,
+  priority: 0,
+  predecessors: [],
+  words: new Int32Array(ARGUMENT_WORDS),
+});
+
+describe("programs", () => {
+  const starts = (count: number) => Array.from({ length: count }, () => node(OPERATOR_KIND.start));
+
+  it("longer than any before take the place of these, and one without room fails alone", async () => {
+    const { core, memory } = await openCore();
+    await core.runNodes(starts(1));
+    const before = memory.usage();
+    await core.runNodes(starts(2000));
+    const after = memory.usage();
+    assert.equal(after.allocations, before.allocations);
+    // What the shorter one left, and the page that is never handed out.
+    const holes = 2 * 65536;
+    memory.allocate(after.limitBytes - after.usedBytes - holes, "others", false);
+    const outcomes = await Promise.allSettled([1, 4000, 1].map((n) => core.runNodes(starts(n))));
+    assert.deepEqual(
+      outcomes.map((each) => (each.status === "rejected" ? each.reason.name : each.status)),
+      ["fulfilled", "OutOfDeviceMemoryError", "fulfilled"],
+    );
+    await core.close();
+  });
+});
+
 describe("faults", () => {
   it("reject the launch that finds them and no other", async () => {
     await withDevice(2, async (device) => {
@@ -72,18 +112,7 @@ describe("faults", () => {
   });
 
   it("of a worker end the device, with everything in flight", async () => {
-    const compiled = await compileKernels();
-    const memory = new DeviceMemory();
-    const kernels = instantiateKernels(compiled.module, memory.wasm);
-    const pool = await WorkerPool.start(2, memory, compiled, kernels);
-    const core = new DeviceCore(memory, kernels, pool, cpuProperties(2, 2 ** 32, "simd"));
-    const node = (kind: number) => ({
-      kind,
-      group: 0,
-      priority: 0,
-      predecessors: [],
-      words: new Int32Array(ARGUMENT_WORDS),
-    });
+    const { core } = await openCore();
     await core.runNodes([node(OPERATOR_KIND.start)]);
     const outcomes = await Promise.allSettled([
       // There is no operator of this kind, so the worker that opens it throws.

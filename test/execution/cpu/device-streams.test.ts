@@ -96,10 +96,12 @@ function randomPlan(seed: string): Plan {
 }
 
 describe("streams and events", () => {
-  it("order work, eagerly and in graphs", async () => {
+  it("order work, eagerly and in graphs, in any realisation", { timeout: 60_000 }, async () => {
     const work = new Averages();
     for (let round = 0; round < 25; round++) {
       const plan = randomPlan(`order ${round}`);
+      const realisation = round % 2 === 0 ? "shared" : "partitioned";
+      device.setComputeBudgets({ realisation, units: [1, 1, 0.5, 0.5] });
       const streams = Array.from({ length: plan.streams }, (_, i) =>
         device.createStream({ group: i % 8, priority: i % 3 }),
       );
@@ -147,6 +149,7 @@ describe("streams and events", () => {
       }
       for (const buffer of results) buffer[Symbol.dispose]();
     }
+    device.setComputeBudgets({ realisation: "shared", units: [] });
   });
 
   it("lets work of earlier submissions hold nobody up", async () => {

@@ -79,6 +79,31 @@ describe("DeviceMemory", () => {
     memory.allocate(2 * GIB, "now it fits", false);
   });
 
+  it("hands out the last of it, however little that is", () => {
+    const memory = new DeviceMemory();
+    const { limitBytes } = memory.usage();
+    memory.allocate(limitBytes - 2 * 65536 - 1000 * 64, "others", false);
+    assert.equal(memory.allocate(1000 * 64, "less than a page", false).byteLength, 1000 * 64);
+    const last = memory.allocate(65536, "the last page");
+    assert.equal(last.address + last.byteLength, limitBytes);
+    assert.throws(() => memory.allocate(1, "no more"), OutOfDeviceMemoryError);
+  });
+
+  it("tells what is left where the system gives no more", () => {
+    const memory = new DeviceMemory();
+    memory.allocate(65536, "first", false);
+    const { byteLength } = memory.wasm.buffer;
+    memory.wasm.grow = () => {
+      throw new RangeError("no more pages");
+    };
+    const available = byteLength - 2 * 65536;
+    assert.throws(
+      () => memory.allocate(GIB, "weights"),
+      (error) => error instanceof OutOfDeviceMemoryError && error.availableBytes === available,
+    );
+    assert.equal(memory.allocate(available, "what is left").byteLength, available);
+  });
+
   it("refuses sizes that are none", () => {
     const memory = new DeviceMemory();
     for (const size of [-1, 1.5, Number.NaN, Number.POSITIVE_INFINITY]) {

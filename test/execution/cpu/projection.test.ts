@@ -53,6 +53,21 @@ async function readBack(projection: Projection, matrix: number): Promise<Float32
 }
 
 describe("Projection.write", () => {
+  it("writes nothing for a projection that is closed while it waits for room", () =>
+    withDevice(2, async (own) => {
+      const projections = [0, 1, 2].map((i) => own.createProjection(SPEC, `projection ${i}`));
+      // More than can be staged at once, so that the last one waits.
+      const sevens = () => view(new Float32Array(7 * 5).fill(7), 7, 5);
+      const writes = projections.map((each) => each.write(0, "value", sevens()));
+      const refused = assert.rejects(writes.at(-1) as Promise<void>, {
+        name: "DisposedError",
+        message: /Projection "projection 2" is closed/,
+      });
+      projections[2]?.[Symbol.dispose]();
+      await refused;
+      await Promise.all(writes.slice(0, -1));
+    }));
+
   it("honours any strides", async () => {
     const random = randomFor("strides");
     for (let round = 0; round < 80; round++) {

@@ -27,6 +27,10 @@ import {
   ArgumentWords,
   buildProgram,
   FAULT,
+  FAULT_CODE,
+  FAULT_INDEX,
+  FAULT_OPERATOR,
+  FAULT_VALUE,
   type ProgramNode,
 } from "../../../src/execution/cpu/program.ts";
 import { cpuProperties } from "../../../src/execution/cpu/properties.ts";
@@ -47,12 +51,14 @@ interface NodeLike {
   readonly fault?: boolean;
 }
 
-/** Runs a program on one worker of a pool of one; returns the operators' indices, tile by tile. */
+/** Runs a program on a pool whose workers take turns; returns the operators' indices, tile by tile. */
 function run(nodes: readonly NodeLike[], shares: WorkerShares = equalShares(1)): number[] {
+  const workers = shares.serves.length;
   const memory = new WebAssembly.Memory({ initial: 16, maximum: 16, shared: true });
-  const control = new Int32Array(new SharedArrayBuffer(controlWords(1) * 4));
-  const context = new TileContext({} as Kernels, memory, 1, 0);
+  const control = new Int32Array(new SharedArrayBuffer(controlWords(workers) * 4));
+  const context = new TileContext({} as Kernels, memory, workers, 0);
   const log: number[] = [];
+  let worker = 0;
   const start: TileOperator = { open: () => 1, run: () => {} };
   const note: TileOperator = {
     open({ i32, estimate }, operator) {
@@ -62,7 +68,10 @@ function run(nodes: readonly NodeLike[], shares: WorkerShares = equalShares(1)):
     run({ i32 }, operator) {
       const name = i32[operator + NAME] as number;
       log.push(name);
-      if (nodes[name]?.fault) context.faultRow(name);
+      const { group = 0, fault } = nodes[name] as NodeLike;
+      const served = ((shares.serves[worker] as number) >> group) & 1;
+      assert.ok(served, `worker ${worker} runs group ${group}`);
+      if (fault) context.faultRow(name);
     },
   };
   const image = buildProgram(
@@ -80,8 +89,19 @@ function run(nodes: readonly NodeLike[], shares: WorkerShares = equalShares(1)):
   control[BOUND] = shares.bound ? 1 : 0;
   control.set(shares.shares, SHARES);
   control.set(shares.serves, SERVES);
+  // As if another worker were inside: only the last one to leave ends the program.
+  control[GATE] = RUNNING + 1;
+  const schedulers = Array.from(
+    shares.serves,
+    (_, each) => new Scheduler(control, context, [start, note], each),
+  );
+  for (let i = 0; i < nodes.length * workers; i++) {
+    worker = i % workers;
+    assert.equal(schedulers[worker]?.work(), false);
+    assert.equal(control[GATE], RUNNING + 1);
+  }
   control[GATE] = RUNNING;
-  assert.equal(new Scheduler(control, context, [start, note], 0).work(), true);
+  assert.equal(schedulers[0]?.work(), true);
   assert.equal(control[GATE], 0);
   const faulty = nodes.some((node) => node.fault);
   assert.equal((context.i32[4096 / 4 + FAULT] as number) !== 0, faulty);
@@ -93,6 +113,21 @@ const shared = (...sixteenths: number[]): WorkerShares => {
   shares.set(sixteenths);
   return { bound: false, shares, serves: Int32Array.of(255) };
 };
+
+describe("TileContext", () => {
+  it("keeps the first fault that is not of logits", () => {
+    const memory = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
+    const context = new TileContext({} as Kernels, memory, 1, 0);
+    context.program = 1024;
+    context.fault("expert", 1100, 77, 5);
+    context.fault("lane", 1200, 88, 6);
+    const words = [FAULT, FAULT_OPERATOR, FAULT_VALUE, FAULT_INDEX];
+    assert.deepEqual(
+      words.map((word) => context.i32[1024 + word]),
+      [FAULT_CODE.expert, 1100 - 1024, 77, 5],
+    );
+  });
+});
 
 describe("Scheduler", () => {
   it("runs every tile once, and no operator before its predecessors", () => {
@@ -150,15 +185,47 @@ describe("Scheduler", () => {
   it("gives a group that comes late its share from now on, not the past", () => {
     const log = run(
       [
-        { group: 0, tiles: 300 },
-        { group: 1, tiles: 1 },
-        { group: 2, tiles: 100, after: [1] },
+        { group: 0, tiles: 200 },
+        { group: 0, tiles: 300, after: [0] },
+        { group: 2, tiles: 100, after: [0] },
       ],
       shared(8, 1, 8),
     );
     const begin = log.indexOf(2);
     const early = log.slice(begin, begin + 100).filter((g) => g === 2).length;
     assert.ok(Math.abs(early - 50) <= 3, `${early} of the first 100 tiles`);
+  });
+
+  it("divides fairly beyond the end of the clock's 32 bits", () => {
+    const long = { tiles: 300, nanoseconds: 1e9 };
+    const log = run(
+      [
+        { group: 0, ...long },
+        { group: 1, ...long },
+      ],
+      shared(8, 8),
+    );
+    for (let from = 0; from < 600; from += 100) {
+      const first = log.slice(from, from + 100).filter((g) => g === 0).length;
+      assert.ok(Math.abs(first - 50) <= 2, `${first} of 100 from ${from} on`);
+    }
+  });
+
+  it("keeps groups that are bound to workers to these", () => {
+    const random = randomFor("bound groups");
+    for (let round = 0; round < 50; round++) {
+      const nodes = Array.from({ length: between(random, 1, 20) }, (_, i) => ({
+        tiles: between(random, 1, 4),
+        group: random.integer(4),
+        after: Array.from({ length: i }, (_, j) => j).filter(() => chance(random, 2 / i)),
+      }));
+      const budgets = { realisation: "partitioned", units: [1, 1, 0.5] } as const;
+      const log = run(nodes, workerShares(budgets, cpuProperties(3, 2 ** 32, "simd")));
+      assert.equal(
+        log.length,
+        nodes.reduce((sum, { tiles }) => sum + tiles, 0),
+      );
+    }
   });
 
   it("lets work without a budget go ahead of a small budget's, and starves neither", () => {

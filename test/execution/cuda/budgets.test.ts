@@ -81,6 +81,25 @@ describe("shared budgets", () => {
     });
   });
 
+  it("are shared only by streams with work that is charged to them", async () => {
+    await withFake(async (fake) => {
+      const { device } = fake;
+      const streams = [0, 1].map(() => device.createStream({ group: 0, priority: 0 }));
+      const [origin, other] = streams as [Stream, Stream];
+      const [zero, output, more] = [operand(device, 0), operand(device), operand(device)];
+      const begun = device.createEvent("begun");
+      device.setComputeBudgets({ realisation: "shared", units: [60] });
+      const graph = device.capture(origin, () => {
+        origin.record(begun);
+        other.wait(begun);
+        enqueue(origin, { a: zero, b: zero, output });
+        enqueue(other, { a: zero, b: zero, output: more, budgeted: false });
+      });
+      await graph.launch();
+      assert.equal(widths(fake)[0], 60);
+    });
+  });
+
   it("are those that a submission was made with", async () => {
     await withFake(async (fake) => {
       const { device, driver } = fake;
@@ -178,6 +197,17 @@ describe("partitions", () => {
     });
   });
 
+  it("leave a graph alone that was captured under shared budgets", async () => {
+    await withFake(async (fake) => {
+      const { device } = fake;
+      device.setComputeBudgets({ realisation: "shared", units: [50] });
+      const graph = fanOut(device, [0])();
+      device.setComputeBudgets({ realisation: "partitioned", units: [16] });
+      await graph.launch();
+      assert.deepEqual(widths(fake), [50]);
+    });
+  });
+
   it("are pooled, and go once nobody uses them", async () => {
     await withFake(async ({ device, driver }) => {
       const capture = fanOut(device, [0]);
@@ -214,6 +244,21 @@ describe("partitions", () => {
     assert.deepEqual(retired, []);
     assert.equal(pool.drain().length, 2);
     assert.deepEqual(pool.drain(), []);
+  });
+
+  it("are kept while used, and eight that are not: those acquired last", () => {
+    const retired: PartitionSet[] = [];
+    const pool = new PartitionPool(new FakeDriver(), 0, (set) => retired.push(set));
+    const used = pool.acquire([1]);
+    const sets = Array.from({ length: 8 }, (_, i) => pool.acquire([i + 2]));
+    for (const set of sets) pool.release(set);
+    assert.deepEqual(retired, []);
+    const [first, second] = sets as [PartitionSet, PartitionSet];
+    pool.release(pool.acquire([2]));
+    pool.release(pool.acquire([10]));
+    assert.deepEqual(retired, [second]);
+    assert.equal(pool.acquire([2]), first);
+    assert.equal(pool.acquire([1]), used);
   });
 });
 

@@ -102,6 +102,16 @@ describe("a layer on an emulated GPU", () => {
       }
     }));
 
+  it("leaves no graph behind when it is closed", () =>
+    withEmulated(async (device, driver) => {
+      const random = randomFor("emulated closing");
+      const parts = randomLayer(random, plainSpec(9, 6, 4, 2));
+      await checkLayer(device, random, parts, [3, 9], { streams: 2 });
+      await device.synchronize();
+      const { graphs, execs } = driver.live;
+      assert.deepEqual([graphs, execs], [undefined, undefined]);
+    }));
+
   it("many choices and many experts", () =>
     withEmulated(async (device) => {
       const random = randomFor("emulated many");

@@ -59,6 +59,16 @@ describe("weights", () => {
       heir[Symbol.dispose]();
       for (const projection of others) projection[Symbol.dispose]();
     }));
+
+  it("that are filled at random leave no launch behind", () =>
+    withEmulated(async (device, driver) => {
+      using projection = device.createProjection(SPEC, "random");
+      await device.fillUniform(projection, 1, 1);
+      const { pinned } = driver.live;
+      for (let i = 0; i < 1000; i++) await device.fillUniform(projection, i, 1);
+      // Launches are written down in pinned memory.
+      assert.equal(driver.live["pinned"], pinned);
+    }));
 });
 
 describe("rows", () => {

@@ -230,6 +230,24 @@ describe("streams and events", () => {
     });
   });
 
+  it("has no stream wait for itself, which would keep its kernels from starting early", async () => {
+    await withFake(async ({ device, driver }) => {
+      const stream = device.createStream({ group: 0, priority: 0 });
+      const [zero, output] = [operand(device, 0), operand(device)];
+      const event = device.createEvent("between");
+      const waits = driver.count("waitEvent");
+      const graph = device.capture(stream, () => {
+        enqueue(stream, { a: zero, b: zero, output });
+        stream.record(event);
+        stream.wait(event);
+        enqueue(stream, { a: output, b: output, output });
+      });
+      assert.equal(driver.count("waitEvent"), waits);
+      await graph.launch();
+      assert.equal(await readValue(device, output), 2);
+    });
+  });
+
   it("refuses what cannot be ordered", async () => {
     await withFake(async ({ device }) => {
       const stream = device.createStream({ group: 0, priority: 0 });

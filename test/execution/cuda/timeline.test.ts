@@ -174,6 +174,24 @@ describe("a device", () => {
     });
   });
 
+  it("gives back what was enqueued once it has run, or if a buffer of it is closed before", async () => {
+    await withFake(async ({ device, driver }) => {
+      const stream = device.createStream({ group: 0, priority: 0 }) as Stream;
+      const output = operand(device);
+      const pinned = driver.live["pinned"] ?? 0;
+      for (let i = 0; i < 1000; i++) {
+        const closed = operand(device);
+        enqueue(stream, { a: closed, b: closed, output });
+        closed[Symbol.dispose]();
+        await assert.rejects(device.synchronize(), /"operand", which the work uses, is closed/);
+        enqueue(stream, { a: output, b: output, output });
+        await device.synchronize();
+      }
+      // Launches are written down in pinned memory, of which one piece has room for many.
+      assert.equal(driver.live["pinned"], pinned + 1);
+    });
+  });
+
   it("stays open when the driver refuses a grid, and sets those that are left next time", async () => {
     await withFake(async ({ device, driver }) => {
       const streams = [0, 1].map((group) => device.createStream({ group, priority: 0 }));

@@ -26,6 +26,8 @@ test("the remainder is used only where the groups do not suffice", () => {
   assert.deepEqual(shareOut(H200, [60, 60]), [share(0, 6, true), share(6, 8)]);
   assert.deepEqual(shareOut(H200, [64, 68]), [share(0, 8), share(8, 7, true)]);
   assert.deepEqual(shareOut(H200, [132]), [share(0, 15, true)]);
+  // It may be more than is asked for.
+  assert.deepEqual(shareOut(H200, [2, 120]), [share(0, 0, true), share(0, 15)]);
 });
 
 test("what does not fit is null", () => {
@@ -68,6 +70,10 @@ test("sizes that rounding up would make too many are met as nearly as groups all
   const got = (sizes: number[]) => shareOutNearly(fine, sizes)?.map(({ count }) => 2 * count);
   assert.equal(shareOut(fine, [83, 17, 16, 16]), null);
   assert.deepEqual(got([83, 17, 16, 16]), [82, 18, 16, 16]);
+  // As many partitions as there are groups.
+  const coarse = { groupSize: 8, groups: 2, remainder: 0 };
+  assert.equal(shareOut(coarse, [9, 7]), null);
+  assert.deepEqual(shareOutNearly(coarse, [9, 7]), [share(0, 1), share(1, 1)]);
   assert.deepEqual(got([33, 33, 33, 33]), [32, 32, 34, 34]);
   assert.deepEqual(got([1, 1, 1, 129]), [2, 2, 2, 126]);
   assert.deepEqual(got([83, 49]), [82, 50]);
