@@ -6,6 +6,7 @@
  * No arithmetic here; that is the devices' work.
  */
 
+import { shapeText, shown } from "./errors/wording.ts";
 import { InvalidArgumentError, ShapeError } from "./errors.ts";
 
 export type DType = "float32" | "bfloat16" | "float16" | "int32";
@@ -76,7 +77,7 @@ export function toTensor(like: TensorLike, name: string): Tensor {
   checkShape(shape, name, like.data.length);
   if (sizeOf(shape) !== like.data.length) {
     throw new ShapeError(
-      `${name} has shape [${shape.join(", ")}], which is ${sizeOf(shape)} elements, but its data has ${like.data.length}.`,
+      `${name} has shape ${shapeText(shape)}, which is ${sizeOf(shape)} elements, but its data has ${like.data.length}.`,
     );
   }
   if (like.data instanceof Float64Array) {
@@ -89,7 +90,7 @@ export function toTensor(like: TensorLike, name: string): Tensor {
   const dtype = like.dtype ?? inferDType(like.data, name);
   if (!fits(dtype, like.data)) {
     throw new InvalidArgumentError(
-      `${name} says it is ${dtype} but its data is a ${like.data.constructor.name}. Use Float32Array for float32, Uint16Array for the bits of bfloat16 or float16, Int32Array for int32.`,
+      `${name} says it is ${shown(dtype)} but its data is a ${like.data.constructor.name}. Use Float32Array for float32, Uint16Array for the bits of bfloat16 or float16, Int32Array for int32.`,
     );
   }
   return { dtype, shape: [...shape], data: like.data };
@@ -105,9 +106,10 @@ export function checkShape(shape: readonly number[], name: string, elements: num
       `${name} has no shape; it must be a list of its extents, such as [${elements}].`,
     );
   }
-  if (shape.some((n) => !Number.isInteger(n) || n < 0)) {
+  // Spread, as some() passes over what a sparse array leaves out.
+  if ([...shape].some((n) => !Number.isInteger(n) || n < 0)) {
     throw new ShapeError(
-      `${name} has shape [${shape.map(String).join(", ")}]; every extent must be a whole number, 0 or more.`,
+      `${name} has shape ${shapeText(shape)}; every extent must be a whole number, 0 or more.`,
     );
   }
 }

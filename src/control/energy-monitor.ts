@@ -13,8 +13,9 @@
  * work only as far as the machine does nothing else meanwhile.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject, shown } from "../execution/checks.ts";
+import { requireObject } from "../execution/checks.ts";
 import type { EnergySource } from "../execution/device.ts";
 
 /** Energy measured over a stretch of work. */
@@ -134,7 +135,7 @@ export class EnergyMonitor {
     checkTokens(tokens);
     if (!(seconds >= 0 && seconds < Number.POSITIVE_INFINITY)) {
       throw new InvalidArgumentError(
-        `seconds is ${seconds}; it must be the measured time of the step, 0 or more.`,
+        `seconds is ${shown(seconds)}; it must be the measured time of the step, 0 or more.`,
       );
     }
     if (!source.available) return source;
@@ -247,6 +248,8 @@ function requireSource(source: EnergySource): void {
 
 function checkTokens(tokens: number): void {
   if (!Number.isInteger(tokens) || tokens < 0) {
-    throw new InvalidArgumentError(`tokens is ${tokens}; it must be a whole number, 0 or more.`);
+    throw new InvalidArgumentError(
+      `tokens is ${shown(tokens)}; it must be a whole number, 0 or more.`,
+    );
   }
 }

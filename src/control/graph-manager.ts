@@ -9,8 +9,9 @@
  * nothing of what is recorded.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 import { runEagerly } from "../execution/run-eagerly.ts";
 

@@ -10,6 +10,7 @@
  * the profiler's business.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
 import { type Fields, requireFields } from "../execution/checks.ts";
 import type { Heat } from "./plan.ts";
@@ -69,7 +70,7 @@ export class HeatScale {
       hotLeave < hotEnter;
     if (!ordered || hotEnter === Number.POSITIVE_INFINITY) {
       throw new InvalidArgumentError(
-        `Heat thresholds are hotEnter ${hotEnter}, hotLeave ${hotLeave}, coldLeave ${coldLeave}, coldEnter ${coldEnter}; as multiples of the even share they must satisfy 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter.`,
+        `Heat thresholds are hotEnter ${shown(hotEnter)}, hotLeave ${shown(hotLeave)}, coldLeave ${shown(coldLeave)}, coldEnter ${shown(coldEnter)}; as multiples of the even share they must satisfy 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter.`,
       );
     }
     this.multiples = { hotEnter, hotLeave, coldEnter, coldLeave };

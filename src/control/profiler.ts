@@ -8,8 +8,9 @@
  * from the device, one or more steps late, and what was not measured is null.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -168,7 +169,7 @@ export class ExpertProfiler implements ProfileView {
     checkWhole(minimumDwell, 0, MAX_DWELL, "minimumDwell");
     if (!(halfLife > 0 && halfLife < Number.POSITIVE_INFINITY)) {
       throw new InvalidArgumentError(
-        `halfLife is ${halfLife}; it must be a number of steps above 0.`,
+        `halfLife is ${shown(halfLife)}; it must be a number of steps above 0.`,
       );
     }
     this.experts = experts;
@@ -357,7 +358,7 @@ export class ExpertProfiler implements ProfileView {
     const read = joules !== undefined && joules !== null && joules !== "lost";
     if (read && !(joules >= 0 && joules <= MAX_READING_JOULES)) {
       throw new InvalidArgumentError(
-        `joules is ${joules}; a reading must be 0 to ${MAX_READING_JOULES} J, null where there is none yet, or "lost".`,
+        `joules is ${shown(joules)}; a reading must be 0 to ${MAX_READING_JOULES} J, null where there is none yet, or "lost".`,
       );
     }
     return slots;
@@ -371,7 +372,7 @@ export class ExpertProfiler implements ProfileView {
 function checkSeconds(value: number, name: string): void {
   if (!(value >= 0 && value <= MAX_STEP_SECONDS)) {
     throw new InvalidArgumentError(
-      `${name} is ${value}; it must be a time in seconds, 0 to ${MAX_STEP_SECONDS}.`,
+      `${name} is ${shown(value)}; it must be a time in seconds, 0 to ${MAX_STEP_SECONDS}.`,
     );
   }
 }

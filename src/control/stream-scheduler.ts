@@ -12,8 +12,9 @@
  * holds experts is put first at least once in any `MAX_WAIT` assignments.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject, shown } from "../execution/checks.ts";
+import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
 import { slicesWithoutLane } from "./lane-budgets.ts";
 import {
   EXPERT_SLICE_IDS,
@@ -108,7 +109,7 @@ export class StreamScheduler {
     const experts = holders.reduce((sum, id) => sum + plan.slices[id].experts.length, 0);
     if (!(counts instanceof Int32Array) || counts.length !== experts) {
       throw new InvalidArgumentError(
-        `The expected load has counts for ${counts?.length} experts but the plan has ${experts}.`,
+        `The expected load has counts for ${shown(counts?.length)} experts but the plan has ${experts}.`,
       );
     }
     const lanes = plan.undivided ? 1 : this.streams;

@@ -6,8 +6,8 @@
  * T tokens, E experts, k = top_k, S = T * k slots; slot = token * k + choice.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { shown } from "../execution/checks.ts";
 import type { Tensor } from "../tensor.ts";
 
 /** A token that an expert had no room for. */

@@ -4,8 +4,9 @@
  * Which expert runs where is not decided here; a lane's work list says.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { type Fields, requireOptions, shown } from "../execution/checks.ts";
+import { type Fields, requireOptions } from "../execution/checks.ts";
 import type {
   Device,
   DeviceBuffer,

@@ -3,6 +3,7 @@
  * value and the remedy. Types are checked too, since specs may come from JSON.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
 import { type Fields, refuseUnknown } from "../execution/checks.ts";
 import type { Activation, GroupLimit, RoutingRule } from "../execution/operators.ts";
@@ -237,7 +238,5 @@ function group(name: string, value: object, fields: Readonly<Record<string, true
 }
 
 function fail(name: string, value: unknown, rule: string): never {
-  // JSON has no NaN and no Infinity.
-  const shown = typeof value === "number" ? String(value) : JSON.stringify(value);
-  throw new InvalidArgumentError(`${name} is ${shown}; it ${rule}.`);
+  throw new InvalidArgumentError(`${name} is ${shown(value)}; it ${rule}.`);
 }

@@ -4,11 +4,16 @@
  * the line they stand in; whatever a message repeats of them goes through here.
  */
 
+import { inspect } from "node:util";
+
 /** Longest piece of a foreign value that a message repeats; real tensor names are half as long. */
 const MOST_CHARACTERS = 120;
 
 /** Longest path a message repeats: enough for any real one, far from the megabytes an index can forge. */
 const MOST_PATH_CHARACTERS = 1024;
+
+/** Longest text for a value of any other kind: room for the device or the options that were taken for something else. */
+const MOST_SHOWN_CHARACTERS = 400;
 
 /** Extents of a shape that a message repeats; a layer's tensors have three at most. */
 const EXTENTS_IN_ERROR = 8;
@@ -27,6 +32,20 @@ export function quote(value: unknown): string {
   return text.slice(0, MOST_CHARACTERS - end.length) + end;
 }
 
+/** A value as messages show it: one short line, whatever it is. */
+export function shown(value: unknown): string {
+  if (typeof value === "string") return quote(value);
+  const text = inspect(value, {
+    depth: 0,
+    maxArrayLength: 4,
+    maxStringLength: 80,
+    breakLength: Number.POSITIVE_INFINITY,
+  });
+  return escapeUnprintable(
+    text.length > MOST_SHOWN_CHARACTERS ? `${text.slice(0, MOST_SHOWN_CHARACTERS)}...` : text,
+  );
+}
+
 /** A path as it is, but for unprintable characters and for what no path needs of length. */
 export function printablePath(path: string): string {
   const cut =
@@ -39,10 +58,10 @@ export function bytesText(count: number): string {
   return count === 1 ? "1 byte" : `${count} bytes`;
 }
 
-/** `[2, 3]`; of a forged shape with extents beyond number, the first few. */
+/** `[2, 3]`; of a forged shape with extents beyond number, the first few, whatever they are. */
 export function shapeText(shape: readonly number[]): string {
   const more = shape.length > EXTENTS_IN_ERROR ? ", ..." : "";
-  return `[${shape.slice(0, EXTENTS_IN_ERROR).join(", ")}${more}]`;
+  return `[${Array.from(shape.slice(0, EXTENTS_IN_ERROR), (extent) => shown(extent)).join(", ")}${more}]`;
 }
 
 function toJson(value: unknown): string {

@@ -3,6 +3,7 @@
  * say. What budgets become is each device's own affair.
  */
 
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
 import { requireObject } from "./checks.ts";
 import { type ComputeBudgets, type DeviceProperties, MAX_GROUPS } from "./device.ts";
@@ -14,7 +15,7 @@ export function checkBudgets(budgets: ComputeBudgets, properties: DeviceProperti
   const availability = properties.realisations[realisation];
   if (availability === undefined) {
     throw new InvalidArgumentError(
-      `Unknown realisation "${realisation}". Use "shared", "partitioned" or "mig".`,
+      `Unknown realisation ${shown(realisation)}. Use "shared", "partitioned" or "mig".`,
     );
   }
   if (!availability.available) {
@@ -31,14 +32,14 @@ export function checkBudgets(budgets: ComputeBudgets, properties: DeviceProperti
   for (const [group, count] of units.entries()) {
     if (!(count >= 0) || !Number.isInteger(count / step)) {
       throw new InvalidArgumentError(
-        `Group ${group} asks for ${count} compute units. Use 0 or more, in steps of ${step}.`,
+        `Group ${group} asks for ${shown(count)} compute units. Use 0 or more, in steps of ${step}.`,
       );
     }
   }
   for (const [group, bytes] of (budgets.cacheBytes ?? []).entries()) {
     if (!(bytes >= 0)) {
       throw new InvalidArgumentError(
-        `Group ${group} asks for ${bytes} bytes of cache. Use 0 or more.`,
+        `Group ${group} asks for ${shown(bytes)} bytes of cache. Use 0 or more.`,
       );
     }
   }

@@ -5,19 +5,9 @@
  * in common. What the fields of an argument may be is checked by whoever uses them.
  */
 
-import { inspect } from "node:util";
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
 import type { Device } from "./device.ts";
-
-/** A value as messages show it: one short line, whatever it is. */
-export function shown(value: unknown): string {
-  return inspect(value, {
-    depth: 0,
-    maxArrayLength: 4,
-    maxStringLength: 80,
-    breakLength: Number.POSITIVE_INFINITY,
-  });
-}
 
 /**
  * @param rule the end of a sentence: what the argument must be

@@ -4,6 +4,7 @@
  * the 16-bit type that the device itself works in.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import {
   BYTES_PER_ELEMENT,
@@ -42,7 +43,7 @@ export class DeviceTensor implements Disposable {
     checkShape(shape, "The device tensor", Math.floor(buffer.byteLength / 4));
     if (!worksIn(device, dtype)) {
       throw new InvalidArgumentError(
-        `${device.properties.name} has no tensors of ${String(dtype)}. Use float32, which every device has.`,
+        `${device.properties.name} has no tensors of ${shown(dtype)}. Use float32, which every device has.`,
       );
     }
     const bytes = sizeOf(shape) * BYTES_PER_ELEMENT[dtype];

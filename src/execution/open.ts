@@ -3,8 +3,9 @@
  * it does. A device's code is loaded when it is first asked for.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, shown } from "./checks.ts";
+import { type Fields, requireFields } from "./checks.ts";
 import { openCpuDevice } from "./cpu/device.ts";
 import type { Device, DeviceKind } from "./device.ts";
 
@@ -41,7 +42,7 @@ export async function openDevice(options: OpenDeviceOptions = {}): Promise<Devic
   requireFields(options, "options", "an object, or left out", OPTIONS);
   const { kind = "auto", float32 = "ieee" } = options;
   if (float32 !== "ieee" && float32 !== "tf32") {
-    throw new InvalidArgumentError(`float32 is "${String(float32)}". Use "ieee" or "tf32".`);
+    throw new InvalidArgumentError(`float32 is ${shown(float32)}. Use "ieee" or "tf32".`);
   }
   refuseUnused(kind, options);
   switch (kind) {
@@ -52,9 +53,7 @@ export async function openDevice(options: OpenDeviceOptions = {}): Promise<Devic
     case "cuda":
       return openCuda(options);
     default:
-      throw new InvalidArgumentError(
-        `Unknown device "${String(kind)}". Use "auto", "cpu" or "cuda".`,
-      );
+      throw new InvalidArgumentError(`Unknown device ${shown(kind)}. Use "auto", "cpu" or "cuda".`);
   }
 }
 

@@ -7,6 +7,7 @@
  * arguments is its affair.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
 import type { DeviceBuffer, Projection } from "./device.ts";
 
@@ -52,7 +53,7 @@ export abstract class ArgumentChecks<
   integer(name: string, value: number, least: number, most = MOST_INT): number {
     if (Number.isInteger(value) && value >= least && value <= most) return value;
     return this.fail(
-      `${name} is ${String(value)}`,
+      `${name} is ${shown(value)}`,
       most === MOST_INT
         ? `Use a whole number, ${least} or more.`
         : `Use a whole number from ${least} to ${most}.`,
@@ -61,12 +62,12 @@ export abstract class ArgumentChecks<
 
   finite(name: string, value: number): number {
     if (typeof value === "number" && Number.isFinite(value)) return value;
-    return this.fail(`${name} is ${String(value)}`, "Use a finite number.");
+    return this.fail(`${name} is ${shown(value)}`, "Use a finite number.");
   }
 
   oneOf<T extends string>(name: string, value: string, known: readonly T[]): T {
     if ((known as readonly string[]).includes(value)) return value as T;
-    return this.fail(`${name} is "${String(value)}"`, `Use one of ${known.join(", ")}.`);
+    return this.fail(`${name} is ${shown(value)}`, `Use one of ${known.join(", ")}.`);
   }
 
   projection(name: string, projection: Projection): P {

@@ -3,6 +3,7 @@
  * projection keeps its matrices is each device's own affair.
  */
 
+import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "./device.ts";
@@ -23,12 +24,12 @@ export function checkPlace(
   if (closed) throw new DisposedError(`Projection "${label}"`);
   if (!Number.isInteger(index) || index < 0 || index >= spec.count) {
     throw new InvalidArgumentError(
-      `Projection "${label}" has ${spec.count} matrices; there is no number ${index}.`,
+      `Projection "${label}" has ${spec.count} matrices; there is no number ${shown(index)}.`,
     );
   }
   if (part !== "value" && !(part === "gate" && spec.gated)) {
     throw new InvalidArgumentError(
-      `Projection "${label}" has no part "${String(part)}". Use "value"${spec.gated ? ' or "gate"' : ""}.`,
+      `Projection "${label}" has no part ${shown(part)}. Use "value"${spec.gated ? ' or "gate"' : ""}.`,
     );
   }
 }
@@ -38,12 +39,12 @@ export function checkMatrix({ spec, label }: CheckedProjection, matrix: MatrixVi
   const { inputs, outputs, dtype } = spec;
   if (matrix.rows !== outputs || matrix.columns !== inputs) {
     throw new ShapeError(
-      `Projection "${label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${matrix.rows}, ${matrix.columns}].`,
+      `Projection "${label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${shown(matrix.rows)}, ${shown(matrix.columns)}].`,
     );
   }
   if (matrix.dtype !== dtype) {
     throw new ShapeError(
-      `Projection "${label}" holds ${dtype} weights, got ${matrix.dtype}. Create the projection with the weights' own element type, or convert them first.`,
+      `Projection "${label}" holds ${dtype} weights, got ${shown(matrix.dtype)}. Create the projection with the weights' own element type, or convert them first.`,
     );
   }
   if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {

@@ -12,8 +12,9 @@ import { type PlanningDevice, thisMachine } from "../control/slices/planning-dev
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import type { LayerWeights } from "../data/weights.ts";
+import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireOptions, shown } from "../execution/checks.ts";
+import { type Fields, requireFields, requireOptions } from "../execution/checks.ts";
 import type { ForwardOptions, LayerOptions } from "./forward.ts";
 
 const OPTIONS: Fields<LayerOptions> = {

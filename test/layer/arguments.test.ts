@@ -169,3 +169,27 @@ test("experts are asked for by their index", async () => {
   await refuses(() => manager.release(1.5), /1\.5/);
   manager.release(3);
 });
+
+test("what no text can be made of is refused by name, too", async () => {
+  const circular: Record<string, unknown> = {};
+  circular["self"] = circular;
+  const detached = new Int32Array(4);
+  structuredClone(detached.buffer, { transfer: [detached.buffer] });
+  const data = new Float32Array(4);
+  const manager = new SliceManager();
+  for (const odd of [Symbol("x"), 1n, circular, Object.create(null), detached].map(as)) {
+    const rule = { scoring: odd, renormalize: true, scale: 1 };
+    await refuses(() => new Router({ topK: 1, rule }), /^rule\.scoring is /);
+    await refuses(() => toTensor({ data, shape: [2, odd] }, "gate"), /^gate has shape \[2, /);
+    await refuses(() => toTensor({ data, shape: [4], dtype: odd }, "gate"), /^gate says it is /);
+    await refuses(() => manager.migrate(0, odd), /^Slice .* takes no experts by hand/);
+    await refuses(() => manager.release(odd), /^Expert .* is not an expert index/);
+    await refuses(() => manager.reserve("A", { cacheBytes: odd }), /^Slice A cannot reserve /);
+    await refuses(() => new SliceManager({ realisation: odd }), /^There is no realisation /);
+    await refuses(() => openDevice({ kind: odd }), /^Unknown device /);
+  }
+  await refuses(
+    () => toTensor({ data, shape: Object.assign(new Array(2), { 1: 4 }) }, "gate"),
+    /\[undefined, 4\]/,
+  );
+});

@@ -110,12 +110,12 @@ test("options out of range are refused when the layer is made, with a device and
     [{ slices: { policy: "adaptve" } }, /no slice policy "adaptve"; choose one of .*adaptive/],
     [{ slices: { realisation: "green" } }, /no realisation "green"/],
     [{ slices: { maxExperts: { A: -1 } } }, /maxExperts\.A is -1/],
-    [{ slices: { maxExperts: { A: "1" } } }, /maxExperts\.A is '1'/],
+    [{ slices: { maxExperts: { A: "1" } } }, /maxExperts\.A is "1"/],
     [{ streams: 0 }, /streams is 0/],
-    [{ streams: "3" }, /streams is '3'; .*a whole number/],
+    [{ streams: "3" }, /streams is "3"; .*a whole number/],
     [{ graphs: { capacity: 0 } }, /capacity is 0/],
-    [{ graphs: { capacity: "2" } }, /capacity is '2'; .*a whole number/],
-    [{ graphs: { warmup: "1" } }, /warmup is '1'; .*a whole number/],
+    [{ graphs: { capacity: "2" } }, /capacity is "2"; .*a whole number/],
+    [{ graphs: { warmup: "1" } }, /warmup is "1"; .*a whole number/],
     [{ graphs: { warmup: -1 } }, /warmup is -1/],
     [{ graphs: null }, /options\.graphs is null/],
     [{ profiler: { window: -5 } }, /window is -5/],
@@ -142,8 +142,8 @@ test("a policy is a name or an object that can be asked", async () => {
 
 test("compute units are numbers, not text", async () => {
   const manager = managerWith({});
-  await rejects(() => manager.resize("A", as("1")), /^computeUnits is '1'/);
-  await rejects(() => manager.reserve("A", as({ computeUnits: "1" })), /^computeUnits is '1'/);
+  await rejects(() => manager.resize("A", as("1")), /^computeUnits is "1"/);
+  await rejects(() => manager.reserve("A", as({ computeUnits: "1" })), /^computeUnits is "1"/);
   await rejects(() => manager.reserve("A", as({ cacheBytes: "1" })), /bytes of cache/);
   manager.resize("A", null);
 });

@@ -8,9 +8,8 @@
  * right on little-endian machines, the only ones Node ships WebAssembly SIMD for.
  */
 
-import { bytesText, quote, shapeText } from "../../errors/wording.ts";
+import { bytesText, quote, shapeText, shown } from "../../errors/wording.ts";
 import { CheckpointError, DisposedError, InvalidArgumentError } from "../../errors.ts";
-import { shown } from "../../execution/checks.ts";
 import type { DType, Tensor, TensorData } from "../../tensor.ts";
 import { MAX_HEADER_BYTES, parseHeader, type StoredDType, type TensorInfo } from "./header.ts";
 import { type ByteSource, type OpenSource, openFile } from "./source.ts";

@@ -3,8 +3,9 @@
  * nobody looks at, policies that are none, and what policies say that cannot be.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { type Fields, requireFields, shown } from "../../execution/checks.ts";
+import { type Fields, requireFields } from "../../execution/checks.ts";
 import { BUDGETED_SLICE_IDS, type BudgetedSliceId } from "../plan.ts";
 import type { Reservation } from "./demands.ts";
 import type { SliceManagerOptions } from "./manager.ts";
@@ -22,11 +23,17 @@ const OPTIONS: Fields<SliceManagerOptions> = {
 const PRIORITIES: Fields<Record<BudgetedSliceId, number>> = { A: true, B: true, C: true, D: true };
 const RESERVATION: Fields<Reservation> = { computeUnits: true, cacheBytes: true };
 
-/** @throws InvalidArgumentError naming the option that there is not */
+/** @throws InvalidArgumentError naming the option that there is not, or the priority that is none */
 export function checkNames(options: SliceManagerOptions): void {
   requireFields(options, "options", "an object, or left out", OPTIONS);
   const { priorities = {} } = options;
   requireFields(priorities, "priorities", "numbers by slice, or left out", PRIORITIES);
+  for (const [slice, priority] of Object.entries(priorities)) {
+    if (Number.isFinite(priority)) continue;
+    throw new InvalidArgumentError(
+      `Slice ${slice} has priority ${shown(priority)}; give a number.`,
+    );
+  }
 }
 
 /** @throws InvalidArgumentError unless the manager can ask it where experts should be and how to divide */

@@ -6,8 +6,8 @@
  * here holds from the next plan on; plans already made are not touched.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { shown } from "../../execution/checks.ts";
 import {
   BUDGETED_SLICE_IDS,
   type BudgetedSliceId,
@@ -159,7 +159,7 @@ export class Demands {
   #checkCache(slice: BudgetedSliceId, bytes: number): void {
     if (!Number.isSafeInteger(bytes) || bytes < 0) {
       throw new InvalidArgumentError(
-        `Slice ${slice} cannot reserve ${bytes} bytes of cache; give a whole number, 0 or more.`,
+        `Slice ${slice} cannot reserve ${shown(bytes)} bytes of cache; give a whole number, 0 or more.`,
       );
     }
     if (bytes === 0) return;
@@ -203,12 +203,14 @@ export class Demands {
 
 function checkSlice(slice: string, allowed: readonly string[], why: string): void {
   if (!allowed.includes(slice)) {
-    throw new InvalidArgumentError(`Slice "${slice}" ${why}; choose one of ${allowed.join(", ")}.`);
+    throw new InvalidArgumentError(
+      `Slice ${shown(slice)} ${why}; choose one of ${allowed.join(", ")}.`,
+    );
   }
 }
 
 function checkExpert(expert: number): void {
   if (!Number.isInteger(expert) || expert < 0) {
-    throw new InvalidArgumentError(`Expert ${expert} is not an expert index.`);
+    throw new InvalidArgumentError(`Expert ${shown(expert)} is not an expert index.`);
   }
 }

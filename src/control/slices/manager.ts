@@ -8,8 +8,9 @@
  * called at any time: plans are values, and work in flight keeps the one it has.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
-import { requireObject, shown } from "../../execution/checks.ts";
+import { requireObject } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
@@ -103,11 +104,6 @@ export class SliceManager {
       typeof policy === "string" ? policyNamed(policy) : checkPolicy(policy, POLICY_NAMES);
     this.#asked = realisation;
     this.#realisations = usableRealisations(device, realisation);
-    for (const [slice, priority] of Object.entries(priorities)) {
-      if (!Number.isFinite(priority)) {
-        throw new InvalidArgumentError(`Slice ${slice} has priority ${priority}; give a number.`);
-      }
-    }
     for (const [slice, most] of Object.entries(maxExperts)) {
       if ((slice !== "A" && slice !== "B") || !Number.isInteger(most) || most < 0) {
         throw new InvalidArgumentError(
@@ -116,7 +112,7 @@ export class SliceManager {
       }
     }
     if (expertBytes !== undefined && !(expertBytes > 0)) {
-      throw new InvalidArgumentError(`expertBytes is ${expertBytes}; it must be above 0.`);
+      throw new InvalidArgumentError(`expertBytes is ${shown(expertBytes)}; it must be above 0.`);
     }
     this.#priorities = { ...PRIORITIES, ...priorities };
     this.#maxExperts = maxExperts;
@@ -190,13 +186,15 @@ export class SliceManager {
     const division = this.#divisions.get(plan);
     if (division === undefined) {
       throw new InvalidArgumentError(
-        `Plan ${plan.version} was not made by this slice manager. Observe it where it was allocated.`,
+        `Plan ${shown(plan.version)} was not made by this slice manager. Observe it where it was allocated.`,
       );
     }
     const measured = { seconds, tokens, joules: joules === "lost" ? 0 : (joules ?? 0) };
     for (const [name, value] of Object.entries(measured)) {
       if (!(value >= 0 && value < Number.POSITIVE_INFINITY)) {
-        throw new InvalidArgumentError(`${name} is ${value}; it must be a number, 0 or more.`);
+        throw new InvalidArgumentError(
+          `${name} is ${shown(value)}; it must be a number, 0 or more.`,
+        );
       }
     }
     this.#policy.observe?.(division, { plan, seconds, tokens, joules: joules ?? null, comparable });
@@ -246,7 +244,7 @@ export class SliceManager {
 
   /** Before the first load nobody knows how many experts there are. */
   #checkExpert(expert: number): void {
-    if (this.#experts > 0 && expert >= this.#experts) {
+    if (this.#experts > 0 && Number.isInteger(expert) && expert >= this.#experts) {
       throw new InvalidArgumentError(
         `There is no expert ${expert}; the load has experts 0 to ${this.#experts - 1}.`,
       );
@@ -275,7 +273,7 @@ export class SliceManager {
     }
     if (profile !== undefined && profile.experts !== counts.length) {
       throw new InvalidArgumentError(
-        `The profile is of ${profile.experts} experts but the load has ${counts.length}.`,
+        `The profile is of ${shown(profile.experts)} experts but the load has ${counts.length}.`,
       );
     }
     this.#demands.checkPins(counts.length);
@@ -353,16 +351,16 @@ export class SliceManager {
 function policyNamed(name: string): SlicePolicy {
   if (Object.hasOwn(POLICIES, name)) return POLICIES[name as PolicyName]();
   throw new InvalidArgumentError(
-    `There is no slice policy "${name}"; choose one of ${POLICY_NAMES.join(", ")}.`,
+    `There is no slice policy ${shown(name)}; choose one of ${POLICY_NAMES.join(", ")}.`,
   );
 }
 
 /** The one asked for, or for "auto" those to choose from, the default first. */
 function usableRealisations(device: PlanningDevice, asked: Realisation | "auto"): Realisation[] {
   const { name, realisations } = device;
-  if (asked !== "auto" && !Object.hasOwn(realisations, asked)) {
+  if (asked !== "auto" && !Object.keys(realisations).includes(asked)) {
     throw new InvalidArgumentError(
-      `There is no realisation "${asked}"; choose one of auto, shared, partitioned, mig.`,
+      `There is no realisation ${shown(asked)}; choose one of auto, shared, partitioned, mig.`,
     );
   }
   const candidates = asked === "auto" ? (["shared", "partitioned"] as const) : [asked];

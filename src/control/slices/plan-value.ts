@@ -5,8 +5,8 @@
  * little as possible.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { shown } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import {
   BUDGETED_SLICE_IDS,

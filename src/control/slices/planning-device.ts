@@ -5,8 +5,9 @@
  */
 
 import os from "node:os";
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { requireObject, shown } from "../../execution/checks.ts";
+import { requireObject } from "../../execution/checks.ts";
 import type { DeviceProperties } from "../../execution/device.ts";
 import { BUDGETED_SLICE_IDS } from "../plan.ts";
 
@@ -72,14 +73,14 @@ export function quantaOf({ name, computeUnits, computeUnitGranularity }: Plannin
   const granularity = computeUnitGranularity;
   if (!(granularity > 0) || !Number.isInteger(granularity / FINEST_GRANULARITY)) {
     throw new InvalidArgumentError(
-      `${name} has a compute granularity of ${granularity}; it must be a positive multiple of 2^-20, such as 1 or 1/16.`,
+      `${name} has a compute granularity of ${shown(granularity)}; it must be a positive multiple of 2^-20, such as 1 or 1/16.`,
     );
   }
   const quanta = Math.floor(computeUnits / granularity);
   const least = BUDGETED_SLICE_IDS.length;
   if (!(quanta >= least) || !Number.isSafeInteger(quanta)) {
     throw new InvalidArgumentError(
-      `${name} has ${computeUnits} compute units in steps of ${granularity}; slices ${BUDGETED_SLICE_IDS.join(", ")} need ${least} steps at least. Use a finer granularity.`,
+      `${name} has ${shown(computeUnits)} compute units in steps of ${granularity}; slices ${BUDGETED_SLICE_IDS.join(", ")} need ${least} steps at least. Use a finer granularity.`,
     );
   }
   return quanta;

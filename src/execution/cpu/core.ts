@@ -4,6 +4,7 @@
  * a core and know it by the few methods they need; device.ts is the face of it.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import { refusePromise } from "../checks.ts";
 import type { ComputeBudgets, DeviceProperties } from "../device.ts";
@@ -108,7 +109,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
         );
       default:
         throw new InvalidArgumentError(
-          `Unknown operator "${String((operator as { kind: unknown }).kind)}". Use route, bucket, project or combine.`,
+          `Unknown operator ${shown((operator as { kind: unknown }).kind)}. Use route, bucket, project or combine.`,
         );
     }
     to.checkOutputs();

@@ -10,6 +10,7 @@
  */
 
 import { availableParallelism } from "node:os";
+import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
 import { type DType, type Tensor, toFloat32 } from "../../tensor.ts";
 import type {
@@ -58,7 +59,7 @@ export async function openCpuDevice(options: CpuDeviceOptions = {}): Promise<Cpu
   const threads = options.threads ?? availableParallelism();
   if (!Number.isInteger(threads) || threads < 1 || threads > MOST_THREADS) {
     throw new InvalidArgumentError(
-      `threads is ${String(threads)}. Use a whole number from 1 to ${MOST_THREADS}.`,
+      `threads is ${shown(threads)}. Use a whole number from 1 to ${MOST_THREADS}.`,
     );
   }
   const compiled = await compileKernels();
@@ -136,7 +137,7 @@ export class CpuDevice implements Device {
     requireRows(layout);
     if (dtype !== "float32") {
       throw new InvalidArgumentError(
-        `The CPU device cannot copy ${dtype} rows: it computes in float32. Convert them on the host.`,
+        `The CPU device cannot copy ${shown(dtype)} rows: it computes in float32. Convert them on the host.`,
       );
     }
     const bytes = rows * layout.width * 4;
@@ -158,7 +159,7 @@ export class CpuDevice implements Device {
     if (projection.closed) throw new DisposedError(`Projection "${projection.label}"`);
     if (!Number.isInteger(seed) || !Number.isFinite(scale)) {
       throw new InvalidArgumentError(
-        `Cannot fill with seed ${String(seed)} and scale ${String(scale)}. Use a whole number and a finite number.`,
+        `Cannot fill with seed ${shown(seed)} and scale ${shown(scale)}. Use a whole number and a finite number.`,
       );
     }
     await this.#core.runNodes([fillNode(projection, seed, scale)]);
@@ -208,7 +209,7 @@ export class CpuDevice implements Device {
     const whole = Number.isInteger(begin) && Number.isInteger(length);
     if (!whole || begin < 0 || length < 0 || begin + length > buffer.byteLength) {
       throw new InvalidArgumentError(
-        `Buffer "${buffer.label}" has ${buffer.byteLength} bytes, so there are no ${length} from byte ${begin} on.`,
+        `Buffer "${buffer.label}" has ${buffer.byteLength} bytes, so there are no ${shown(length)} from byte ${shown(begin)} on.`,
       );
     }
     return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
@@ -219,6 +220,6 @@ export class CpuDevice implements Device {
 function requireRows({ dtype, width, pitch }: RowLayout): void {
   if (dtype === "float32" && pitch === width) return;
   throw new InvalidArgumentError(
-    `The CPU device has no ${dtype} rows of ${width} values ${pitch} apart. Use the layout that its rowLayout() gives.`,
+    `The CPU device has no ${shown(dtype)} rows of ${shown(width)} values ${shown(pitch)} apart. Use the layout that its rowLayout() gives.`,
   );
 }

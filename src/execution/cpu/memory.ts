@@ -11,6 +11,7 @@
  * here knows what lies at them.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError, OutOfDeviceMemoryError } from "../../errors.ts";
 import type { MemoryUsage } from "../device.ts";
 import { MAXIMUM_PAGES } from "./kernels.ts";
@@ -71,7 +72,7 @@ export class DeviceMemory {
   allocate(byteLength: number, label: string, zeroed = true): Block {
     if (!Number.isSafeInteger(byteLength) || byteLength < 0) {
       throw new InvalidArgumentError(
-        `Cannot allocate ${byteLength} bytes for ${label}: the size must be a whole number, 0 or more.`,
+        `Cannot allocate ${shown(byteLength)} bytes for ${label}: the size must be a whole number, 0 or more.`,
       );
     }
     // An empty block still gets an address of its own.

@@ -7,6 +7,7 @@
  * of memory, not elements, whichever way the matrix is strided.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import type { DType, MatrixView } from "../../tensor.ts";
 import { BYTES_PER_ELEMENT } from "../../tensor.ts";
@@ -53,23 +54,23 @@ export function projectionLayout(spec: ProjectionSpec, kernels: Kernels): Projec
   for (const name of ["count", "inputs", "outputs"] as const) {
     if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
       throw new InvalidArgumentError(
-        `A projection's ${name} is ${String(spec[name])}. Use a whole number, 1 or more.`,
+        `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
       );
     }
   }
   if (!isWeightDType(spec.dtype)) {
     throw new InvalidArgumentError(
-      `Weights cannot be ${String(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,
+      `Weights cannot be ${shown(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,
     );
   }
   if (spec.input !== "float32") {
     throw new InvalidArgumentError(
-      `A projection's input is ${String(spec.input)}, and rows on the CPU device are float32. Use the dtype that rowLayout() gives.`,
+      `A projection's input is ${shown(spec.input)}, and rows on the CPU device are float32. Use the dtype that rowLayout() gives.`,
     );
   }
   if (spec.output !== "rows" && spec.output !== "float32") {
     throw new InvalidArgumentError(
-      `A projection's output is "${String(spec.output)}". Use "rows" or "float32".`,
+      `A projection's output is ${shown(spec.output)}. Use "rows" or "float32".`,
     );
   }
   if (spec.output === "float32" && (spec.gated || spec.count > 1)) {

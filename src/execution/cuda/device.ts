@@ -9,6 +9,7 @@
  * under way), memory.ts and transfers.ts (who has which bytes and how they get there).
  */
 
+import { shown } from "../../errors/wording.ts";
 import {
   DeviceFailedError,
   DeviceUnavailableError,
@@ -108,11 +109,11 @@ export async function openOnDriver(
 function checkOptions({ ordinal = 0, float32 = "ieee" }: CudaDeviceOptions): void {
   if (!Number.isInteger(ordinal) || ordinal < 0) {
     throw new InvalidArgumentError(
-      `ordinal is ${String(ordinal)}. Use a whole number, 0 for the first GPU.`,
+      `ordinal is ${shown(ordinal)}. Use a whole number, 0 for the first GPU.`,
     );
   }
   if (float32 !== "ieee" && float32 !== "tf32") {
-    throw new InvalidArgumentError(`float32 is "${String(float32)}". Use "ieee" or "tf32".`);
+    throw new InvalidArgumentError(`float32 is ${shown(float32)}. Use "ieee" or "tf32".`);
   }
 }
 

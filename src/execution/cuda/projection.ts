@@ -16,6 +16,7 @@
  * and a kernel puts its elements in place.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
@@ -221,10 +222,10 @@ export class CudaProjection implements Projection {
   fillWork(seed: number, scale: number): OwnKernelWork {
     if (this.closed) throw new DisposedError(`Projection "${this.label}"`);
     if (!Number.isSafeInteger(seed)) {
-      throw new InvalidArgumentError(`seed is ${String(seed)}. Use a whole number.`);
+      throw new InvalidArgumentError(`seed is ${shown(seed)}. Use a whole number.`);
     }
     if (!Number.isFinite(scale) || scale < 0) {
-      throw new InvalidArgumentError(`scale is ${String(scale)}. Use a finite number, 0 or more.`);
+      throw new InvalidArgumentError(`scale is ${shown(scale)}. Use a finite number, 0 or more.`);
     }
     const { count, inputs, outputs } = this.spec;
     const kernel = this.#device.kernels.find({ operator: "fill", element: this.element });
@@ -290,7 +291,7 @@ function elementOf(spec: ProjectionSpec): RowType {
   for (const name of ["count", "inputs", "outputs"] as const) {
     if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
       throw new InvalidArgumentError(
-        `A projection's ${name} is ${String(spec[name])}. Use a whole number, 1 or more.`,
+        `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
       );
     }
   }
@@ -307,7 +308,7 @@ function elementOf(spec: ProjectionSpec): RowType {
   }
   if (output !== "rows") {
     throw new InvalidArgumentError(
-      `A projection's output is "${String(output)}". Use "rows" or "float32".`,
+      `A projection's output is ${shown(output)}. Use "rows" or "float32".`,
     );
   }
   if (dtype !== input && input !== "float32") {

@@ -8,6 +8,7 @@
  * was submitted earlier holds nobody up.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { type DeviceEvent, MAX_GROUPS, type Stream, type StreamOptions } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
@@ -177,12 +178,12 @@ export class CudaStream implements Stream {
   constructor(owner: StreamOwner, { group, priority }: StreamOptions) {
     if (!Number.isInteger(group) || group < 0 || group >= MAX_GROUPS) {
       throw new InvalidArgumentError(
-        `A stream's group is ${String(group)}. Use a whole number from 0 to ${MAX_GROUPS - 1}.`,
+        `A stream's group is ${shown(group)}. Use a whole number from 0 to ${MAX_GROUPS - 1}.`,
       );
     }
     if ((priority | 0) !== priority) {
       throw new InvalidArgumentError(
-        `A stream's priority is ${String(priority)}. Use a whole number of at most 32 bits.`,
+        `A stream's priority is ${shown(priority)}. Use a whole number of at most 32 bits.`,
       );
     }
     this.owner = owner;

@@ -1,5 +1,6 @@
 /** How rows of activations lie in device memory: their element type, and their width rounded up. */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import type { DType } from "../../tensor.ts";
 import type { RowLayout } from "../device.ts";
@@ -29,7 +30,7 @@ export function padded(width: number): number {
 export function rowLayoutOf(width: number, weights: DType): RowLayout {
   if (!Number.isInteger(width) || width < 1 || width > 0x7fffffff - PADDING) {
     throw new InvalidArgumentError(
-      `Rows cannot have ${String(width)} values. Use a whole number, 1 or more.`,
+      `Rows cannot have ${shown(width)} values. Use a whole number, 1 or more.`,
     );
   }
   requireRowType("Rows for weights", weights);
@@ -40,6 +41,6 @@ export function rowLayoutOf(width: number, weights: DType): RowLayout {
 export function requireRowType(what: string, dtype: DType): asserts dtype is RowType {
   if (isRowType(dtype)) return;
   throw new InvalidArgumentError(
-    `${what} of ${String(dtype)} are not supported. Use one of ${ROW_TYPES.join(", ")}.`,
+    `${what} of ${shown(dtype)} are not supported. Use one of ${ROW_TYPES.join(", ")}.`,
   );
 }

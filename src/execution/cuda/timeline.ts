@@ -9,6 +9,7 @@
  * What a submission does is its owner's business (graph.ts, core.ts).
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DeviceFailedError, type NexusError } from "../../errors.ts";
 import type { CudaBudgets } from "./budgets.ts";
 import type { Context } from "./driver/context.ts";
@@ -255,7 +256,7 @@ export class Timeline {
 function failure(cause: unknown): DeviceFailedError {
   if (cause instanceof DeviceFailedError) return cause;
   return new DeviceFailedError(
-    `The CUDA device failed while work was handed to it: ${String(cause)}. Open a new device.`,
+    `The CUDA device failed while work was handed to it: ${shown(cause)}. Open a new device.`,
     { cause },
   );
 }

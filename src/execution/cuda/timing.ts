@@ -3,6 +3,7 @@
  * benchmarks. Host time and polling are not in it.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError, type NexusError } from "../../errors.ts";
 import type { CudaBudgets } from "./budgets.ts";
 import type { Driver } from "./driver/driver.ts";
@@ -119,6 +120,6 @@ function requireGraphs(graphs: readonly CudaGraph[]): void {
 function requireRepeats(repeats: number): void {
   if (Number.isInteger(repeats) && repeats >= 1) return;
   throw new InvalidArgumentError(
-    `Cannot time ${String(repeats)} replays. Use a whole number, 1 or more.`,
+    `Cannot time ${shown(repeats)} replays. Use a whole number, 1 or more.`,
   );
 }

@@ -9,6 +9,7 @@
  * promise. A mirrored buffer whose mirror is current is read without asking the GPU for anything.
  */
 
+import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
 import type { DeviceBuffer, RowLayout } from "../device.ts";
@@ -236,7 +237,7 @@ export class Transfers implements WeightUploader {
     const whole = Number.isInteger(begin) && Number.isInteger(length);
     if (!whole || begin < 0 || length < 0 || begin + length > found.byteLength) {
       throw new InvalidArgumentError(
-        `Buffer "${found.label}" has ${found.byteLength} bytes, so there are no ${length} from byte ${begin} on.`,
+        `Buffer "${found.label}" has ${found.byteLength} bytes, so there are no ${shown(length)} from byte ${shown(begin)} on.`,
       );
     }
     return found;

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { SafetensorsFile } from "../../../src/checkpoint/safetensors/reader.ts";
-import { quote, shapeText } from "../../../src/errors/wording.ts";
+import { quote, shapeText, shown } from "../../../src/errors/wording.ts";
 import { CheckpointError } from "../../../src/errors.ts";
 import { MemorySource, rawFile } from "../support.ts";
 
@@ -65,4 +65,22 @@ test("quotes end where they should: at the limit, at the stack's end, at half a 
 test("of a shape of a million extents the first are shown", () => {
   assert.equal(shapeText([2, 3]), "[2, 3]");
   assert.equal(shapeText(new Array(1e6).fill(1)), "[1, 1, 1, 1, 1, 1, 1, 1, ...]");
+  const odd = [2, Symbol("x"), 3n, Object.create(null)] as unknown as number[];
+  assert.equal(shapeText(odd), "[2, Symbol(x), 3n, [Object: null prototype] {}]");
+});
+
+test("any value is shown in one short line of printable characters", () => {
+  assert.equal(shown("auto"), '"auto"');
+  assert.equal(shown("a\n\u202e"), '"a\\n\\u202e"');
+  const circular: Record<string, unknown> = {};
+  circular["self"] = circular;
+  const detached = new Int32Array(4);
+  structuredClone(detached.buffer, { transfer: [detached.buffer] });
+  const wide = Object.fromEntries(Array.from({ length: 1e4 }, (_, i) => [`\u202ekey${i}`, i]));
+  const values = [Symbol("x"), 1n, circular, Object.create(null), detached, wide, "x".repeat(1e5)];
+  for (const value of values) {
+    const text = shown(value);
+    assert.ok(text.length < 3e3, `${text.length} characters`);
+    assert.doesNotMatch(text, /[\n\p{Cc}\p{Cf}]/u);
+  }
 });

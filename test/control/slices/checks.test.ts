@@ -30,22 +30,22 @@ describe("a policy that says what cannot be", () => {
   const wrong: readonly [SlicePolicy, RegExp][] = [
     [{ ...sound, place: () => undefined as never }, /slices from place\(\) is undefined/],
     [placing({ slices: ["A"] }), /slices from place\(\) is \[ 'A' \]; .* 8 slices, one per expert/],
-    [placing({ slices: eight("A", "Z") }), /slices\[7\] from place\(\) is 'Z'; .*"A", "B" or "C"/],
-    [placing({ slices: eight("A", "D") }), /slices\[7\] from place\(\) is 'D'/],
+    [placing({ slices: eight("A", "Z") }), /slices\[7\] from place\(\) is "Z"; .*"A", "B" or "C"/],
+    [placing({ slices: eight("A", "D") }), /slices\[7\] from place\(\) is "D"/],
     [placing({ worth: undefined }), /worth from place\(\) is undefined; .* 8 numbers/],
     [placing({ worth: eight(1, Number.NaN) }), /worth\[7\] from place\(\) is NaN; .*0 or more/],
     [placing({ worth: eight(1, -1) }), /worth\[7\] from place\(\) is -1/],
-    [placing({ why: "so" }), /why from place\(\) is 'so'; .*a function/],
+    [placing({ why: "so" }), /why from place\(\) is "so"; .*a function/],
     [{ ...sound, divide: () => null as never }, /weights\.A from divide\(\) is undefined/],
     [dividing({ weights: { A: 1, B: 1, C: 1 } }), /weights\.D from divide\(\) is undefined/],
     [weighing({ A: Number.NaN }), /weights\.A from divide\(\) is NaN; .*0 or more/],
     [weighing({ B: -1 }), /weights\.B from divide\(\) is -1/],
-    [weighing({ C: "1" }), /weights\.C from divide\(\) is '1'/],
+    [weighing({ C: "1" }), /weights\.C from divide\(\) is "1"/],
     [weighing({ D: Number.POSITIVE_INFINITY }), /weights\.D from divide\(\) is Infinity/],
     [weighing({ A: 1e308, B: 1e308 }), /weights from divide\(\) is .*add up to a finite/],
     [
       dividing({ realisation: { kind: "green", reason: "so" } }),
-      /realisation\.kind from divide\(\) is 'green'; .*one of shared, partitioned, mig/,
+      /realisation\.kind from divide\(\) is "green"; .*one of shared, partitioned, mig/,
     ],
     [dividing({ realisation: null }), /realisation\.kind from divide\(\) is undefined/],
   ];
@@ -56,7 +56,7 @@ describe("a policy that says what cannot be", () => {
         () => manager.allocate(load(SKEWED)),
         (error) => {
           assert.ok(error instanceof InvalidArgumentError, String(error));
-          assert.match(error.message, /^Policy 'mine': /);
+          assert.match(error.message, /^Policy "mine": /);
           assert.match(error.message, message);
           return true;
         },

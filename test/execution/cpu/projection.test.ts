@@ -163,7 +163,7 @@ describe("Projection.write", () => {
     const write = (matrix: MatrixView, index = 0, part: "value" | "gate" = "value") =>
       projection.write(index, part, matrix);
     await refused(write(view(data, 5, 7)), /"fc1" takes \[7, 5\] matrices .* got \[5, 7\]/);
-    await refused(write(view(new Uint16Array(35), 7, 5)), /holds float32 weights, got bfloat16/);
+    await refused(write(view(new Uint16Array(35), 7, 5)), /holds float32 weights, got "bfloat16"/);
     await refused(write(view(data, 7, 5, { rowStride: 6 })), /from element 0 to 40/);
     await refused(write(view(data, 7, 5, { rowStride: -5 })), /from element -30/);
     await refused(write(view(data, 7, 5, { rowStride: 0.5 })), /whole numbers/);

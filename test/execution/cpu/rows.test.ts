@@ -48,7 +48,7 @@ describe("rows of the CPU device", () => {
     const other: DType = "bfloat16";
     await assert.rejects(
       device.copyRows(target, layout, upload(device, VALUES), other, 1),
-      (error) => error instanceof InvalidArgumentError && /bfloat16 rows/.test(error.message),
+      (error) => error instanceof InvalidArgumentError && /"bfloat16" rows/.test(error.message),
     );
     await assert.rejects(
       device.copyRows(target, layout, upload(device, VALUES), "float32", 3),

@@ -123,8 +123,8 @@ describe("a projection", () => {
     for (const name of ["count", "inputs", "outputs"] as const) {
       refused({ [name]: 0 }, new RegExp(`projection's ${name} is 0\\. Use a whole number`));
     }
-    refused({ dtype: "int32" }, /Weights of int32 are not supported/);
-    refused({ input: "int32" }, /Input rows of int32 are not supported/);
+    refused({ dtype: "int32" }, /Weights of "int32" are not supported/);
+    refused({ input: "int32" }, /Input rows of "int32" are not supported/);
     refused({ dtype: "float32" }, /float32 weights would have to be rounded for rows of bfloat16/);
     refused({ dtype: "float16" }, /float16 weights would have to be rounded/);
     refused({ output: "columns" as "rows" }, /output is "columns"/);
@@ -144,7 +144,7 @@ describe("a projection", () => {
     await refused("InvalidArgumentError", /has 4 matrices; there is no number 4/, {}, 4);
     await refused("InvalidArgumentError", /there is no number 0\.5/, {}, 0.5);
     await refused("ShapeError", /takes \[72, 100\] matrices/, { rows: 71 });
-    await refused("ShapeError", /holds bfloat16 weights, got float16/, { dtype: "float16" });
+    await refused("ShapeError", /holds bfloat16 weights, got "float16"/, { dtype: "float16" });
     await refused("ShapeError", /whole numbers of elements/, { rowStride: 0.5 });
     await refused("ShapeError", /reaches from element -\d+ to/, { offset: -100_000 });
     await refused("ShapeError", /but its data has \d+ elements/, { rowStride: 1000 });
@@ -211,8 +211,8 @@ describe("rows into a layout", () => {
       );
     refused(/Buffer "rows" has 1792 bytes; 8 rows of 128 bfloat16 need 2048/, {}, "float32", 8);
     refused(/100 values at a pitch of 100 are not this device's layout/, { pitch: 100 });
-    refused(/Source rows of int32 are not supported/, {}, "int32");
-    refused(/Rows of int32 are not supported/, { dtype: "int32" });
+    refused(/Source rows of "int32" are not supported/, {}, "int32");
+    refused(/Rows of "int32" are not supported/, { dtype: "int32" });
     refused(/-1 rows cannot be written/, {}, "float32", -1);
   });
 });

@@ -11,6 +11,7 @@
  * decides alone. With the same seed and the same measurements it makes the same decisions.
  */
 
+import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
 import type { Realisation } from "../../../execution/device.ts";
 import type {
@@ -43,7 +44,7 @@ export class AdaptivePolicy implements SlicePolicy {
   /** @param seed of the random turns, a whole number */
   constructor({ seed = 1 }: { readonly seed?: number } = {}) {
     if (!Number.isSafeInteger(seed)) {
-      throw new InvalidArgumentError(`The seed is ${seed}; it must be a whole number.`);
+      throw new InvalidArgumentError(`The seed is ${shown(seed)}; it must be a whole number.`);
     }
     this.#random = generator(seed);
     this.#search = new DivisionSearch(this.#random);

@@ -4,6 +4,7 @@
  * load is known and graphs must not change.
  */
 
+import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
 import type { ExpertSliceId } from "../../plan.ts";
 import type { Division, LoadView, Placing, SlicePolicy, WorkBySlice } from "../policy.ts";
@@ -72,7 +73,7 @@ function ranksOf(ranking: readonly number[]): Int32Array {
   ranking.forEach((expert, rank) => {
     if (ranks[expert] !== -1) {
       throw new InvalidArgumentError(
-        `The ranking has ${expert} at place ${rank}; it must name each expert from 0 to ${ranking.length - 1} once.`,
+        `The ranking has ${shown(expert)} at place ${rank}; it must name each expert from 0 to ${ranking.length - 1} once.`,
       );
     }
     ranks[expert] = rank;

@@ -13,6 +13,7 @@
  * the expert's other blocks.
  */
 
+import { shown } from "../../../errors/wording.ts";
 import type { Activation, BucketRows, ProjectOperator } from "../../operators.ts";
 import type { ArgumentWriter } from "../arguments.ts";
 import {
@@ -164,7 +165,7 @@ function writeBucketRows(rows: BucketRows, experts: number, to: ArgumentWriter):
   for (const name of ["lanes", "topK", "mostTokens"] as const) {
     if (rows[name] === lists[name]) continue;
     to.fail(
-      `rows.${name} is ${String(rows[name])} and was ${lists[name]} in the bucket operator`,
+      `rows.${name} is ${shown(rows[name])} and was ${lists[name]} in the bucket operator`,
       "Use the same number in both.",
     );
   }

@@ -1,7 +1,7 @@
 /** From an operator's description to work: one function for each kind, and what all of them have in common. */
 
+import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
-import { shown } from "../../checks.ts";
 import type { Operator } from "../../operators.ts";
 import { encodeBucket } from "./bucket.ts";
 import { encodeCombine } from "./combine.ts";

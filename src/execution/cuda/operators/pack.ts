@@ -4,6 +4,7 @@
  * device runs this work of its own accord.
  */
 
+import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
 import type { DType } from "../../../tensor.ts";
 import { type RowLayout, rowBytes } from "../../device.ts";
@@ -86,7 +87,7 @@ export function rowsWork(
     );
   }
   if (!Number.isInteger(rows) || rows < 0) {
-    throw new InvalidArgumentError(`${String(rows)} rows cannot be written. Use 0 or more.`);
+    throw new InvalidArgumentError(`${shown(rows)} rows cannot be written. Use 0 or more.`);
   }
   const bytes = rowBytes(layout, rows);
   if (target.byteLength < bytes) {

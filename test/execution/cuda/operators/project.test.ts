@@ -403,7 +403,7 @@ describe("row layouts", () => {
     assert.throws(() => rowLayoutOf(2.5, "float16"), /Rows cannot have 2\.5 values/);
     assert.throws(() => rowLayoutOf(64, "int32"), {
       name: "InvalidArgumentError",
-      message: /Rows for weights of int32 are not supported/,
+      message: /Rows for weights of "int32" are not supported/,
     });
   });
 });
