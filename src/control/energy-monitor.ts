@@ -15,7 +15,7 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "../execution/checks.ts";
+import { isAmount, requireObject } from "../execution/checks.ts";
 import type { EnergySource } from "../execution/device.ts";
 
 /** Energy measured over a stretch of work. */
@@ -133,7 +133,7 @@ export class EnergyMonitor {
   sample(tokens: number, seconds: number): EnergyReading {
     const source = this.source;
     checkTokens(tokens);
-    if (!(seconds >= 0 && seconds < Number.POSITIVE_INFINITY)) {
+    if (!isAmount(seconds)) {
       throw new InvalidArgumentError(
         `seconds is ${shown(seconds)}; it must be the measured time of the step, 0 or more.`,
       );
@@ -242,7 +242,8 @@ function requireSource(source: EnergySource): void {
   const rule = "an energy source, such as device.energy";
   requireObject(source, "source", rule);
   if (source.available === false) return;
-  if (source.available === true && typeof source.joules === "function") return;
+  const { available, joules, minimumWindowSeconds } = source;
+  if (available === true && typeof joules === "function" && isAmount(minimumWindowSeconds)) return;
   throw new InvalidArgumentError(`source is ${shown(source)}; it must be ${rule}.`);
 }
 

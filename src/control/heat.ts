@@ -12,7 +12,7 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields } from "../execution/checks.ts";
+import { type Fields, isAmount, requireFields } from "../execution/checks.ts";
 import type { Heat } from "./plan.ts";
 
 /** Thresholds on an expert's share of the tokens, as multiples of the even share 1 / E. */
@@ -63,12 +63,12 @@ export class HeatScale {
     requireFields(multiples, "thresholds", "multiples of the even share by name", FIELDS);
     const { hotEnter, hotLeave, coldEnter, coldLeave } = multiples;
     const ordered =
-      0 <= coldEnter &&
+      [hotEnter, hotLeave, coldEnter, coldLeave].every(isAmount) &&
       coldEnter < coldLeave &&
       coldLeave <= 1 &&
       1 <= hotLeave &&
       hotLeave < hotEnter;
-    if (!ordered || hotEnter === Number.POSITIVE_INFINITY) {
+    if (!ordered) {
       throw new InvalidArgumentError(
         `Heat thresholds are hotEnter ${shown(hotEnter)}, hotLeave ${shown(hotLeave)}, coldLeave ${shown(coldLeave)}, coldEnter ${shown(coldEnter)}; as multiples of the even share they must satisfy 0 <= coldEnter < coldLeave <= 1 <= hotLeave < hotEnter.`,
       );

@@ -10,7 +10,7 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, isAmount, requireFields, requireObject } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
 import type { Heat } from "./plan.ts";
@@ -167,7 +167,7 @@ export class ExpertProfiler implements ProfileView {
     checkWhole(experts, 1, MAX_EXPERTS, "experts");
     checkWhole(window, 1, MAX_WINDOW, "window");
     checkWhole(minimumDwell, 0, MAX_DWELL, "minimumDwell");
-    if (!(halfLife > 0 && halfLife < Number.POSITIVE_INFINITY)) {
+    if (!(isAmount(halfLife) && halfLife > 0)) {
       throw new InvalidArgumentError(
         `halfLife is ${shown(halfLife)}; it must be a number of steps above 0.`,
       );
@@ -356,7 +356,7 @@ export class ExpertProfiler implements ProfileView {
       }
     }
     const read = joules !== undefined && joules !== null && joules !== "lost";
-    if (read && !(joules >= 0 && joules <= MAX_READING_JOULES)) {
+    if (read && !(isAmount(joules) && joules <= MAX_READING_JOULES)) {
       throw new InvalidArgumentError(
         `joules is ${shown(joules)}; a reading must be 0 to ${MAX_READING_JOULES} J, null where there is none yet, or "lost".`,
       );
@@ -370,7 +370,7 @@ export class ExpertProfiler implements ProfileView {
 }
 
 function checkSeconds(value: number, name: string): void {
-  if (!(value >= 0 && value <= MAX_STEP_SECONDS)) {
+  if (!(isAmount(value) && value <= MAX_STEP_SECONDS)) {
     throw new InvalidArgumentError(
       `${name} is ${shown(value)}; it must be a time in seconds, 0 to ${MAX_STEP_SECONDS}.`,
     );

@@ -5,13 +5,13 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { requireObject } from "./checks.ts";
+import { isAmount, requireObject } from "./checks.ts";
 import { type ComputeBudgets, type DeviceProperties, MAX_GROUPS } from "./device.ts";
 
 /** @throws InvalidArgumentError if the device cannot give these budgets, saying why */
 export function checkBudgets(budgets: ComputeBudgets, properties: DeviceProperties): void {
   requireObject(budgets, "budgets", "an object such as { realisation, units }");
-  const { realisation, units } = budgets;
+  const { realisation, units, cacheBytes = [] } = budgets;
   const availability = properties.realisations[realisation];
   if (availability === undefined) {
     throw new InvalidArgumentError(
@@ -30,14 +30,19 @@ export function checkBudgets(budgets: ComputeBudgets, properties: DeviceProperti
     );
   }
   for (const [group, count] of units.entries()) {
-    if (!(count >= 0) || !Number.isInteger(count / step)) {
+    if (!isAmount(count) || !Number.isInteger(count / step)) {
       throw new InvalidArgumentError(
         `Group ${group} asks for ${shown(count)} compute units. Use 0 or more, in steps of ${step}.`,
       );
     }
   }
-  for (const [group, bytes] of (budgets.cacheBytes ?? []).entries()) {
-    if (!(bytes >= 0)) {
+  if (!Array.isArray(cacheBytes)) {
+    throw new InvalidArgumentError(
+      `cacheBytes is ${shown(cacheBytes)}; it must be a list of bytes by group, or left out.`,
+    );
+  }
+  for (const [group, bytes] of cacheBytes.entries()) {
+    if (!isAmount(bytes)) {
       throw new InvalidArgumentError(
         `Group ${group} asks for ${shown(bytes)} bytes of cache. Use 0 or more.`,
       );

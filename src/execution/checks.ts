@@ -18,6 +18,11 @@ export function requireObject(value: unknown, name: string, rule: string): void 
   throw new InvalidArgumentError(`${name} is ${shown(value)}; it must be ${rule}.`);
 }
 
+/** Whether a value is a number, finite and 0 or more. Text, lists and BigInts compare as numbers do, but are reckoned with in other ways. */
+export function isAmount(value: unknown): value is number {
+  return typeof value === "number" && value >= 0 && value < Number.POSITIVE_INFINITY;
+}
+
 /** The names of an object's fields; the compiler sees to it that none is left out. */
 export type Fields<T> = Readonly<Record<T extends unknown ? keyof T & string : never, true>>;
 

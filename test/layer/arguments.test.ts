@@ -193,3 +193,30 @@ test("what no text can be made of is refused by name, too", async () => {
     /\[undefined, 4\]/,
   );
 });
+
+test("text, lists and BigInts are not taken for the numbers they compare as", async () => {
+  const counts = new Int32Array(4);
+  const profiler = new ExpertProfiler({ experts: 4 });
+  const monitor = new EnergyMonitor(device.energy);
+  const manager = new SliceManager();
+  const plan = manager.allocate(load);
+  const heat = { hotEnter: 2, hotLeave: 1.5, coldEnter: 0.5, coldLeave: 0.75 };
+  for (const odd of ["1", [[1]], 1n, null, true, Symbol("x")].map(as)) {
+    const thresholds = { ...heat, coldEnter: odd };
+    const source = { available: true, joules: async () => 0, minimumWindowSeconds: odd };
+    await refuses(() => new ExpertProfiler({ experts: 4, halfLife: odd }), /^halfLife is /);
+    await refuses(() => new ExpertProfiler({ experts: 4, thresholds }), /^Heat thresholds are /);
+    await refuses(() => profiler.observe({ counts, seconds: odd }), /^seconds is /);
+    await refuses(() => monitor.sample(1, odd), /^seconds is /);
+    await refuses(() => new EnergyMonitor(as(source)), /^source is /);
+    await refuses(() => new SliceManager({ expertBytes: odd }), /^expertBytes is /);
+    await refuses(() => manager.observe({ plan, seconds: odd, tokens: 1, joules: null }), /^sec/);
+    await refuses(
+      () => device.setComputeBudgets({ realisation: "shared", units: [odd] }),
+      /^Group 0 asks for .* compute units/,
+    );
+    await refuses(() => device.createStream({ group: 0, priority: odd }), /priority is /);
+  }
+  await refuses(() => profiler.observe({ counts, seconds: 1, joules: as("1") }), /^joules is "1"/);
+  assert.equal(profiler.steps, 0);
+});

@@ -5,7 +5,7 @@
 
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { type Fields, requireFields } from "../../execution/checks.ts";
+import { type Fields, isAmount, requireFields } from "../../execution/checks.ts";
 import { BUDGETED_SLICE_IDS, type BudgetedSliceId } from "../plan.ts";
 import type { Reservation } from "./demands.ts";
 import type { SliceManagerOptions } from "./manager.ts";
@@ -97,7 +97,7 @@ export function checkDivision(
   if (!isAmount(sum)) {
     refuse(name, "divide", "weights", weights, "numbers that add up to a finite one");
   }
-  if (realisation !== undefined && !Object.hasOwn(realisations, realisation?.kind)) {
+  if (realisation !== undefined && !Object.keys(realisations).includes(realisation?.kind)) {
     const kinds = Object.keys(realisations).join(", ");
     refuse(
       name,
@@ -107,10 +107,6 @@ export function checkDivision(
       `one of ${kinds}, or no realisation`,
     );
   }
-}
-
-function isAmount(value: unknown): value is number {
-  return typeof value === "number" && value >= 0 && value < Number.POSITIVE_INFINITY;
 }
 
 function refuse(

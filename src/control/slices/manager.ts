@@ -10,7 +10,7 @@
 
 import { shown } from "../../errors/wording.ts";
 import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
-import { requireObject } from "../../execution/checks.ts";
+import { isAmount, requireObject } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import { HeatScale } from "../heat.ts";
 import type { BudgetedSliceId, ExpertLoad, ExpertSliceId, Heat, Plan, SliceId } from "../plan.ts";
@@ -111,8 +111,10 @@ export class SliceManager {
         );
       }
     }
-    if (expertBytes !== undefined && !(expertBytes > 0)) {
-      throw new InvalidArgumentError(`expertBytes is ${shown(expertBytes)}; it must be above 0.`);
+    if (expertBytes !== undefined && !(isAmount(expertBytes) && expertBytes > 0)) {
+      throw new InvalidArgumentError(
+        `expertBytes is ${shown(expertBytes)}; it must be a number above 0.`,
+      );
     }
     this.#priorities = { ...PRIORITIES, ...priorities };
     this.#maxExperts = maxExperts;
@@ -191,7 +193,7 @@ export class SliceManager {
     }
     const measured = { seconds, tokens, joules: joules === "lost" ? 0 : (joules ?? 0) };
     for (const [name, value] of Object.entries(measured)) {
-      if (!(value >= 0 && value < Number.POSITIVE_INFINITY)) {
+      if (!isAmount(value)) {
         throw new InvalidArgumentError(
           `${name} is ${shown(value)}; it must be a number, 0 or more.`,
         );

@@ -7,7 +7,7 @@
 import os from "node:os";
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { requireObject } from "../../execution/checks.ts";
+import { isAmount, requireObject } from "../../execution/checks.ts";
 import type { DeviceProperties } from "../../execution/device.ts";
 import { BUDGETED_SLICE_IDS } from "../plan.ts";
 
@@ -71,12 +71,16 @@ export function requirePlanningDevice(device: PlanningDevice): void {
  */
 export function quantaOf({ name, computeUnits, computeUnitGranularity }: PlanningDevice): number {
   const granularity = computeUnitGranularity;
-  if (!(granularity > 0) || !Number.isInteger(granularity / FINEST_GRANULARITY)) {
+  if (
+    !isAmount(granularity) ||
+    granularity === 0 ||
+    !Number.isInteger(granularity / FINEST_GRANULARITY)
+  ) {
     throw new InvalidArgumentError(
       `${name} has a compute granularity of ${shown(granularity)}; it must be a positive multiple of 2^-20, such as 1 or 1/16.`,
     );
   }
-  const quanta = Math.floor(computeUnits / granularity);
+  const quanta = isAmount(computeUnits) ? Math.floor(computeUnits / granularity) : Number.NaN;
   const least = BUDGETED_SLICE_IDS.length;
   if (!(quanta >= least) || !Number.isSafeInteger(quanta)) {
     throw new InvalidArgumentError(

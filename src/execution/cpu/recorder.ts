@@ -124,7 +124,7 @@ export class CpuStream implements Stream {
         `A stream's group is ${shown(group)}. Use a whole number from 0 to ${MAX_GROUPS - 1}.`,
       );
     }
-    if ((priority | 0) !== priority) {
+    if (!Number.isInteger(priority) || (priority | 0) !== priority) {
       throw new InvalidArgumentError(
         `A stream's priority is ${shown(priority)}. Use a whole number of at most 32 bits.`,
       );
