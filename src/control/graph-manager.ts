@@ -11,7 +11,7 @@
 
 import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields } from "../execution/checks.ts";
 import type { Device, Graph, Stream } from "../execution/device.ts";
 import { runEagerly } from "../execution/run-eagerly.ts";
 
@@ -88,7 +88,11 @@ export class GraphManager implements Disposable {
     requireFields(options, "options", "an object such as { device }", OPTIONS);
     const { device, warmup = DEFAULT_WARMUP, capacity = DEFAULT_CAPACITY } = options;
     checkGraphOptions(options);
-    requireObject(device, "options.device", "a device from openDevice()");
+    if (typeof device?.capture !== "function" || typeof device.synchronize !== "function") {
+      throw new InvalidArgumentError(
+        `options.device is ${shown(device)}; it must be a device from openDevice().`,
+      );
+    }
     this.#device = device;
     this.#warmup = warmup;
     this.#capacity = capacity;
@@ -101,8 +105,14 @@ export class GraphManager implements Disposable {
    *
    * @throws DisposedError; and whatever recording, capturing or running throws
    */
-  async run(key: string, { origin, record }: RecordedStep): Promise<RunMode> {
+  async run(key: string, step: RecordedStep): Promise<RunMode> {
     if (this.#closed) throw new DisposedError("The graph manager");
+    const { origin, record } = step ?? {};
+    if (typeof record !== "function") {
+      throw new InvalidArgumentError(
+        `step is ${shown(step)}; it must be an object with origin, a stream, and record, a function that enqueues the step.`,
+      );
+    }
     const known = this.#entries.get(key);
     if (known !== undefined) {
       // Last in a Map is most recently used.

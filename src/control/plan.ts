@@ -4,6 +4,8 @@
  * tells the data plane.
  */
 
+import { shown } from "../errors/wording.ts";
+import { InvalidArgumentError } from "../errors.ts";
 import { type ComputeBudgets, MAX_GROUPS, type Realisation } from "../execution/device.ts";
 
 /** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
@@ -106,6 +108,14 @@ export interface Plan {
   /** For every expert (or the one asked for): which slice, which budget and why. */
   explain(): readonly PlacementExplanation[];
   explain(expert: number): PlacementExplanation;
+}
+
+/** @throws InvalidArgumentError unless it is a plan, and not, say, the load it was made for */
+export function requirePlan(plan: Plan): void {
+  if (SLICE_IDS.every((id) => Array.isArray(plan?.slices?.[id]?.experts))) return;
+  throw new InvalidArgumentError(
+    `plan is ${shown(plan)}; it must be what SliceManager.allocate() gave.`,
+  );
 }
 
 /**

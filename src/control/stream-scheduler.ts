@@ -21,6 +21,7 @@ import {
   type ExpertLoad,
   type ExpertSliceId,
   type Plan,
+  requirePlan,
   type SliceId,
 } from "./plan.ts";
 import { apportion } from "./slices/apportion.ts";
@@ -101,7 +102,7 @@ export class StreamScheduler {
    * @throws InvalidArgumentError if the load is of another number of experts
    */
   assign(plan: Plan, expectedLoad?: ExpertLoad): StreamAssignment {
-    requireObject(plan, "plan", "what SliceManager.allocate() gave");
+    requirePlan(plan);
     const load = expectedLoad === undefined ? plan.load : expectedLoad;
     requireObject(load, "expectedLoad", "an object with counts, or left out");
     const { counts } = load;

@@ -11,6 +11,7 @@ import { SliceManager, type SliceManagerOptions } from "../control/slices/manage
 import { type PlanningDevice, thisMachine } from "../control/slices/planning-device.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import type { LayerSpec } from "../data/spec.ts";
+import { yesOrNo } from "../data/validate.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
@@ -73,9 +74,10 @@ export function checkLayerOptions(options: LayerOptions, { router }: LayerSpec):
   }
 }
 
-/** @throws InvalidArgumentError if the options are none, or misspelt */
+/** @throws InvalidArgumentError if the options are none, or misspelt, or routing is neither true nor false */
 export function checkForwardOptions(options: ForwardOptions): void {
   requireFields(options, "options", "an object, or left out", FORWARD);
+  if (options.routing !== undefined) yesOrNo("options.routing", options.routing);
 }
 
 /** @throws InvalidArgumentError for what a weight source has instead of a method; it may have fields of its own */

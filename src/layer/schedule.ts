@@ -5,7 +5,7 @@
  */
 
 import { budgetsInLanes } from "../control/lane-budgets.ts";
-import { computeBudgetsOf, type Plan } from "../control/plan.ts";
+import { computeBudgetsOf, type Plan, requirePlan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
@@ -15,7 +15,7 @@ import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import { validateAggregation } from "../data/validate.ts";
 import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
-import { type Fields, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, requireFields } from "../execution/checks.ts";
 import { runEagerly } from "../execution/run-eagerly.ts";
 import type { Tensor } from "../tensor.ts";
 import { recordStep, StepStreams } from "./step.ts";
@@ -123,7 +123,7 @@ export class Schedule {
  * @throws ShapeError if experts and buckets do not fit together
  */
 export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions = {}): Schedule {
-  requireObject(plan, "plan", "what SliceManager.allocate() gave");
+  requirePlan(plan);
   if (!(experts instanceof Experts)) {
     throw new InvalidArgumentError(
       `experts is ${shown(experts)}; it must be a set of experts, such as Experts.fromTensors() gives.`,

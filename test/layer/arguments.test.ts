@@ -9,10 +9,13 @@ import { EnergyMonitor } from "../../src/control/energy-monitor.ts";
 import { GraphManager } from "../../src/control/graph-manager.ts";
 import { ExpertProfiler } from "../../src/control/profiler.ts";
 import { SliceManager } from "../../src/control/slices/manager.ts";
+import { AdaptivePolicy } from "../../src/control/slices/policies/adaptive.ts";
+import { StaticPolicy } from "../../src/control/slices/policies/static.ts";
 import { StreamScheduler } from "../../src/control/stream-scheduler.ts";
 import { Experts } from "../../src/data/experts.ts";
 import { Router } from "../../src/data/router.ts";
 import { NexusError } from "../../src/errors.ts";
+import { MigWorker, openMigPool } from "../../src/execution/cuda/mig/pool.ts";
 import { openDevice } from "../../src/execution/open.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { schedule } from "../../src/layer/schedule.ts";
@@ -219,4 +222,37 @@ test("text, lists and BigInts are not taken for the numbers they compare as", as
   }
   await refuses(() => profiler.observe({ counts, seconds: 1, joules: as("1") }), /^joules is "1"/);
   assert.equal(profiler.steps, 0);
+});
+
+test("what is an object of another kind is refused, not asked for what it has not", async () => {
+  const profile = { experts: 4, steps: 1 };
+  await refuses(() => new SliceManager().allocate(load, as(profile)), /^profile is .*ExpertProf/);
+  await refuses(() => new StreamScheduler().assign(as(load)), /^plan is .*SliceManager.allocate/);
+  await refuses(() => schedule(as({ load }), experts), /^plan is .*SliceManager.allocate/);
+  await refuses(() => new GraphManager({ device: as({}) }), /^options\.device is \{\}.*openDevice/);
+  const graphs = new GraphManager({ device });
+  await refuses(() => graphs.run("key", as(undefined)), /^step is undefined/);
+  await refuses(() => graphs.run("key", as({ record: 1 })), /^step is \{ record: 1 \}/);
+  await refuses(
+    () => new MoELayer(spec, tensors, { device }).forward(as({ data: [] }), as({ routing: "no" })),
+    /^options\.routing is "no"; it must be one of true, false/,
+  );
+});
+
+test("policies refuse options that there are not, and rankings that are none", async () => {
+  await refuses(() => new StaticPolicy(as({ rankings: [0] })), /^options\.rankings is unknown/);
+  await refuses(() => new AdaptivePolicy(as({ sed: 2 })), /^options\.sed is unknown; use seed/);
+  await refuses(() => new StaticPolicy(as(null)), /^options is null/);
+  await refuses(() => new StaticPolicy(as({ ranking: 4 })), /^ranking is 4; .*a list/);
+  const sparse = Object.assign(new Array(2), { 1: 1 });
+  await refuses(
+    () => new StaticPolicy({ ranking: sparse }),
+    /^The ranking has undefined at place 0/,
+  );
+});
+
+test("MIG instances are checked before any process is started", async () => {
+  await refuses(() => openMigPool(as({ instances: 2 })), /^options\.instances is 2; .*a list/);
+  await refuses(() => openMigPool(as({ instances: [{}], device: "cpu" })), /instance is \{\}/);
+  await refuses(() => MigWorker.open(as(undefined), "cpu"), /instance is undefined/);
 });

@@ -7,6 +7,7 @@ import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import { type Fields, isAmount, requireFields } from "../../execution/checks.ts";
 import { BUDGETED_SLICE_IDS, type BudgetedSliceId } from "../plan.ts";
+import type { ProfileView } from "../profiler.ts";
 import type { Reservation } from "./demands.ts";
 import type { SliceManagerOptions } from "./manager.ts";
 import type { PlanningDevice } from "./planning-device.ts";
@@ -44,6 +45,14 @@ export function checkPolicy(policy: SlicePolicy, names: readonly string[]): Slic
   }
   throw new InvalidArgumentError(
     `policy is ${shown(policy)}; it must be one of ${names.join(", ")}, or an object with name, place and divide.`,
+  );
+}
+
+/** @throws InvalidArgumentError unless it can be asked how hot experts are */
+export function checkProfile(profile: ProfileView): void {
+  if (typeof profile?.heatOf === "function" && typeof profile.averageShareOf === "function") return;
+  throw new InvalidArgumentError(
+    `profile is ${shown(profile)}; it must be an ExpertProfiler, or left out.`,
   );
 }
 

@@ -21,6 +21,7 @@ import {
   checkNames,
   checkPlacing,
   checkPolicy,
+  checkProfile,
   checkReservation,
 } from "./checks.ts";
 import { Demands, type Reservation } from "./demands.ts";
@@ -255,7 +256,7 @@ export class SliceManager {
 
   #checkLoad(load: ExpertLoad, profile: ProfileView | undefined): void {
     requireObject(load, "load", "what Router.route() gave, or an object with counts");
-    if (profile !== undefined) requireObject(profile, "profile", "an ExpertProfiler, or left out");
+    if (profile !== undefined) checkProfile(profile);
     const { counts } = load;
     if (!(counts instanceof Int32Array) || counts.length === 0) {
       throw new InvalidArgumentError(

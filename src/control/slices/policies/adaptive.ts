@@ -13,6 +13,7 @@
 
 import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
+import { type Fields, requireFields } from "../../../execution/checks.ts";
 import type { Realisation } from "../../../execution/device.ts";
 import type {
   Division,
@@ -30,6 +31,8 @@ import { DivisionSearch } from "./division-search.ts";
 /** What a measurement is of: a division, or none. */
 type Side = Arm | "undivided";
 
+const OPTIONS: Fields<{ seed?: number }> = { seed: true };
+
 export class AdaptivePolicy implements SlicePolicy {
   readonly name = "adaptive";
   readonly #random: () => number;
@@ -41,8 +44,10 @@ export class AdaptivePolicy implements SlicePolicy {
   /** Tokens since the last joules, and the one side they ran under; null: there were several. */
   #metered: { readonly side: Side | null; readonly tokens: number } | undefined;
 
-  /** @param seed of the random turns, a whole number */
-  constructor({ seed = 1 }: { readonly seed?: number } = {}) {
+  /** @param options.seed of the random turns, a whole number @throws InvalidArgumentError for another, and for unknown options */
+  constructor(options: { readonly seed?: number } = {}) {
+    requireFields(options, "options", "an object, or left out", OPTIONS);
+    const { seed = 1 } = options;
     if (!Number.isSafeInteger(seed)) {
       throw new InvalidArgumentError(`The seed is ${shown(seed)}; it must be a whole number.`);
     }

@@ -6,6 +6,7 @@
 
 import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
+import { type Fields, requireFields } from "../../../execution/checks.ts";
 import type { ExpertSliceId } from "../../plan.ts";
 import type { Division, LoadView, Placing, SlicePolicy, WorkBySlice } from "../policy.ts";
 import { AUXILIARY_SHARE } from "../policy.ts";
@@ -19,6 +20,8 @@ const LAST_RANK: Readonly<Record<"A" | "B", number>> = { A: 1 / 4, B: 1 / 2 };
 /** Near the shares of the tokens above; cold experts wait on memory and get more than theirs. */
 const SHARES: Readonly<Record<ExpertSliceId, number>> = { A: 5 / 8, B: 1 / 8, C: 1 / 8 };
 
+const OPTIONS: Fields<{ ranking?: readonly number[] }> = { ranking: true };
+
 export class StaticPolicy implements SlicePolicy {
   readonly name = "static";
   /** Rank of every expert, 0 first; undefined until it is known. */
@@ -27,9 +30,11 @@ export class StaticPolicy implements SlicePolicy {
   /**
    * @param ranking every expert index once, busiest first; without it the first
    *   load that tells experts apart is ranked by its shares
-   * @throws InvalidArgumentError if it is not a permutation
+   * @throws InvalidArgumentError if it is not a permutation, and for unknown options
    */
-  constructor({ ranking }: { readonly ranking?: readonly number[] } = {}) {
+  constructor(options: { readonly ranking?: readonly number[] } = {}) {
+    requireFields(options, "options", "an object, or left out", OPTIONS);
+    const { ranking } = options;
     if (ranking !== undefined) this.#ranks = ranksOf(ranking);
   }
 
@@ -69,14 +74,20 @@ function byShare(shares: Float64Array): number[] {
 }
 
 function ranksOf(ranking: readonly number[]): Int32Array {
+  if (!Array.isArray(ranking)) {
+    throw new InvalidArgumentError(
+      `ranking is ${shown(ranking)}; it must be a list of expert indices, busiest first.`,
+    );
+  }
   const ranks = new Int32Array(ranking.length).fill(-1);
-  ranking.forEach((expert, rank) => {
+  // Not forEach(), which passes over what a sparse array leaves out.
+  for (const [rank, expert] of ranking.entries()) {
     if (ranks[expert] !== -1) {
       throw new InvalidArgumentError(
         `The ranking has ${shown(expert)} at place ${rank}; it must name each expert from 0 to ${ranking.length - 1} once.`,
       );
     }
     ranks[expert] = rank;
-  });
+  }
   return ranks;
 }

@@ -13,6 +13,7 @@
 import { type ChildProcess, fork } from "node:child_process";
 import { resolve as resolvePath } from "node:path";
 import { pathToFileURL } from "node:url";
+import { shown } from "../../../errors/wording.ts";
 import {
   DeviceFailedError,
   DeviceUnavailableError,
@@ -81,6 +82,7 @@ export class MigWorker implements AsyncDisposable {
 
   /** @throws DeviceUnavailableError (as a rejection) if the instance cannot be opened */
   static async open(instance: MigInstance, device: DeviceKind = "cuda"): Promise<MigWorker> {
+    checkInstance(instance);
     const worker = new MigWorker(instance);
     try {
       worker.#properties = (await worker.#ask(
@@ -117,6 +119,11 @@ export class MigWorker implements AsyncDisposable {
    * @throws InvalidArgumentError, DisposedError
    */
   async run(module: string | URL, name: string, argument: unknown = null): Promise<unknown> {
+    if (typeof module !== "string" && !(module instanceof URL)) {
+      throw new InvalidArgumentError(
+        `module is ${shown(module)}; it must be the path or the URL of a JavaScript module.`,
+      );
+    }
     const url =
       module instanceof URL || module.startsWith("file:")
         ? String(module)
@@ -233,11 +240,18 @@ export class MigPool implements AsyncDisposable {
  * Starts a worker on every instance.
  *
  * @throws DeviceUnavailableError (as a rejection) if there is no instance or one cannot be opened; none is left running then
- * @throws InvalidArgumentError (as a rejection) for unknown options
+ * @throws InvalidArgumentError (as a rejection) for unknown options and what is no instance
  */
 export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool> {
   requireFields(options, "options", "an object, or left out", OPTIONS);
   const instances = options.instances ?? (await allInstances());
+  if (!Array.isArray(instances)) {
+    throw new InvalidArgumentError(
+      `options.instances is ${shown(instances)}; it must be a list of MIG instances, or left out for all.`,
+    );
+  }
+  // All before any: each is a process.
+  for (const instance of instances) checkInstance(instance);
   if (instances.length === 0) {
     throw new DeviceUnavailableError("No MIG instance was given. Leave `instances` out for all.");
   }
@@ -253,6 +267,13 @@ export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool
     throw failed.reason;
   }
   return pool;
+}
+
+function checkInstance(instance: MigInstance): void {
+  if (typeof instance?.uuid === "string") return;
+  throw new InvalidArgumentError(
+    `A MIG instance is ${shown(instance)}; it must be one of those that MigWorker.instance shows, with its uuid.`,
+  );
 }
 
 async function allInstances(): Promise<readonly MigInstance[]> {
