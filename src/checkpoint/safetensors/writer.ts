@@ -8,8 +8,9 @@
 import { randomUUID } from "node:crypto";
 import { type FileHandle, open, readlink, realpath, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import { printablePath, quote } from "../../errors/wording.ts";
+import { printablePath, quote, shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
+import { requireObject } from "../../execution/checks.ts";
 import { BYTES_PER_ELEMENT, type DType, type Tensor, toTensor } from "../../tensor.ts";
 import type { StoredDType } from "./header.ts";
 import { MAX_IO_BYTES } from "./source.ts";
@@ -30,8 +31,8 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
  *
  * @param tensors by name, in any order
  * @param metadata strings kept in the header under `__metadata__`
- * @throws InvalidArgumentError for a name the format reserves, if an element type does not fit its
- *   array, and if the file cannot be written
+ * @throws InvalidArgumentError for a name the format reserves, metadata that is no text, an element type
+ *   that does not fit its array, and if the file cannot be written
  * @throws ShapeError if a shape does not hold exactly the tensor's elements
  */
 export async function writeSafetensors(
@@ -39,6 +40,19 @@ export async function writeSafetensors(
   tensors: Readonly<Record<string, Tensor>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
+  if (typeof file !== "string") {
+    throw new InvalidArgumentError(
+      `file is ${shown(file)}; it must be the path of a file to write.`,
+    );
+  }
+  requireNamed(tensors, "tensors", "an object of tensors by name");
+  requireNamed(metadata, "metadata", "an object of texts by name, or left out");
+  for (const [name, text] of Object.entries(metadata)) {
+    if (typeof text === "string") continue;
+    throw new InvalidArgumentError(
+      `metadata[${quote(name)}] is ${shown(text)}; the safetensors format allows only text there.`,
+    );
+  }
   // Widest elements first, so that every tensor starts at a multiple of its element size.
   const entries = Object.entries(tensors)
     .map(([name, tensor]) => [name, toTensor(tensor, `Tensor ${quote(name)}`)] as const)
@@ -67,6 +81,15 @@ export async function writeSafetensors(
     await rm(temporary, { force: true });
     throw unwritable(file, cause);
   }
+}
+
+/** A Map or a list has no named fields, so that nothing of it would be written. */
+function requireNamed(value: object, name: string, rule: string): void {
+  requireObject(value, name, rule);
+  if (!(Symbol.iterator in value)) return;
+  throw new InvalidArgumentError(
+    `${name} is ${shown(value)}; it must be ${rule}. Make one of a Map by Object.fromEntries().`,
+  );
 }
 
 /**

@@ -19,6 +19,7 @@ import { SafetensorsFile } from "../../../src/checkpoint/safetensors/reader.ts";
 import { writeSafetensors } from "../../../src/checkpoint/safetensors/writer.ts";
 import { InvalidArgumentError, ShapeError } from "../../../src/errors.ts";
 import { sizeOf, type Tensor } from "../../../src/tensor.ts";
+import { rejectsWith } from "../../support/rejects.ts";
 import { temporaryDirectory } from "../support.ts";
 
 const shape = fc.array(fc.nat(4), { maxLength: 4 });
@@ -208,4 +209,23 @@ test("the longest name a folder takes can be written", async (t) => {
   assert.deepEqual(await readdir(directory), ["x".repeat(255)]);
   const tooLong = writeSafetensors(join(directory, "x".repeat(256)), { one });
   await assert.rejects(tooLong, /Cannot write .*ENAMETOOLONG/);
+});
+
+test("what has no named fields is refused, as nothing of it would be written", async (t) => {
+  const directory = await temporaryDirectory(t);
+  const file = join(directory, "out");
+  // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
+  const as = (value: unknown): any => value;
+  const refused = (message: RegExp, ...given: unknown[]) =>
+    rejectsWith(
+      () => writeSafetensors(...(given as Parameters<typeof writeSafetensors>)),
+      message,
+      InvalidArgumentError,
+    );
+  await refused(/^tensors is Map.*fromEntries/, file, new Map([["one", one]]));
+  await refused(/^tensors is undefined/, file);
+  await refused(/^metadata is Map.*fromEntries/, file, { one }, new Map([["format", "pt"]]));
+  await refused(/^metadata\["k"\] is 5; .*only text/, file, { one }, { k: 5 });
+  await refused(/^file is 5; .*path/, as(5), { one });
+  assert.deepEqual(await readdir(directory), []);
 });
