@@ -134,6 +134,20 @@ function fits(dtype: DType, data: TensorData): boolean {
   }
 }
 
+/**
+ * For tensors that are read some time after they were checked: in between their memory may have been transferred
+ * to another thread, or resized, which leaves less data without a word.
+ *
+ * @throws ShapeError unless the data still is what the shape says
+ */
+export function checkDataLength({ shape, data }: Tensor): void {
+  const elements = sizeOf(shape);
+  if (data.length === elements) return;
+  throw new ShapeError(
+    `A tensor of shape ${shapeText(shape)} has ${elements} elements, but its data now has ${data.length}. Leave its memory where it is until the call is over.`,
+  );
+}
+
 /** A [rows, columns] view of a contiguous matrix, or of one matrix of a [count, rows, columns] tensor. */
 export function matrixView(tensor: Tensor, index = 0): MatrixView {
   const rows = tensor.shape.at(-2) ?? 1;

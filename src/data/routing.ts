@@ -16,6 +16,7 @@ import { DeviceTensor } from "../execution/device-tensor.ts";
 import type { RouteOperator } from "../execution/operators.ts";
 import {
   BYTES_PER_ELEMENT,
+  checkDataLength,
   type DType,
   type MatrixView,
   sizeOf,
@@ -112,6 +113,7 @@ export interface RoutingScope {
  *
  * @returns the element type that they have there
  * @throws InvalidArgumentError for a device tensor that the device cannot route, or of another device
+ * @throws ShapeError for a host tensor whose data has been transferred or resized since it was checked
  */
 export async function writeLogits(
   device: Device,
@@ -120,6 +122,7 @@ export async function writeLogits(
 ): Promise<DType> {
   const known = device.properties.logitsDTypes.includes(logits.dtype);
   if (!(logits instanceof DeviceTensor)) {
+    checkDataLength(logits);
     device.write(target, known ? logits.data : toFloat32(logits));
     return known ? logits.dtype : "float32";
   }

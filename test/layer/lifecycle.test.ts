@@ -295,3 +295,21 @@ test("a row keeps its bits whatever calls run beside it", () =>
       assert.deepEqual(output.data, rowOf(whole, rows[i] as number, HIDDEN));
     });
   }));
+
+test("memory that is transferred or resized before a step's turn fails that step alone", () =>
+  leavesNothing(device, async () => {
+    const { spec, tensors } = smallLayer("lifecycle moved");
+    await using layer = new MoELayer(spec, tensors, { device });
+    const hidden = () => batch(normal(randomFor("lifecycle moved"), 2 * HIDDEN), HIDDEN);
+    const expected = (await layer.forward(hidden())).output.data;
+    const moved = hidden();
+    const logits = {
+      data: new Float32Array(2 * spec.router.experts),
+      shape: [2, spec.router.experts],
+    };
+    const waiting = [layer.forward(moved), layer.forward(hidden(), { logits })];
+    for (const { data } of [moved, logits])
+      structuredClone(data, { transfer: [data.buffer as ArrayBuffer] });
+    for (const step of waiting) await assert.rejects(step, ShapeError);
+    assert.deepEqual((await layer.forward(hidden())).output.data, expected);
+  }));

@@ -12,7 +12,7 @@
 import { availableParallelism } from "node:os";
 import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
-import { type DType, type Tensor, toFloat32 } from "../../tensor.ts";
+import { checkDataLength, type DType, type Tensor, toFloat32 } from "../../tensor.ts";
 import type {
   AllocateOptions,
   ComputeBudgets,
@@ -124,6 +124,7 @@ export class CpuDevice implements Device {
         `Rows of ${layout.width} values cannot be written from a ${source.dtype} tensor of shape [${source.shape.join(", ")}]. Use floats, with the rows' width as the last extent.`,
       );
     }
+    checkDataLength(source);
     this.write(target, toFloat32(source));
   }
 
