@@ -51,9 +51,10 @@ export class MoELayer implements AsyncDisposable {
     validateLayerSpec(spec);
     requireObject(weights, "weights", "tensors by name, or a weight source");
     checkLayerOptions(options, spec);
-    this.spec = spec;
-    this.#options = options;
-    this.#source = isSource(weights) ? weights : hostLayerWeights(spec, weights);
+    // Copies, as both are looked at again when the weights are copied, and by every step that is not a replay.
+    this.spec = structuredClone(spec);
+    this.#options = { ...options };
+    this.#source = isSource(weights) ? weights : hostLayerWeights(this.spec, weights);
     checkSource(this.#source);
   }
 

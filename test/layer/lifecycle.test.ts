@@ -313,3 +313,15 @@ test("memory that is transferred or resized before a step's turn fails that step
     for (const step of waiting) await assert.rejects(step, ShapeError);
     assert.deepEqual((await layer.forward(hidden())).output.data, expected);
   }));
+
+test("a spec that is changed for another layer stays what it was for the first", () =>
+  leavesNothing(device, async () => {
+    const { spec, tensors } = smallLayer("lifecycle spec");
+    const hidden = batch(normal(randomFor("lifecycle spec"), HIDDEN), HIDDEN);
+    await using first = new MoELayer(spec, tensors, { device });
+    const expected = (await first.forward(hidden)).output.data;
+    const shared = structuredClone(spec);
+    await using second = new MoELayer(shared, tensors, { device });
+    Object.assign(shared.router.rule, { scale: 3 });
+    assert.deepEqual((await second.forward(hidden)).output.data, expected);
+  }));
