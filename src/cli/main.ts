@@ -19,10 +19,10 @@ function end(error: unknown, command: string | undefined): number {
   return exitCode;
 }
 
-// `nexus ... | head` closes the pipe early; that is no failure of ours.
+// `nexus ... | head` closes the pipe early; that is no failure of ours, but what failed before is.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code === "EPIPE") process.exit(EXIT_OK);
+    if (error.code === "EPIPE") process.exit(process.exitCode ?? EXIT_OK);
     if (stream === process.stdout) {
       process.stderr.write(`nexus: cannot write to standard output (${error.code}).\n`);
     }

@@ -45,6 +45,13 @@ test("a closed pipe is silent", async () => {
   assert.equal(code, 0);
 });
 
+test("a closed pipe for errors changes nothing about what failed", async () => {
+  const child = spawn(process.execPath, [MAIN, "run", "--bogus"]);
+  child.stderr.destroy();
+  const [code] = await once(child, "close");
+  assert.equal(code, 2);
+});
+
 test("standard output that takes nothing is one line and code 1", async () => {
   // Open for reading only, so that every write fails, as on a full disk.
   const unwritable = openSync(MAIN, "r");
