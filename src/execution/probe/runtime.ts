@@ -77,7 +77,7 @@ export function checkRelaxedSimd(host: Host): Check {
         name,
         status: "missing",
         found: "this Node.js refuses relaxed SIMD modules",
-        use: "the plain SIMD build of the CPU kernels, about half as fast",
+        use: "the plain SIMD build of the CPU kernels, slower in large products",
         remedy: "Install Node 22 or later.",
       };
 }
