@@ -118,7 +118,7 @@ export type {
   StreamOptions,
 } from "./execution/device.ts";
 export { DeviceTensor } from "./execution/device-tensor.ts";
-export { defaultDevice, openDevice } from "./execution/open.ts";
+export { defaultDevice, type OpenDeviceOptions, openDevice } from "./execution/open.ts";
 export type {
   Activation,
   GroupLimit,

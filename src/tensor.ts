@@ -9,6 +9,7 @@
 import { shapeText, shown } from "./errors/wording.ts";
 import { InvalidArgumentError, ShapeError } from "./errors.ts";
 
+/** Element types of tensors. */
 export type DType = "float32" | "bfloat16" | "float16" | "int32";
 
 export const BYTES_PER_ELEMENT: Readonly<Record<DType, number>> = {
@@ -18,6 +19,7 @@ export const BYTES_PER_ELEMENT: Readonly<Record<DType, number>> = {
   int32: 4,
 };
 
+/** Typed arrays that a tensor's elements lie in; 16-bit floats are bits in a `Uint16Array`. */
 export type TensorData = Float32Array | Uint16Array | Int32Array;
 
 /** What the data of a tensor may come in. */

@@ -33,6 +33,7 @@ export interface EnergyMeasured {
   readonly domain: string;
 }
 
+/** What a window cost, or why nobody can say. */
 export type EnergyReading =
   | EnergyMeasured
   | {

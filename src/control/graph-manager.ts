@@ -30,6 +30,7 @@ const LARGEST_POWER_BUCKET = 256;
 /** How a step was run. */
 export type RunMode = "eager" | "captured" | "replayed";
 
+/** What a `GraphManager` captures on, and how many graphs it keeps. */
 export interface GraphManagerOptions {
   /** What graphs are captured on: the part of a device that this uses. */
   readonly device: Pick<Device, "capture" | "synchronize">;
@@ -49,6 +50,7 @@ export interface RecordedStep {
   readonly record: () => void;
 }
 
+/** How steps have been run since the manager was made, and what it keeps now. */
 export interface GraphStatistics {
   /** Eager runs. */
   readonly warmups: number;
@@ -69,6 +71,7 @@ interface Entry {
   retired: boolean;
 }
 
+/** Runs steps eagerly, captures those that come again, and replays them; keeps a limited number of graphs. */
 export class GraphManager implements Disposable {
   readonly #device: GraphManagerOptions["device"];
   readonly #warmup: number;

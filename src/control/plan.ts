@@ -52,6 +52,7 @@ export interface SliceBudget {
   readonly cacheBytes: number | null;
 }
 
+/** A part of the device: who is on it, and what it may use. */
 export interface Slice {
   readonly id: SliceId;
   readonly role: string;
@@ -87,6 +88,7 @@ export interface PlacementExplanation extends Placement {
   readonly budget: SliceBudget;
 }
 
+/** Which expert is on which slice, and what each slice may use: a value, which a later plan replaces and does not change. */
 export interface Plan {
   /** Counts up with every plan a manager makes. */
   readonly version: number;

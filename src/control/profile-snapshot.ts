@@ -51,6 +51,7 @@ const schema = z.strictObject({
   }),
 });
 
+/** A profiler's state as plain JSON, checked when it is restored. */
 export type ProfileSnapshot = z.infer<typeof schema>;
 
 /** @throws InvalidArgumentError naming the first field that is wrong */

@@ -60,6 +60,7 @@ const MAX_READING_JOULES = 1e6;
 /** Tokens and counts are int32 on the devices. */
 const MAX_TOKENS = 2 ** 31 - 1;
 
+/** How many experts there are, and how fast a profiler forgets. */
 export interface ProfilerOptions {
   /** Number of experts, 1 to 1024. */
   readonly experts: number;
@@ -117,6 +118,7 @@ export interface ExpertProfile {
   readonly tokensPerJoule: number | null;
 }
 
+/** What a profiler knows of the steps in its window, expert by expert. */
 export interface ProfileReport {
   /** Steps ever observed, and those in the window. */
   readonly steps: number;
@@ -138,6 +140,7 @@ export interface ProfileView {
   averageShareOf(expert: number): number;
 }
 
+/** Learns from finished steps how hot every expert is and what it costs. */
 export class ExpertProfiler implements ProfileView {
   readonly experts: number;
   readonly window: number;

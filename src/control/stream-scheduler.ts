@@ -67,6 +67,7 @@ export interface StreamAssignment {
   readonly note: string;
 }
 
+/** How many streams there are. */
 export interface StreamSchedulerOptions {
   /** Number of lanes, 1 to 64; default 8. */
   readonly streams?: number;
@@ -77,6 +78,7 @@ const OPTIONS: Fields<StreamSchedulerOptions> = { streams: true };
 /** The slices of each lane. */
 type Layout = readonly (readonly ExpertSliceId[])[];
 
+/** Spreads a plan's experts over streams, balanced by their tokens. */
 export class StreamScheduler {
   readonly streams: number;
   #layout: Layout | undefined;

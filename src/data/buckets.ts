@@ -21,6 +21,7 @@ export interface DroppedSlot {
 /** What buckets are made of: their fields, without what follows from these. */
 export type BucketTables = Omit<Buckets, "tokens" | "rows" | "dropped" | "tokensOf">;
 
+/** Tokens sorted by expert: what routing gives and experts take. */
 export class Buckets {
   /** [T, H]: the hidden states that were routed. */
   readonly hidden!: Tensor;

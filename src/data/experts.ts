@@ -27,6 +27,7 @@ const NO_ACTIVATION: Activation = { kind: "none" };
 
 const OPTIONS: Fields<{ device?: Device }> = { device: true };
 
+/** The experts' weights, on a device and ready to be scheduled. */
 export class Experts implements Disposable {
   readonly device: Device;
   readonly spec: ExpertsSpec;

@@ -41,6 +41,7 @@ const DEFAULT_RULE: RoutingRule = {
   scale: 1,
 };
 
+/** How a router scores and chooses, and its gate. */
 export interface RouterOptions {
   /** Experts per token, 1 to 32. */
   readonly topK: number;
@@ -68,6 +69,7 @@ const OPTIONS: Fields<RouterOptions> = {
   device: true,
 };
 
+/** Sends every token to its experts: from logits, or from hidden states through a gate. */
 export class Router implements Disposable {
   readonly #options: RouterOptions;
   readonly #gate: MatrixView | undefined;

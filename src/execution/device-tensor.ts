@@ -19,6 +19,7 @@ import {
 import { requireDevice, requireObject } from "./checks.ts";
 import type { Device, DeviceBuffer } from "./device.ts";
 
+/** A tensor that stays on a device: dispose of it when it is no longer needed. */
 export class DeviceTensor implements Disposable {
   readonly device: Device;
   readonly shape: readonly number[];

@@ -44,6 +44,7 @@ export type Availability =
   | { readonly available: true }
   | { readonly available: false; readonly reason: string };
 
+/** The two kinds of devices that there are. */
 export type DeviceKind = "cpu" | "cuda";
 
 /** How compute budgets can be made real. */
@@ -98,6 +99,7 @@ export interface DeviceBuffer extends Disposable {
   readonly closed: boolean;
 }
 
+/** What is particular about a buffer. */
 export interface AllocateOptions {
   /**
    * Whoever writes the buffer in a launch also brings it to host memory, beside
@@ -146,8 +148,10 @@ export interface ProjectionSpec {
   readonly bias: boolean;
 }
 
+/** The two matrices of a gated projection; one that is not gated has a value alone. */
 export type ProjectionPart = "value" | "gate";
 
+/** Weight matrices on a device, in its own layout. */
 export interface Projection extends Disposable {
   readonly spec: ProjectionSpec;
   readonly byteLength: number;
@@ -157,6 +161,7 @@ export interface Projection extends Disposable {
   writeBias(index: number, part: ProjectionPart, bias: Float32Array): void;
 }
 
+/** Whose budget a stream is charged to, and how urgent it is. */
 export interface StreamOptions {
   /** Which compute budget the stream's work is charged to: 0 to MAX_GROUPS - 1. */
   readonly group: number;
@@ -167,6 +172,7 @@ export interface StreamOptions {
 /** Number of compute budgets a device keeps. */
 export const MAX_GROUPS = 8;
 
+/** Operators that run one after the other. */
 export interface Stream extends Disposable {
   readonly group: number;
   readonly priority: number;
@@ -212,6 +218,7 @@ export type EnergySource =
     }
   | { readonly available: false; readonly reason: string };
 
+/** What Nexus computes on: `openDevice()` gives one. Its promises are in the head of this file. */
 export interface Device extends AsyncDisposable {
   readonly properties: DeviceProperties;
   readonly closed: boolean;

@@ -18,6 +18,7 @@ import type { ComputeBudgets, DeviceProperties } from "../execution/device.ts";
  */
 export const PLAN_INTERVAL = 8;
 
+/** Streams, slices and profiler of a layer. */
 export interface ControlOptions {
   /** Streams the experts are spread over; default: what the device recommends. */
   readonly streams?: number;
@@ -39,6 +40,7 @@ export interface StepFeedback {
   readonly comparable: boolean;
 }
 
+/** What a layer learns from its steps, and the plan it makes of it. */
 export class ControlLoop {
   readonly profiler: ExpertProfiler;
   readonly slices: SliceManager;

@@ -8,6 +8,7 @@ import type { DeviceTensor } from "../execution/device-tensor.ts";
 import type { Tensor, TensorLike } from "../tensor.ts";
 import type { ControlOptions } from "./control-loop.ts";
 
+/** Where a layer runs, and how it is divided and measured. */
 export interface LayerOptions extends ControlOptions {
   /** Default: the device of `defaultDevice()`. */
   readonly device?: Device;
@@ -43,6 +44,7 @@ export interface Routing {
   readonly weights: Float32Array;
 }
 
+/** The output of a step and what it showed. */
 export interface ForwardResult<Output = Tensor<Float32Array>> {
   /** [..., H], shaped like the input; [..., k * H] for a concatenation. In float32, or as the DeviceTensor that went in. */
   readonly output: Output;
@@ -51,6 +53,7 @@ export interface ForwardResult<Output = Tensor<Float32Array>> {
   readonly routing?: Routing;
 }
 
+/** Logits of your own, and whether the routing is wanted back. */
 export interface ForwardOptions {
   /** Bring expert ids and weights back too. */
   readonly routing?: boolean;
@@ -62,6 +65,7 @@ export interface ForwardOptions {
   readonly logits?: TensorLike | DeviceTensor;
 }
 
+/** What a layer has done and what it holds. */
 export interface LayerStatistics {
   readonly steps: number;
   readonly graphs: ReturnType<GraphManager["stats"]>;

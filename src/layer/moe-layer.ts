@@ -28,6 +28,7 @@ import type { LayerModules } from "./layer-modules.ts";
 /** Of a step without options, which then costs no check of them. */
 const NO_OPTIONS: ForwardOptions = {};
 
+/** A whole MoE layer: routes, runs, measures, and plans anew while it is used. Close it when it is no longer needed. */
 export class MoELayer implements AsyncDisposable {
   readonly spec: LayerSpec;
   readonly #source: LayerWeights;
@@ -149,7 +150,7 @@ export class MoELayer implements AsyncDisposable {
     return this.#start().then((engine) => engine.control);
   }
 
-  /** The modules with their weights on the device, for those who enqueue them in a way of their own; the layer frees them. */
+  /** @internal The modules with their weights on the device, for benchmarks that enqueue them in a way of their own; the layer frees them. */
   get modules(): Promise<LayerModules> {
     return this.#start().then((engine) => engine.modules);
   }

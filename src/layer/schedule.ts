@@ -20,6 +20,7 @@ import { runEagerly } from "../execution/run-eagerly.ts";
 import type { Tensor } from "../tensor.ts";
 import { recordStep, StepStreams } from "./step.ts";
 
+/** Streams and aggregation of a scheduled step. */
 export interface ScheduleOptions {
   /** Streams the experts are spread over; default: what the experts' device recommends. */
   readonly streams?: number;
@@ -27,6 +28,7 @@ export interface ScheduleOptions {
   readonly aggregation?: AggregationSpec;
 }
 
+/** What a scheduled step gives. */
 export interface ScheduleResult {
   /** float32 [T, H], or [T, k * H] for a concatenation. */
   readonly output: Tensor<Float32Array>;

@@ -16,6 +16,7 @@ import {
 } from "../plan.ts";
 import type { PlanningDevice } from "./planning-device.ts";
 
+/** What a slice keeps, whether it uses it or not. */
 export interface Reservation {
   /** Compute units the slice gets at least, a multiple of the granularity; default 0. */
   readonly computeUnits?: number;

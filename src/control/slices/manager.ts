@@ -56,6 +56,7 @@ export const POLICY_NAMES = Object.keys(POLICIES) as readonly PolicyName[];
  */
 const PRIORITIES: Readonly<Record<SliceId, number>> = { A: 4, D: 3, B: 2, C: 1, E: 0, F: 0 };
 
+/** What a `SliceManager` plans for, and by which policy. */
 export interface SliceManagerOptions {
   /** What to plan for; default: this machine's processors. */
   readonly device?: PlanningDevice;
@@ -71,6 +72,7 @@ export interface SliceManagerOptions {
   readonly expertBytes?: number;
 }
 
+/** Divides a device among hot, warm and cold experts: a load and a profile in, a plan out. */
 export class SliceManager {
   readonly #device: PlanningDevice;
   readonly #quanta: number;

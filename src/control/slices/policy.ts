@@ -49,6 +49,7 @@ export interface SliceWork {
   readonly weightReads: number;
 }
 
+/** Work of the three slices that experts are on. */
 export type WorkBySlice = Readonly<Record<ExpertSliceId, SliceWork>>;
 
 /** How the device should be divided. */
@@ -79,6 +80,7 @@ export interface Measurement {
   readonly comparable?: boolean;
 }
 
+/** Where experts are to be and how the device is to be divided: implement it for a policy of your own. */
 export interface SlicePolicy {
   readonly name: string;
   place(view: LoadView): Placing;

@@ -33,6 +33,7 @@ type Side = Arm | "undivided";
 
 const OPTIONS: Fields<{ seed?: number }> = { seed: true };
 
+/** Tries divisions out, and keeps the one under which steps are fastest. */
 export class AdaptivePolicy implements SlicePolicy {
   readonly name = "adaptive";
   readonly #random: () => number;

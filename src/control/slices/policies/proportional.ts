@@ -7,6 +7,7 @@
 import type { Division, LoadView, Placing, SlicePolicy, WorkBySlice } from "../policy.ts";
 import { placeByHeat, weighByWork } from "../policy.ts";
 
+/** Places experts by heat, and divides the device in proportion to the tokens of the batch at hand. */
 export class ProportionalPolicy implements SlicePolicy {
   readonly name = "proportional";
 

@@ -22,6 +22,7 @@ const SHARES: Readonly<Record<ExpertSliceId, number>> = { A: 5 / 8, B: 1 / 8, C:
 
 const OPTIONS: Fields<{ ranking?: readonly number[] }> = { ranking: true };
 
+/** Places experts once, by a ranking, and divides the device by fixed shares. */
 export class StaticPolicy implements SlicePolicy {
   readonly name = "static";
   /** Rank of every expert, 0 first; undefined until it is known. */

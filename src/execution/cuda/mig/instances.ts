@@ -16,6 +16,7 @@ import type { NvmlLibrary } from "../nvml/ffi.ts";
 import type { NvmlGpu } from "../nvml/gpu.ts";
 import { NvmlSession } from "../nvml/session.ts";
 
+/** One MIG instance as NVML lists it. */
 export interface MigInstance {
   /** `MIG-...`: what `CUDA_VISIBLE_DEVICES` takes. */
   readonly uuid: string;

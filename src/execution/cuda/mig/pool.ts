@@ -29,6 +29,7 @@ import type { Answer, Failure, Question, Request } from "./messages.ts";
 /** Closing a CUDA device takes well under a second; a worker that needs longer hangs in the driver. */
 const CLOSE_MILLISECONDS = 5_000;
 
+/** Which MIG instances get a worker process, and what its device is. */
 export interface MigPoolOptions {
   /** Default: all that NVML lists. */
   readonly instances?: readonly MigInstance[];
