@@ -12,8 +12,8 @@ import { type StreamAssignment, StreamScheduler } from "../control/stream-schedu
 import type { ComputeBudgets, DeviceProperties } from "../execution/device.ts";
 
 /**
- * Steps between two plans. A plan costs the host some tens of microseconds, and a
- * changed partition a graph capture, while the profile it rests on moves over tens
+ * Steps between two plans. A plan costs the host some tens of microseconds, which a
+ * long step hides, and a changed partition a graph capture, while the profile it rests on moves over tens
  * of steps; the first measured step always gets a plan of its own.
  */
 export const PLAN_INTERVAL = 8;
@@ -50,6 +50,8 @@ export class ControlLoop {
   #budgets: ComputeBudgets;
   #stepsSincePlan = 0;
   #stepsObserved = 0;
+  /** Counts that a plan is due for. */
+  #due: Int32Array | undefined;
 
   /**
    * @param experts how many there are
@@ -86,15 +88,21 @@ export class ControlLoop {
     return this.#budgets;
   }
 
-  /** Takes a finished step in and, when it is time, plans anew; work in flight is not touched. */
+  /** Takes a finished step in. Now and then a plan is due then, which `planIfDue` makes. */
   observe(feedback: StepFeedback): void {
     this.profiler.observe(feedback);
     this.slices.observe(feedback);
     this.#stepsObserved++;
     this.#stepsSincePlan++;
     if (this.#stepsObserved === 1 || this.#stepsSincePlan >= PLAN_INTERVAL) {
-      this.replan(feedback.counts);
+      // The caller of the step has the array, too, and the plan is made later.
+      this.#due = feedback.counts.slice();
     }
+  }
+
+  /** Plans anew if that is due: for whenever the device is busy and the host is not. Work in flight is not touched. */
+  planIfDue(): void {
+    if (this.#due !== undefined) this.replan(this.#due);
   }
 
   /** Plans for the given load now, instead of when the interval is over. */
@@ -102,6 +110,7 @@ export class ControlLoop {
     this.#plan = this.slices.allocate({ counts }, this.profiler);
     this.#assignment = this.scheduler.assign(this.#plan);
     this.#budgets = budgetsInLanes(this.#plan, this.#assignment.sliceOfLane);
+    this.#due = undefined;
     this.#stepsSincePlan = 0;
   }
 }

@@ -162,11 +162,13 @@ export class LayerEngine implements Disposable {
     });
     // The step is on its way. While the device is busy with it there is time to see to where its output goes.
     const keeping = input instanceof DeviceTensor ? this.#keepOutput(outputType, shape) : undefined;
-    const [ran, kept] = await Promise.allSettled([running, keeping]);
+    const planning = this.#planAhead();
+    const [ran, kept, planned] = await Promise.allSettled([running, keeping, planning]);
     const output = kept.status === "fulfilled" ? kept.value : undefined;
     try {
       if (ran.status === "rejected") throw ran.reason;
       if (kept.status === "rejected") throw kept.reason;
+      if (planned.status === "rejected") throw planned.reason;
       const seconds = (performance.now() - started) / 1000;
       this.#steps++;
       const run = { buffers, tokens, shape, mode: ran.value, seconds, plan, inLanes, timed };
@@ -220,6 +222,11 @@ export class LayerEngine implements Disposable {
     this.#tokens[0] = -1;
     this.#buffers = StepBuffers.ofLayer(this.#device, this.#spec, mostTokens);
     return this.#buffers;
+  }
+
+  /** Makes the plan of later steps, if one is due; rejects with what a policy throws. */
+  async #planAhead(): Promise<void> {
+    this.control.planIfDue();
   }
 
   /** A device tensor that is given the output of the step that was launched last. */

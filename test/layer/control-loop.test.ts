@@ -80,13 +80,12 @@ for (const policy of ["dynamic", "proportional", "adaptive"] as const) {
     assert.ok(late.version > early.version);
     assert.match(late.explain(5).reason, /\S/);
     assert.ok(!late.slices.A.experts.includes(1));
-    // Plans come in order, and the first measured step gets one of its own.
+    // Plans come in order. The first measured step gets one of its own, which is made while the second one runs.
     assert.deepEqual(
       versions,
       [...versions].sort((a, b) => a - b),
     );
-    assert.equal(versions[0], 1);
-    assert.equal(versions[1], 2);
+    assert.deepEqual(versions.slice(0, 3), [1, 1, 2]);
     assert.equal(versions.filter((version) => version === 3).length, PLAN_INTERVAL);
   });
 }

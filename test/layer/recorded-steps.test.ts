@@ -13,6 +13,7 @@ import { InvalidArgumentError } from "../../src/errors.ts";
 import { type DeviceProperties, MAX_GROUPS } from "../../src/execution/device.ts";
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import type { Operator } from "../../src/execution/operators.ts";
+import { PLAN_INTERVAL } from "../../src/layer/control-loop.ts";
 import type { LayerOptions } from "../../src/layer/forward.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import type { DType } from "../../src/tensor.ts";
@@ -231,8 +232,7 @@ test("lanes are part of a graph unless the step has none", async () => {
   const control = await layer.control;
   const hot = (expert: number) =>
     Int32Array.from({ length: EXPERTS }, (_, e) => (e === expert ? 1000 : 1));
-  control.replan(hot(1));
-  for (let i = 0; i < 3; i++) await forward(9);
+  for (let i = 0; i < 4; i++) await forward(9);
   for (let i = 0; i < 3; i++) await forward(2);
   const { laneKey } = control.assignment;
   control.slices.resize("A", 100);
@@ -263,6 +263,21 @@ test("a single lane has no cache set aside, which no slice would have to itself"
   control.replan(new Int32Array(EXPERTS).fill(1));
   await forward(9);
   assert.deepEqual(device.budgets.at(-1)?.cacheBytes, [0, 0, 0, 0, 0, 0]);
+});
+
+test("a plan is made once the step after those that it rests on is launched", async () => {
+  const launches: number[] = [];
+  const policy = dividingByUse(() => {
+    launches.push(device.budgets.length);
+    return {};
+  });
+  const { device, forward } = layerOn({ recommendedStreams: 3 }, bfloat16, { slices: { policy } });
+  for (let i = 0; i < 3 * PLAN_INTERVAL; i++) {
+    const { stats } = await forward(9);
+    // The caller may do with them what it likes.
+    stats.counts.fill(-1);
+  }
+  assert.deepEqual(launches, [0, 2, 2 + PLAN_INTERVAL, 2 + 2 * PLAN_INTERVAL]);
 });
 
 test("a policy hears which steps tell plans apart: those in lanes, replayed", async () => {
