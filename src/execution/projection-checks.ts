@@ -1,5 +1,5 @@
 /**
- * The checks of what is written into a projection that every device makes. How a
+ * The checks of a projection, and of what is written into one, that every device makes. How a
  * projection keeps its matrices is each device's own affair.
  */
 
@@ -7,6 +7,17 @@ import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "./device.ts";
+
+/** @throws InvalidArgumentError unless there are whole numbers of matrices, inputs and outputs, 1 or more */
+export function checkExtents(spec: ProjectionSpec): void {
+  for (const name of ["count", "inputs", "outputs"] as const) {
+    if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
+      throw new InvalidArgumentError(
+        `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
+      );
+    }
+  }
+}
 
 /** What the checks need to know of a projection. */
 export interface CheckedProjection {

@@ -161,7 +161,8 @@ export class LayerEngine implements Disposable {
       record: () => recordStep(streams, parts, buffers, scope),
     });
     // The step is on its way. While the device is busy with it there is time to see to where its output goes.
-    const keeping = input instanceof DeviceTensor ? this.#keepOutput(outputType, shape) : undefined;
+    const keeping =
+      input instanceof DeviceTensor ? this.#keepOutput(buffers, outputType, shape) : undefined;
     const planning = this.#planAhead();
     const [ran, kept, planned] = await Promise.allSettled([running, keeping, planning]);
     const output = kept.status === "fulfilled" ? kept.value : undefined;
@@ -224,14 +225,20 @@ export class LayerEngine implements Disposable {
     return this.#buffers;
   }
 
-  /** Makes the plan of later steps, if one is due; rejects with what a policy throws. */
+  /**
+   * Makes the plan of later steps, if one is due; rejects with what a policy throws. The end of a step that is
+   * shorter is noticed only then, and its time is that of the plan: of one step in every plan's turn, whichever it is.
+   */
   async #planAhead(): Promise<void> {
     this.control.planIfDue();
   }
 
   /** A device tensor that is given the output of the step that was launched last. */
-  async #keepOutput(dtype: DType, shape: readonly number[]): Promise<DeviceTensor> {
-    const { output } = this.#buffers as StepBuffers;
+  async #keepOutput(
+    { output }: StepBuffers,
+    dtype: DType,
+    shape: readonly number[],
+  ): Promise<DeviceTensor> {
     const bytes = sizeOf(shape) * BYTES_PER_ELEMENT[dtype];
     const target = this.#device.allocate(Math.max(4, bytes), "layer output");
     try {

@@ -161,13 +161,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
   /** Does something on the host once everything submitted so far is over, and before what is submitted later. */
   async inTurn(action: () => void): Promise<void> {
     this.requireOpen();
-    await new Promise<void>((resolve, reject) => {
-      this.#pool.afterwards(() => {
-        const { end } = this.#pool;
-        if (end === undefined) resolve(action());
-        else reject(end);
-      });
-    });
+    await this.#pool.inTurn(action);
   }
 
   /** Runs work of the device's own, outside the budgets. */

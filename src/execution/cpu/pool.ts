@@ -119,9 +119,18 @@ export class WorkerPool {
   }
 
   /** Resolves once everything submitted so far is over; rejects if the pool ends first. */
-  async settled(): Promise<void> {
-    await new Promise<void>((resolve) => this.afterwards(resolve));
-    if (this.#end !== undefined) throw this.#end;
+  settled(): Promise<void> {
+    return this.inTurn(() => {});
+  }
+
+  /** Does something once everything submitted so far is over, and before what is submitted later; rejects if the pool ends first. */
+  inTurn(action: () => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.afterwards(() => {
+        if (this.#end !== undefined) reject(this.#end);
+        else resolve(action());
+      });
+    });
   }
 
   /** Does something once everything submitted so far is over; at once if it is. */
@@ -204,10 +213,9 @@ export class WorkerPool {
     const submission = this.#running;
     if (submission === undefined || sequence !== this.#sequence) return;
     const fault = faultOf(this.#words);
-    // Before the next one, which may write what they copy.
-    for (const action of submission.afterwards.splice(0)) action();
-    this.#next();
+    // Before the next one begins, which may write what is copied afterwards.
     this.#settle(submission, fault);
+    this.#next();
   }
 
   #settle({ resolve, reject, afterwards }: Submission, error: NexusError | undefined): void {

@@ -12,7 +12,7 @@ import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import type { DType, MatrixView } from "../../tensor.ts";
 import { BYTES_PER_ELEMENT } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
-import { checkBias, checkMatrix, checkPlace } from "../projection-checks.ts";
+import { checkBias, checkExtents, checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CpuBuffer } from "./buffer.ts";
 import { DTYPE_CODE, type Kernels, type WeightDType } from "./kernels.ts";
 import type { DeviceMemory } from "./memory.ts";
@@ -51,13 +51,7 @@ export interface ProjectionLayout {
 
 /** @throws InvalidArgumentError if the spec makes no sense */
 export function projectionLayout(spec: ProjectionSpec, kernels: Kernels): ProjectionLayout {
-  for (const name of ["count", "inputs", "outputs"] as const) {
-    if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
-      throw new InvalidArgumentError(
-        `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
-      );
-    }
-  }
+  checkExtents(spec);
   if (!isWeightDType(spec.dtype)) {
     throw new InvalidArgumentError(
       `Weights cannot be ${shown(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,

@@ -20,7 +20,7 @@ import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../../tensor.ts";
 import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
-import { checkBias, checkMatrix, checkPlace } from "../projection-checks.ts";
+import { checkBias, checkExtents, checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CudaBuffer } from "./buffer.ts";
 import { chunksOf, type MatrixChunk } from "./matrix-chunks.ts";
 import { persistentGrid } from "./operators/grids.ts";
@@ -288,13 +288,7 @@ export class CudaProjection implements Projection {
 
 /** The element type that weights are kept in. @throws InvalidArgumentError if the spec makes no sense */
 function elementOf(spec: ProjectionSpec): RowType {
-  for (const name of ["count", "inputs", "outputs"] as const) {
-    if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
-      throw new InvalidArgumentError(
-        `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
-      );
-    }
-  }
+  checkExtents(spec);
   const { dtype, input, output, count, gated } = spec;
   requireRowType("Weights", dtype);
   requireRowType("Input rows", input);

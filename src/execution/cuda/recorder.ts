@@ -8,11 +8,11 @@
  * was submitted earlier holds nobody up.
  */
 
-import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { type DeviceEvent, MAX_GROUPS, type Stream, type StreamOptions } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
 import type { Operator } from "../operators.ts";
+import { checkStreamOptions } from "../stream-checks.ts";
 import type { OwnedOperator } from "./operators/encoder.ts";
 import type { Work } from "./work.ts";
 
@@ -176,16 +176,7 @@ export class CudaStream implements Stream {
   #closed = false;
 
   constructor(owner: StreamOwner, { group, priority }: StreamOptions) {
-    if (!Number.isInteger(group) || group < 0 || group >= MAX_GROUPS) {
-      throw new InvalidArgumentError(
-        `A stream's group is ${shown(group)}. Use a whole number from 0 to ${MAX_GROUPS - 1}.`,
-      );
-    }
-    if (!Number.isInteger(priority) || (priority | 0) !== priority) {
-      throw new InvalidArgumentError(
-        `A stream's priority is ${shown(priority)}. Use a whole number of at most 32 bits.`,
-      );
-    }
+    checkStreamOptions({ group, priority });
     this.owner = owner;
     this.group = group;
     this.priority = priority;

@@ -104,7 +104,7 @@ export class Timeline {
   async inTurn(enqueue: () => void, budgets: CudaBudgets): Promise<void> {
     if (this.#end !== undefined) throw this.#end;
     if (this.#queue.length === 0) enqueue();
-    else await this.submit({ prepare() {}, issue: enqueue, finish: () => undefined }, budgets);
+    else await this.submit({ ...NOTHING, issue: enqueue }, budgets);
   }
 
   /** Resolves once everything handed to the launch stream so far is done. */
