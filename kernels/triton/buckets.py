@@ -10,9 +10,8 @@ import torch
 # As src/execution/cuda/operators/lists.ts has it.
 MOST_TILES_TOGETHER = 16
 # As routing/bucket.py has them.
-BUSY, BUSY_BY = 3, 2
-MEAN_TILES, MEAN_TILES_BY = 8, 5
-BUSY_SHARE = 8
+SKEWED, SKEWED_BY = 3, 2
+SKEWED_SHARE = 8
 BUSY_HEIGHT = 128
 COUNT_WORDS, BEGUN = 4, 2
 
@@ -30,12 +29,12 @@ def busy_first(tiles, height):
     """
     pieces = Counter(expert for expert, *_ in tiles)
     used, total = len(pieces), len(tiles)
-    busy = {expert for expert, count in pieces.items() if BUSY_BY * count * used > BUSY * total}
-    of_busy = sum(pieces[expert] for expert in busy)
-    if height < BUSY_HEIGHT or MEAN_TILES_BY * total <= MEAN_TILES * used or BUSY_SHARE * of_busy < total:
+    busy = {expert for expert, count in pieces.items() if count * used > total}
+    of_skewed = sum(count for count in pieces.values() if SKEWED_BY * count * used > SKEWED * total)
+    if height < BUSY_HEIGHT or of_skewed == 0 or SKEWED_SHARE * of_skewed < total:
         return tiles, 0
     # Stable: experts by number, tiles of an expert as they were.
-    return sorted(tiles, key=lambda tile: tile[0] not in busy), of_busy
+    return sorted(tiles, key=lambda tile: tile[0] not in busy), sum(pieces[expert] for expert in busy)
 
 
 def list_counts(tiles, busy, device):

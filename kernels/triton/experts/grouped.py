@@ -60,10 +60,10 @@ KEEP = tl.constexpr(OPTIONS["keep"])
 # Columns of a panel of weights: 128 bytes in 16 bits each, the widest box of a tensor map that the tensor cores read.
 PANEL = tl.constexpr(64)
 
-# Pieces of busy experts that are next to each other in a walk through both parts of a list. Steps with Zipf 1.5 on an
-# H100, with experts by number and with such runs: 790 us became 742 for 4096 tokens of qwen3-30b-a3b (765 with runs of 64),
-# 6640 became 5960 for 4096 of DeepSeek-V3's shape, 1560 became 1462 for 1024 of mixtral-8x7b (1490 with runs of 64).
-RUN = tl.constexpr(16)
+# Pieces of busy experts that are next to each other in a walk through both parts of a list. Steps of 4096 tokens of DeepSeek-V3's
+# shape on an H100 in runs of 32, 16 and 8: Zipf 1 8734, 8635 and 8505 us, Zipf 1.5 9012, 8867 and 8719; in runs of 4 the latter takes 2.6 %
+# longer again, and 4096 tokens of olmoe-1b-7b and qwen3-30b-a3b up to 2.3 %. Elsewhere runs of 8 and 16 are within 1.3 %.
+RUN = tl.constexpr(8)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """Which piece a program of many.py does next: the one it is dealt, as it is or in step with others, or one that it claims.
 
 Dealt. In round r the program at place p does piece p + r * programs. Where pieces take unequal time programs change places from
-round to round, so that none falls behind. All that was measured of busy experts in runs of 16 was measured so, and with runs
-of one piece it made no difference but for two cells (1.6 % to either side).
+round to round, so that none falls behind. All that was measured of busy experts was measured so; with runs of one piece it made no
+difference but for two cells (1.6 % to either side).
 
 In step. Tiles of an expert find its weights in the L2 if programs that go through the same columns do so at the same time, and
 with rows of 7168 elements that is within a tenth of what a piece takes: else each reads the weights from memory, for which
