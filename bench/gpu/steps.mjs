@@ -4,7 +4,7 @@
  *   node bench/gpu/steps.mjs FOLDER CELL...
  *
  * FOLDER is a copy of the project whose build is timed, by its own support.mjs; a cell is
- * shape:tokens[:routing], as qwen3-30b-a3b:64:zipf:1.5, with the shapes and (but for "hot") the routings of ../compare/cells.mjs.
+ * shape:tokens[:routing], as qwen3-30b-a3b:64:zipf:1.5, with the shapes and routings of ../compare/cells.mjs.
  * For turns.mjs, which runs builds in turn: a step by itself says little, since cards and clocks differ.
  *
  * One step is one graph replay from router logits to outputs. Several routings take turns (routed-steps.mjs), and replays
@@ -26,18 +26,16 @@ const MOST_REPLAYS = 64;
 const WARM_UP_ROUNDS = 3;
 /** Nothing else holds weights, so that there is room for more of them. */
 const NO_PEERS = [];
-/** "hot" is drawn by the peers' process alone. */
-const SKEWS = ROUTINGS.filter((routing) => routing !== "hot");
 
 /** @throws Error naming a cell that there is not */
 export function parseCell(text) {
   const [shape, count, ...rest] = text.split(":");
   const routing = rest.join(":") || "uniform";
   const tokens = Number(count);
-  const known = PARTS.includes(shape) && shape !== "quick" && SKEWS.includes(routing);
+  const known = PARTS.includes(shape) && shape !== "quick" && ROUTINGS.includes(routing);
   if (!known || !(Number.isInteger(tokens) && tokens > 0)) {
     throw new Error(
-      `There is no cell "${text}". Use shape:tokens[:routing] with a shape of ${PARTS.slice(1).join(", ")} and a routing of ${SKEWS.join(", ")}.`,
+      `There is no cell "${text}". Use shape:tokens[:routing] with a shape of ${PARTS.slice(1).join(", ")} and a routing of ${ROUTINGS.join(", ")}.`,
     );
   }
   return { name: `${shape}:${tokens}:${routing}`, shape, tokens, routing };

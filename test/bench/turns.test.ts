@@ -12,6 +12,7 @@ import { withEmulated } from "../execution/cuda/emulator/harness.ts";
 const gpu = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../../bench/gpu");
 const load = (file: string) => import(pathToFileURL(path.join(gpu, file)).href);
 const { parseCell, timeCells } = await load("steps.mjs");
+const { drawLogits } = await load("routed-steps.mjs");
 const { comparison, takeTurns } = await load("turns.mjs");
 const support = await load("support.mjs");
 
@@ -27,6 +28,7 @@ describe("builds in turn", () => {
       routing: "zipf:1.5",
     });
     assert.equal(parseCell("small:3").name, "small:3:uniform");
+    assert.equal(parseCell("small:3:hot").routing, "hot");
     for (const text of [
       "tiny:1",
       "quick:1",
@@ -34,10 +36,32 @@ describe("builds in turn", () => {
       "small:0",
       "small:1.5",
       "small:1:zipf:3",
-      "small:1:hot",
+      "small:1:hotter",
     ]) {
       assert.throws(() => parseCell(text), new RegExp(`There is no cell "${text}"\\. Use shape:`));
     }
+  });
+
+  it("draw a hot expert that all tokens choose first, and the others evenly", () => {
+    const [tokens, experts] = [2000, 8];
+    const random = new support.Random(1);
+    const { data } = drawLogits(support, "hot", tokens, experts, random) as { data: Float32Array };
+    const first = new Array<number>(experts).fill(0);
+    const second = new Array<number>(experts).fill(0);
+    for (let token = 0; token < tokens; token++) {
+      const row = data.subarray(token * experts, (token + 1) * experts);
+      const [a = 0, b = 0] = [...row.keys()].sort((i, j) => (row[j] ?? 0) - (row[i] ?? 0));
+      first[a] = (first[a] ?? 0) + 1;
+      second[b] = (second[b] ?? 0) + 1;
+      assert.ok(Math.abs((row[a] ?? 0) - (row[b] ?? 0) - 0.5) < 1e-5);
+    }
+    const hot = first.indexOf(tokens);
+    assert.ok(hot >= 0, `first choices ${first}`);
+    // 2000 / 7 each, with a deviation of 16.
+    second.forEach((count, expert) => {
+      if (expert === hot) assert.equal(count, 0);
+      else assert.ok(Math.abs(count - tokens / 7) < 80, `second choices ${second}`);
+    });
   });
 
   it("time every cell, and leave nothing behind", () =>
