@@ -90,7 +90,7 @@ export function toTensor(like: TensorLike, name: string): Tensor {
     };
   }
   const dtype = like.dtype ?? inferDType(like.data, name);
-  if (!fits(dtype, like.data)) {
+  if (!holds(dtype, like.data)) {
     throw new InvalidArgumentError(
       `${name} says it is ${shown(dtype)} but its data is a ${like.data.constructor.name}. Use Float32Array for float32, Uint16Array for the bits of bfloat16 or float16, Int32Array for int32.`,
     );
@@ -124,7 +124,8 @@ function inferDType(data: TensorData, name: string): DType {
   );
 }
 
-function fits(dtype: DType, data: TensorData): boolean {
+/** Whether data are of the kind that elements of this type lie in. */
+export function holds(dtype: DType, data: TensorData): boolean {
   switch (dtype) {
     case "float32":
       return data instanceof Float32Array;
@@ -133,6 +134,8 @@ function fits(dtype: DType, data: TensorData): boolean {
     case "bfloat16":
     case "float16":
       return data instanceof Uint16Array;
+    default:
+      return false;
   }
 }
 

@@ -42,6 +42,7 @@ export class Buckets {
   /** The capacity factor the batch was routed with, if there was one. */
   readonly capacityFactor?: number | undefined;
 
+  /** @internal Router.route() gives them. */
   constructor(tables: BucketTables) {
     Object.assign(this, tables);
   }

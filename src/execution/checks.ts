@@ -55,6 +55,14 @@ export function requireFields(
   refuseUnknown(value, name, fields);
 }
 
+/** @throws InvalidArgumentError unless there is a function whose work is to be captured */
+export function requireRecord(record: () => void): void {
+  if (typeof record === "function") return;
+  throw new InvalidArgumentError(
+    `What is to be captured is ${shown(record)}; it must be a function that enqueues work.`,
+  );
+}
+
 /**
  * @param returned by the function whose work is captured
  * @throws InvalidArgumentError if it is a promise

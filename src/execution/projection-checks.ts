@@ -6,10 +6,12 @@
 import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../tensor.ts";
+import { requireObject } from "./checks.ts";
 import type { ProjectionPart, ProjectionSpec } from "./device.ts";
 
 /** @throws InvalidArgumentError unless there are whole numbers of matrices, inputs and outputs, 1 or more */
 export function checkExtents(spec: ProjectionSpec): void {
+  requireObject(spec, "spec", "an object such as { count, inputs, outputs, dtype, ... }");
   for (const name of ["count", "inputs", "outputs"] as const) {
     if (!Number.isInteger(spec[name]) || spec[name] < 1 || spec[name] > 0x7fffffff) {
       throw new InvalidArgumentError(
@@ -48,6 +50,7 @@ export function checkPlace(
 /** @throws ShapeError unless the matrix is [outputs, inputs] in the spec's element type and lies within its data */
 export function checkMatrix({ spec, label }: CheckedProjection, matrix: MatrixView): void {
   const { inputs, outputs, dtype } = spec;
+  requireObject(matrix, "matrix", "a view of a matrix");
   if (matrix.rows !== outputs || matrix.columns !== inputs) {
     throw new ShapeError(
       `Projection "${label}" takes [${outputs}, ${inputs}] matrices ([outputs, inputs]), got [${shown(matrix.rows)}, ${shown(matrix.columns)}].`,

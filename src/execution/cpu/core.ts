@@ -6,7 +6,7 @@
 
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import { refusePromise } from "../checks.ts";
+import { refusePromise, requireRecord } from "../checks.ts";
 import type { ComputeBudgets, DeviceProperties } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { ArgumentWriter } from "./arguments.ts";
@@ -118,6 +118,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
 
   capture(origin: CpuStream, record: () => void): CpuGraph {
     this.requireOpen();
+    requireRecord(record);
     if (this.#capture !== undefined) {
       throw new InvalidArgumentError("Captures cannot be nested. Finish the one under way first.");
     }

@@ -11,8 +11,8 @@
 
 import { availableParallelism } from "node:os";
 import { shown } from "../../errors/wording.ts";
-import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
-import { checkDataLength, type DType, type Tensor, toFloat32 } from "../../tensor.ts";
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import { type DType, type Tensor, toFloat32 } from "../../tensor.ts";
 import type {
   AllocateOptions,
   ComputeBudgets,
@@ -29,6 +29,16 @@ import type {
   Stream,
   StreamOptions,
 } from "../device.ts";
+import {
+  checkAllocation,
+  checkHostMemory,
+  checkLabel,
+  checkLayout,
+  checkRange,
+  checkRowCount,
+  checkRowSource,
+  checkRowWidth,
+} from "../memory-checks.ts";
 import { CpuBuffer } from "./buffer.ts";
 import { DeviceCore } from "./core.ts";
 import { compileKernels, instantiateKernels } from "./kernels.ts";
@@ -89,16 +99,19 @@ export class CpuDevice implements Device {
   }
 
   /** The host reads all device memory at once, so `mirrored` changes nothing. */
-  allocate(byteLength: number, label: string, _options?: AllocateOptions): DeviceBuffer {
+  allocate(byteLength: number, label: string, options: AllocateOptions = {}): DeviceBuffer {
+    checkAllocation(label, options);
     return this.#core.allocate(byteLength, label);
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {
+    checkHostMemory("source", source);
     const bytes = this.#bytes(target, byteOffset, source.byteLength);
     bytes.set(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
   }
 
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
+    checkHostMemory("target", target);
     const bytes = this.#bytes(source, byteOffset, target.byteLength);
     new Uint8Array(target.buffer, target.byteOffset, target.byteLength).set(bytes);
   }
@@ -113,18 +126,19 @@ export class CpuDevice implements Device {
   }
 
   /** Float32 without gaps, whatever the weights are: the kernels convert weights as they read them. */
-  rowLayout(width: number, _weights: DType): RowLayout {
+  rowLayout(width: number, weights: DType): RowLayout {
+    checkRowWidth(width);
+    if (!this.properties.weightDTypes.includes(weights)) {
+      throw new InvalidArgumentError(
+        `Rows for weights of ${shown(weights)} are not supported. Use one of ${this.properties.weightDTypes.join(", ")}.`,
+      );
+    }
     return { dtype: "float32", width, pitch: width };
   }
 
   writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {
     requireRows(layout);
-    if (source.shape.at(-1) !== layout.width || source.dtype === "int32") {
-      throw new ShapeError(
-        `Rows of ${layout.width} values cannot be written from a ${source.dtype} tensor of shape [${source.shape.join(", ")}]. Use floats, with the rows' width as the last extent.`,
-      );
-    }
-    checkDataLength(source);
+    checkRowSource(layout, source);
     this.write(target, toFloat32(source));
   }
 
@@ -136,6 +150,7 @@ export class CpuDevice implements Device {
     rows: number,
   ): Promise<void> {
     requireRows(layout);
+    checkRowCount(rows);
     if (dtype !== "float32") {
       throw new InvalidArgumentError(
         `The CPU device cannot copy ${shown(dtype)} rows: it computes in float32. Convert them on the host.`,
@@ -146,6 +161,7 @@ export class CpuDevice implements Device {
   }
 
   createProjection(spec: ProjectionSpec, label: string): Projection {
+    checkLabel("A projection", label);
     const { kernels } = this.#core;
     const layout = projectionLayout(spec, kernels);
     const buffer = this.#core.allocate(layout.byteLength, label);
@@ -173,6 +189,7 @@ export class CpuDevice implements Device {
 
   createEvent(label: string): DeviceEvent {
     this.#core.requireOpen();
+    checkLabel("An event", label);
     return new CpuEvent(this.#core, label);
   }
 
@@ -206,19 +223,15 @@ export class CpuDevice implements Device {
     if (!(buffer instanceof CpuBuffer) || buffer.owner !== this.#core) {
       throw new InvalidArgumentError("The buffer is not one of this device.");
     }
-    if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
-    const whole = Number.isInteger(begin) && Number.isInteger(length);
-    if (!whole || begin < 0 || length < 0 || begin + length > buffer.byteLength) {
-      throw new InvalidArgumentError(
-        `Buffer "${buffer.label}" has ${buffer.byteLength} bytes, so there are no ${shown(length)} from byte ${shown(begin)} on.`,
-      );
-    }
+    checkRange(buffer, begin, length);
     return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
   }
 }
 
 /** @throws InvalidArgumentError unless the rows are as rowLayout() gives them */
-function requireRows({ dtype, width, pitch }: RowLayout): void {
+function requireRows(layout: RowLayout): void {
+  checkLayout(layout);
+  const { dtype, width, pitch } = layout;
   if (dtype === "float32" && pitch === width) return;
   throw new InvalidArgumentError(
     `The CPU device has no ${shown(dtype)} rows of ${shown(width)} values ${shown(pitch)} apart. Use the layout that its rowLayout() gives.`,

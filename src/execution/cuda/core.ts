@@ -6,7 +6,7 @@
  */
 
 import { DisposedError, InvalidArgumentError, type NexusError } from "../../errors.ts";
-import { refusePromise } from "../checks.ts";
+import { refusePromise, requireRecord } from "../checks.ts";
 import type { ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { CudaBudgets } from "./budgets.ts";
@@ -197,6 +197,7 @@ export class CudaCore
 
   capture(origin: CudaStream, record: () => void): CudaGraph {
     this.requireOpen();
+    requireRecord(record);
     if (this.#capture !== undefined) {
       throw new InvalidArgumentError("Captures cannot be nested. Finish the one under way first.");
     }

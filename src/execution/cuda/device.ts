@@ -34,6 +34,7 @@ import type {
   Stream,
   StreamOptions,
 } from "../device.ts";
+import { checkAllocation, checkLabel } from "../memory-checks.ts";
 import { KernelSet } from "./bundle/kernel-set.ts";
 import { CudaCore } from "./core.ts";
 import { Context } from "./driver/context.ts";
@@ -154,7 +155,8 @@ export class CudaDevice implements Device {
   }
 
   allocate(byteLength: number, label: string, options: AllocateOptions = {}): DeviceBuffer {
-    return this.#core.allocate(byteLength, label, options.mirrored ?? false);
+    checkAllocation(label, options);
+    return this.#core.allocate(byteLength, label, options.mirrored);
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {
@@ -194,6 +196,7 @@ export class CudaDevice implements Device {
 
   createProjection(spec: ProjectionSpec, label: string): Projection {
     this.#core.requireOpen();
+    checkLabel("A projection", label);
     return new CudaProjection(this.#core, spec, label);
   }
 
@@ -212,6 +215,7 @@ export class CudaDevice implements Device {
 
   createEvent(label: string): DeviceEvent {
     this.#core.requireOpen();
+    checkLabel("An event", label);
     return new CudaEvent(this.#core, label);
   }
 

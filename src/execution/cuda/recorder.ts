@@ -9,6 +9,7 @@
  */
 
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
+import { requireObject } from "../checks.ts";
 import { type DeviceEvent, MAX_GROUPS, type Stream, type StreamOptions } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
 import type { Operator } from "../operators.ts";
@@ -175,11 +176,11 @@ export class CudaStream implements Stream {
   readonly priority: number;
   #closed = false;
 
-  constructor(owner: StreamOwner, { group, priority }: StreamOptions) {
-    checkStreamOptions({ group, priority });
+  constructor(owner: StreamOwner, options: StreamOptions) {
+    checkStreamOptions(options);
     this.owner = owner;
-    this.group = group;
-    this.priority = priority;
+    this.group = options.group;
+    this.priority = options.priority;
   }
 
   get closed(): boolean {
@@ -188,6 +189,7 @@ export class CudaStream implements Stream {
 
   enqueue(operator: Operator): void {
     this.#requireOpen();
+    requireObject(operator, "operator", 'an object such as { kind: "bucket", ... }');
     this.owner.recorder.add(this, this.owner.encode(operator));
   }
 

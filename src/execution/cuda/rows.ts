@@ -4,6 +4,7 @@ import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import type { DType } from "../../tensor.ts";
 import type { RowLayout } from "../device.ts";
+import { checkRowWidth } from "../memory-checks.ts";
 import { PADDING } from "./bundle/manifest.ts";
 
 /** Element types that rows can have. */
@@ -28,11 +29,7 @@ export function padded(width: number): number {
  * @throws InvalidArgumentError
  */
 export function rowLayoutOf(width: number, weights: DType): RowLayout {
-  if (!Number.isInteger(width) || width < 1 || width > 0x7fffffff - PADDING) {
-    throw new InvalidArgumentError(
-      `Rows cannot have ${shown(width)} values. Use a whole number, 1 or more.`,
-    );
-  }
+  checkRowWidth(width);
   requireRowType("Rows for weights", weights);
   return { dtype: weights, width, pitch: padded(width) };
 }

@@ -9,10 +9,16 @@
  * promise. A mirrored buffer whose mirror is current is read without asking the GPU for anything.
  */
 
-import { shown } from "../../errors/wording.ts";
-import { DisposedError, InvalidArgumentError, ShapeError } from "../../errors.ts";
+import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
 import type { DeviceBuffer, RowLayout } from "../device.ts";
+import {
+  checkHostMemory,
+  checkLayout,
+  checkRange,
+  checkRowCount,
+  checkRowSource,
+} from "../memory-checks.ts";
 import type { CachingAllocator } from "./driver/allocator.ts";
 import type { Driver } from "./driver/driver.ts";
 import type { EventPool } from "./driver/events.ts";
@@ -70,6 +76,7 @@ export class Transfers implements WeightUploader {
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset: number): void {
+    checkHostMemory("source", source);
     const buffer = this.#range(target, byteOffset, source.byteLength);
     buffer.mirrorCurrent = false;
     this.upload(at(buffer, byteOffset), source);
@@ -88,6 +95,7 @@ export class Transfers implements WeightUploader {
   }
 
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset: number): Promise<void> {
+    checkHostMemory("target", target);
     const buffer = this.#range(source, byteOffset, target.byteLength);
     const bytes = bytesOf(target);
     if (buffer.mirrorCurrent && buffer.mirror !== undefined) {
@@ -119,20 +127,10 @@ export class Transfers implements WeightUploader {
 
   writeRows(target: DeviceBuffer, layout: RowLayout, source: Tensor): void {
     const buffer = this.#require(target);
-    const elements = sizeOf(source.shape);
-    const rows = elements / layout.width;
-    if (source.shape.at(-1) !== layout.width) {
-      throw new ShapeError(
-        `Rows of ${layout.width} values cannot come from a tensor of shape [${source.shape.join(", ")}]. Its last extent must be ${layout.width}.`,
-      );
-    }
+    checkLayout(layout);
+    checkRowSource(layout, source);
     const { data, dtype } = source;
-    const bytes = elements * BYTES_PER_ELEMENT[dtype];
-    if (data.byteLength !== bytes) {
-      throw new ShapeError(
-        `A ${dtype} tensor of shape [${source.shape.join(", ")}] takes ${bytes} bytes, but its data has ${data.byteLength}. Give it the data of that shape.`,
-      );
-    }
+    const rows = sizeOf(source.shape) / layout.width;
     const dense = dtype === layout.dtype && layout.pitch === layout.width;
     const staged = dense
       ? undefined
@@ -159,6 +157,8 @@ export class Transfers implements WeightUploader {
   ): Promise<void> {
     const to = this.#require(target);
     const from = this.#require(source);
+    checkLayout(layout);
+    checkRowCount(rows);
     const work = rowsWork(this.#owner, to, layout, from.address, dtype, rows);
     try {
       this.#range(source, 0, rows * layout.width * BYTES_PER_ELEMENT[dtype]);
@@ -234,12 +234,7 @@ export class Transfers implements WeightUploader {
   /** A buffer that has bytes `begin` to `begin + length - 1`. */
   #range(buffer: DeviceBuffer, begin: number, length: number): GpuBuffer {
     const found = this.#require(buffer);
-    const whole = Number.isInteger(begin) && Number.isInteger(length);
-    if (!whole || begin < 0 || length < 0 || begin + length > found.byteLength) {
-      throw new InvalidArgumentError(
-        `Buffer "${found.label}" has ${found.byteLength} bytes, so there are no ${shown(length)} from byte ${shown(begin)} on.`,
-      );
-    }
+    checkRange(found, begin, length);
     return found;
   }
 }

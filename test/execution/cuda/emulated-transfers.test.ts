@@ -83,7 +83,7 @@ describe("rows", () => {
           () => device.writeRows(rows, layout, source),
           (error) =>
             error instanceof ShapeError &&
-            /shape \[1, 64\] takes \d+ bytes, but its data has \d+\. Give/.test(error.message),
+            /shape \[1, 64\] has 64 elements, but its data now has \d+\. Leave/.test(error.message),
         );
       };
       refused("float32", new Float32Array(16 * SIZE).fill(9));

@@ -4,7 +4,6 @@
  * device runs this work of its own accord.
  */
 
-import { shown } from "../../../errors/wording.ts";
 import { InvalidArgumentError } from "../../../errors.ts";
 import type { DType } from "../../../tensor.ts";
 import { type RowLayout, rowBytes } from "../../device.ts";
@@ -68,7 +67,8 @@ export function packWork(context: LaunchContext, packing: Packing): OwnKernelWor
  *
  * @param target checked to be open and of this device
  * @returns nothing for no rows
- * @throws InvalidArgumentError if layout, type or sizes do not fit
+ * @param layout, rows checked to be some layout and a number of rows
+ * @throws InvalidArgumentError if they, the type or the sizes do not fit
  */
 export function rowsWork(
   context: LaunchContext,
@@ -81,13 +81,10 @@ export function rowsWork(
   const { width, pitch } = layout;
   requireRowType("Rows", layout.dtype);
   requireRowType("Source rows", dtype);
-  if (!(width >= 1) || pitch !== padded(width)) {
+  if (pitch !== padded(width)) {
     throw new InvalidArgumentError(
       `Rows of ${width} values at a pitch of ${pitch} are not this device's layout. Use what rowLayout() gives.`,
     );
-  }
-  if (!Number.isInteger(rows) || rows < 0) {
-    throw new InvalidArgumentError(`${shown(rows)} rows cannot be written. Use 0 or more.`);
   }
   const bytes = rowBytes(layout, rows);
   if (target.byteLength < bytes) {
