@@ -39,7 +39,13 @@ export async function addSteps(
 }
 
 /** Random logits, a tensor [tokens, experts]; with "hot" uniform ones but for an expert that all tokens choose first. */
-export function drawLogits({ ExpertPopularity, makeLogits, parseSkew }, routing, tokens, experts, random) {
+export function drawLogits(
+  { ExpertPopularity, makeLogits, parseSkew },
+  routing,
+  tokens,
+  experts,
+  random,
+) {
   const hot = routing === "hot";
   const skew = parseSkew(hot ? "uniform" : routing);
   const popularity = ExpertPopularity.draw(skew, experts, random);
