@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { BITS_PER_ELEMENT, type StoredDType } from "../../src/checkpoint/safetensors/header.ts";
+import { SafetensorsFile } from "../../src/checkpoint/safetensors/reader.ts";
 import { type ByteSource, openFile } from "../../src/checkpoint/safetensors/source.ts";
 import { CheckpointError, type CheckpointFault } from "../../src/errors.ts";
 import { sizeOf } from "../../src/tensor.ts";
@@ -65,6 +66,12 @@ export class MemorySource implements ByteSource {
   async [Symbol.asyncDispose](): Promise<void> {
     this.closed++;
   }
+}
+
+/** A safetensors file that lies in memory. */
+export function openBytes(bytes: Uint8Array): Promise<SafetensorsFile> {
+  const source = new MemorySource(bytes);
+  return SafetensorsFile.open(source.path, async () => source);
 }
 
 /** Opens real files and counts, by file name, how often they were opened and what was read. */
