@@ -219,17 +219,37 @@ function balance(
   const costs = new Float64Array(slicesOfLane.length);
   for (const id of order) {
     const lanes = slicesOfLane.flatMap((ids, lane) => (ids.includes(id) ? [lane] : []));
-    const busiestFirst = [...plan.slices[id].experts].sort(
-      (a, b) => (counts[b] as number) - (counts[a] as number),
-    );
-    for (const expert of busiestFirst) {
-      const lane = lanes.reduce((a, b) => ((costs[b] as number) < (costs[a] as number) ? b : a));
+    for (const expert of busiestFirst(plan.slices[id].experts, counts)) {
+      let lane = lanes[0] as number;
+      for (const other of lanes) {
+        if ((costs[other] as number) < (costs[lane] as number)) lane = other;
+      }
       laneOf[expert] = lane;
       expertsOfLane[lane]?.push(expert);
       costs[lane] = (costs[lane] as number) + (counts[expert] as number) + BASE_COST;
     }
   }
   return { laneOf, expertsOfLane };
+}
+
+/**
+ * Of equally busy ones the first in front. Sorted as numbers that hold count and place, and so without a function that
+ * compares: half the time, in a plan that is made between two steps.
+ */
+function busiestFirst(experts: readonly number[], counts: Int32Array): number[] {
+  const places = experts.length;
+  const ranks = new Float64Array(places);
+  for (let place = 0; place < places; place++) {
+    const count = counts[experts[place] as number] as number;
+    ranks[place] = count * places + (places - 1 - place);
+  }
+  ranks.sort();
+  const sorted = new Array<number>(places);
+  for (let i = 0; i < places; i++) {
+    const place = places - 1 - ((ranks[places - 1 - i] as number) % places);
+    sorted[i] = experts[place] as number;
+  }
+  return sorted;
 }
 
 function noteOn(

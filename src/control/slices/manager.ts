@@ -36,8 +36,9 @@ import { AdaptivePolicy } from "./policies/adaptive.ts";
 import { DynamicPolicy } from "./policies/dynamic.ts";
 import { ProportionalPolicy } from "./policies/proportional.ts";
 import { StaticPolicy } from "./policies/static.ts";
-import type { Division, LoadView, Measurement, SlicePolicy, WorkBySlice } from "./policy.ts";
+import type { Division, LoadView, Measurement, SlicePolicy } from "./policy.ts";
 import { type Room, settle } from "./residence.ts";
+import { chancesOfUse, workOf } from "./work.ts";
 
 const POLICIES = {
   static: () => new StaticPolicy(),
@@ -145,11 +146,13 @@ export class SliceManager {
     checkPlacing(placing, this.#policy, view.experts);
     const { pins } = this.#demands;
     const wanted = placing.slices.map((slice, expert) => pins.get(expert) ?? slice);
-    const cache = this.#budgets.divideCache(workOf(view, wanted));
+    const used = chancesOfUse(view);
+    const wantedWork = workOf(view, wanted, used);
+    const cache = this.#budgets.divideCache(wantedWork);
     const rooms = { A: this.#room("A"), B: this.#room("B") };
     const { slices: sliceOf, moved } = settle(placing, pins, rooms, this.#sliceOf);
 
-    const work = workOf(view, sliceOf);
+    const work = moved.size === 0 ? wantedWork : workOf(view, sliceOf, used);
     const division = this.#policy.divide(view, work);
     checkDivision(division, this.#policy, this.#device);
     const { kind, reason } = this.#realise(division);
@@ -378,23 +381,4 @@ function usableRealisations(device: PlanningDevice, asked: Realisation | "auto")
   throw new DeviceUnavailableError(
     `${name} cannot realise slices as asked ("${asked}"). ${reasons.join(" ")}`,
   );
-}
-
-function workOf(view: LoadView, sliceOf: readonly ExpertSliceId[]): WorkBySlice {
-  const none = () => ({ experts: 0, tokens: 0, share: 0, weightReads: 0 });
-  const work = { A: none(), B: none(), C: none() };
-  const slots = Math.max(
-    1,
-    view.counts.reduce((sum, count) => sum + count, 0),
-  );
-  sliceOf.forEach((slice, expert) => {
-    const share = view.shares[expert] as number;
-    const at = work[slice];
-    at.experts++;
-    at.tokens += view.counts[expert] as number;
-    at.share += share;
-    // The chance that at least one of the batch's slots falls on the expert.
-    at.weightReads += 1 - (1 - Math.min(1, share)) ** slots;
-  });
-  return work;
 }
