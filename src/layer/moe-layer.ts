@@ -185,7 +185,7 @@ export class MoELayer implements AsyncDisposable {
 
   #checkInput(input: Tensor | DeviceTensor): void {
     const { shape } = input;
-    if (shape.length < 1 || shape.at(-1) !== this.spec.hiddenSize) {
+    if (shape.at(-1) !== this.spec.hiddenSize) {
       throw new ShapeError(
         `hidden has shape [${shape.join(", ")}]; its last extent must be the layer's hidden size, ${this.spec.hiddenSize}.`,
       );
