@@ -31,7 +31,7 @@ def busy_first(tiles, height):
     used, total = len(pieces), len(tiles)
     busy = {expert for expert, count in pieces.items() if count * used > total}
     of_skewed = sum(count for count in pieces.values() if SKEWED_BY * count * used > SKEWED * total)
-    if height < BUSY_HEIGHT or of_skewed == 0 or SKEWED_SHARE * of_skewed < total:
+    if height < BUSY_HEIGHT or SKEWED_SHARE * of_skewed < total:
         return tiles, 0
     # Stable: experts by number, tiles of an expert as they were.
     return sorted(tiles, key=lambda tile: tile[0] not in busy), sum(pieces[expert] for expert in busy)
