@@ -6,11 +6,13 @@
 import { shapeText, shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { checkDataLength, holds, type Tensor } from "../tensor.ts";
-import { requireFields, requireObject } from "./checks.ts";
+import { type Fields, requireFields, requireObject } from "./checks.ts";
 import type { AllocateOptions, RowLayout } from "./device.ts";
 
 /** Most values of a row: with what rows are rounded up to, an int32 counts them. */
 const MOST_WIDTH = 0x7fffffff - 64;
+
+const OPTIONS: Fields<AllocateOptions> = { mirrored: true };
 
 /** What the checks need to know of a buffer. */
 export interface CheckedBuffer {
@@ -31,7 +33,7 @@ export function checkLabel(what: string, label: string): void {
 /** @throws InvalidArgumentError unless label and options are such */
 export function checkAllocation(label: string, options: AllocateOptions): void {
   checkLabel("A buffer", label);
-  requireFields(options, "options", "an object, or left out", { mirrored: true });
+  requireFields(options, "options", "an object, or left out", OPTIONS);
   if (options.mirrored === undefined || typeof options.mirrored === "boolean") return;
   throw new InvalidArgumentError(
     `options.mirrored is ${shown(options.mirrored)}; it must be true, false, or left out.`,
