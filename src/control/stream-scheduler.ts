@@ -240,13 +240,13 @@ function busiestFirst(experts: readonly number[], counts: Int32Array): number[] 
   const places = experts.length;
   const ranks = new Float64Array(places);
   for (let place = 0; place < places; place++) {
-    const count = counts[experts[place] as number] as number;
-    ranks[place] = count * places + (places - 1 - place);
+    ranks[place] = place - places * (counts[experts[place] as number] as number);
   }
   ranks.sort();
   const sorted = new Array<number>(places);
   for (let i = 0; i < places; i++) {
-    const place = places - 1 - ((ranks[places - 1 - i] as number) % places);
+    // The place, whatever the sign of the count.
+    const place = (((ranks[i] as number) % places) + places) % places;
     sorted[i] = experts[place] as number;
   }
   return sorted;

@@ -183,6 +183,24 @@ describe("lanes", () => {
   });
 });
 
+describe("experts of a lane", () => {
+  test("are sorted by what is expected, whatever it is, and of equals the first comes first", () => {
+    const expected = fc.array(fc.oneof(fc.integer({ min: -2, max: 3 }), fc.integer()), {
+      minLength: 1,
+      maxLength: 40,
+    });
+    fc.assert(
+      fc.property(expected, (counts) => {
+        const plan = planWith(new Array<ExpertSliceId>(counts.length).fill("B"));
+        const load = { counts: Int32Array.from(counts) };
+        const { expertsOfLane } = new StreamScheduler({ streams: 1 }).assign(plan, load);
+        const sorted = [...counts.keys()].sort((a, b) => (counts[b] ?? 0) - (counts[a] ?? 0));
+        assert.deepEqual(expertsOfLane, [sorted]);
+      }),
+    );
+  });
+});
+
 describe("the key", () => {
   test("does not change when experts move, and does when budgets move a lot", () => {
     const manager = new SliceManager({ device: gpu() });
