@@ -4,7 +4,7 @@
  */
 
 import { shapeText, shown } from "../errors/wording.ts";
-import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
+import { InvalidArgumentError, ShapeError } from "../errors.ts";
 import { checkDataLength, holds, type Tensor } from "../tensor.ts";
 import { type Fields, requireFields, requireObject } from "./checks.ts";
 import type { AllocateOptions, RowLayout } from "./device.ts";
@@ -18,7 +18,6 @@ const OPTIONS: Fields<AllocateOptions> = { mirrored: true };
 export interface CheckedBuffer {
   readonly label: string;
   readonly byteLength: number;
-  readonly closed: boolean;
 }
 
 /**
@@ -40,9 +39,16 @@ export function checkAllocation(label: string, options: AllocateOptions): void {
   );
 }
 
-/** @throws DisposedError, InvalidArgumentError unless the buffer has bytes `begin` to `begin + length - 1` */
+/** @throws InvalidArgumentError unless so many bytes could be allocated anywhere */
+export function checkSize(byteLength: number, label: string): void {
+  if (Number.isSafeInteger(byteLength) && byteLength >= 0) return;
+  throw new InvalidArgumentError(
+    `Cannot allocate ${shown(byteLength)} bytes for ${label}: the size must be a whole number, 0 or more.`,
+  );
+}
+
+/** @throws InvalidArgumentError unless the buffer has bytes `begin` to `begin + length - 1` */
 export function checkRange(buffer: CheckedBuffer, begin: number, length: number): void {
-  if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
   const whole = Number.isInteger(begin) && Number.isInteger(length);
   if (whole && begin >= 0 && length >= 0 && begin + length <= buffer.byteLength) return;
   throw new InvalidArgumentError(

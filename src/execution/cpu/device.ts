@@ -223,6 +223,7 @@ export class CpuDevice implements Device {
     if (!(buffer instanceof CpuBuffer) || buffer.owner !== this.#core) {
       throw new InvalidArgumentError("The buffer is not one of this device.");
     }
+    if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
     checkRange(buffer, begin, length);
     return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
   }

@@ -11,9 +11,9 @@
  * here knows what lies at them.
  */
 
-import { shown } from "../../errors/wording.ts";
-import { InvalidArgumentError, OutOfDeviceMemoryError } from "../../errors.ts";
+import { OutOfDeviceMemoryError } from "../../errors.ts";
 import type { MemoryUsage } from "../device.ts";
+import { checkSize } from "../memory-checks.ts";
 import { MAXIMUM_PAGES } from "./kernels.ts";
 
 /** A range of device memory, in bytes. */
@@ -70,11 +70,7 @@ export class DeviceMemory {
    * @throws OutOfDeviceMemoryError if no free range is that long, or the system refuses the pages
    */
   allocate(byteLength: number, label: string, zeroed = true): Block {
-    if (!Number.isSafeInteger(byteLength) || byteLength < 0) {
-      throw new InvalidArgumentError(
-        `Cannot allocate ${shown(byteLength)} bytes for ${label}: the size must be a whole number, 0 or more.`,
-      );
-    }
+    checkSize(byteLength, label);
     // An empty block still gets an address of its own.
     const size = Math.max(1, Math.ceil(byteLength / ALIGNMENT)) * ALIGNMENT;
     const index = this.#free.findIndex((range) => range.end - range.address >= size);

@@ -12,8 +12,8 @@
  * than the next user's can still touch it. Contents are as the last user left them.
  */
 
-import { shown } from "../../../errors/wording.ts";
-import { DisposedError, InvalidArgumentError, OutOfDeviceMemoryError } from "../../../errors.ts";
+import { DisposedError, OutOfDeviceMemoryError } from "../../../errors.ts";
+import { checkSize } from "../../memory-checks.ts";
 import type { Driver } from "./driver.ts";
 import { CudaError, OUT_OF_MEMORY, release } from "./errors.ts";
 
@@ -91,11 +91,7 @@ export class CachingAllocator {
    */
   allocate(bytes: number, label: string): DeviceBlock {
     if (this.#closed) throw new DisposedError("The device's memory");
-    if (!Number.isSafeInteger(bytes) || bytes < 0) {
-      throw new InvalidArgumentError(
-        `Cannot allocate ${shown(bytes)} bytes for ${label}: the size must be a whole number, 0 or more.`,
-      );
-    }
+    checkSize(bytes, label);
     const size = roundedSize(bytes);
     const chunk = this.#fromCache(size) ?? {
       address: this.#fromDriver(size, bytes, label),

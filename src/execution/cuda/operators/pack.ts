@@ -66,8 +66,9 @@ export function packWork(context: LaunchContext, packing: Packing): OwnKernelWor
  * Dense rows [rows, width] in device memory into a layout: a copy where they lie that way already.
  *
  * @param target checked to be open and of this device
+ * @param layout checked to be one of some device
+ * @param rows checked to be a number of rows
  * @returns nothing for no rows
- * @param layout, rows checked to be some layout and a number of rows
  * @throws InvalidArgumentError if they, the type or the sizes do not fit
  */
 export function rowsWork(
