@@ -199,7 +199,7 @@ DECODE_TOKENS = 4
 
 def run_workload(bundle, weights, tokens, exponent, multiprocessors):
     if tokens <= DECODE_TOKENS:
-        [first] = launch.decode_first_names(bundle, "gated_logistic", "bf16", weights.hidden)
+        first = launch.decode_first_name(bundle, "gated_logistic", "bf16")
         second = launch.decode_second_name(bundle, "bf16", "bf16", most_tokens=tokens, n=weights.hidden,
                                            k=weights.intermediate, multiprocessors=multiprocessors)
         names = (first, second)

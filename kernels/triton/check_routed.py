@@ -65,13 +65,13 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
     routing = Routing(bundle, experts, top_k, tokens, lists=[[(16, NO_FAULT, 1)]], dtype=logits_type)
     routing.ids, routing.weights, routing.counts, routing.fault, routing.tokens = ids, weights, counts, fault, count
     routing.route(logits, scoring, counts=True, **rule)
-    [plain] = launch.decode_first_names(bundle, "gated_logistic", short, padded(hidden))
+    plain = launch.decode_first_name(bundle, "gated_logistic", short)
     launch.decode_first(
         bundle, bundle[plain], x, w, out, ids, count, slots=tokens * top_k, top_k=top_k, activation="silu", bias=bias
     )
     # Whatever is in the rows of tokens without experts, nobody reads it.
     sound = (ids >= 0).flatten()
-    kernels = launch.decode_routing_names(bundle, short, padded(hidden), experts)
+    kernels = launch.decode_routing_names(bundle, short, experts)
     checks.that(f"no kernel that routes {experts} experts along", len(kernels) > 0)
     for name in kernels:
         found = outputs()

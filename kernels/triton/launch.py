@@ -169,20 +169,15 @@ def in_range(offered, value):
     return offered.get("least", value) <= value <= offered.get("most", value)
 
 
-def tiles_of(bundle, kernel, k):
-    """The kernels of this name for k columns, one for each tile, in the manifest's order."""
-    names = [name for name in bundle.entries if name.startswith(f"{kernel}_")]
-    return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
-
-
-def decode_first_names(bundle, kind, short, k):
-    """The kernels for a first product of `kind`, such as "gated_logistic", that reads k columns."""
-    return tiles_of(bundle, f"decode_first_{kind}_{short}", k)
+def decode_first_name(bundle, kind, short):
+    """The kernel for a first product of `kind`, such as "gated_logistic"."""
+    return next(name for name in bundle.entries if name.startswith(f"decode_first_{kind}_{short}_"))
 
 
 def decode_second_names(bundle, short, out_short, k):
-    """The kernels for a second product that reads k columns."""
-    return tiles_of(bundle, f"decode_second_{short}_{out_short}", k)
+    """The kernels for a second product that reads k columns, one for each tile, in the manifest's order."""
+    names = [name for name in bundle.entries if name.startswith(f"decode_second_{short}_{out_short}_")]
+    return [name for name in names if in_range(bundle.entries[name]["selects"]["k"], k)]
 
 
 def decode_second_name(bundle, short, out_short, *, most_tokens, n, k, multiprocessors):
@@ -242,12 +237,12 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     })
 
 
-def decode_routing_names(bundle, short, k, experts):
+def decode_routing_names(bundle, short, experts):
     """The kernels for a gated first product with a logistic that route up to so many experts along."""
     entries = {name: entry["selects"] for name, entry in bundle.entries.items() if entry["selects"].get("routes")}
     return [
         name for name, selects in entries.items()
-        if f"_{short}_" in name and in_range(selects["k"], k) and in_range(selects["experts"], experts)
+        if f"_{short}_" in name and in_range(selects["experts"], experts)
     ]
 
 

@@ -201,31 +201,27 @@ def run_grouped(bundle, case, block_m, multiprocessors, precision="ieee", out_ty
 
 
 def run_decode(bundle, case, out_type=None, extras=True):
-    """Through the decode kernels; returns the output by each pair of their tiles, by the kernels' names."""
+    """Through the decode kernels; returns the output by each of the second one's tiles, by the kernels' names."""
     slots = case.tokens * case.top_k
     kind = "gated" if case.gated else "plain"
     logistic = case.gated and case.activation in ("silu", "gelu-tanh", "swiglu-clamped")
     out_dtype, out_short = TYPES[out_type or case.element]
     outs = {}
-    firsts = launch.decode_first_names(
-        bundle, f"{kind}_{'logistic' if logistic else 'coded'}", case.short, padded(case.hidden)
+    first = launch.decode_first_name(bundle, f"{kind}_{'logistic' if logistic else 'coded'}", case.short)
+    inner = nan(slots, padded(case.intermediate), dtype=case.dtype)
+    launch.decode_first(
+        bundle, bundle[first], case.x_packed, case.w1, inner, case.ids, case.tokens_device, slots=slots,
+        top_k=case.top_k, activation=case.activation, bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
     )
-    seconds = launch.decode_second_names(bundle, case.short, out_short, padded(case.intermediate))
-    for first in firsts:
-        inner = nan(slots, padded(case.intermediate), dtype=case.dtype)
-        launch.decode_first(
-            bundle, bundle[first], case.x_packed, case.w1, inner, case.ids, case.tokens_device, slots=slots,
-            top_k=case.top_k, activation=case.activation, bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
+    for second in launch.decode_second_names(bundle, case.short, out_short, padded(case.intermediate)):
+        out = outs[f"{first}, {second}"] = nan(case.tokens, case.hidden, dtype=out_dtype)
+        launch.decode_second(
+            bundle, bundle[second], inner, case.w2, case.ids, out, case.tokens_device,
+            most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
+            shared=case.as_rows(case.shared) if extras else None,
+            shared_scale=case.shared_scale if extras else None,
+            residual=case.as_rows(case.residual) if extras else None,
         )
-        for second in seconds:
-            out = outs[f"{first}, {second}"] = nan(case.tokens, case.hidden, dtype=out_dtype)
-            launch.decode_second(
-                bundle, bundle[second], inner, case.w2, case.ids, out, case.tokens_device,
-                most_tokens=case.tokens, top_k=case.top_k, weights=case.weights, bias=case.b2,
-                shared=case.as_rows(case.shared) if extras else None,
-                shared_scale=case.shared_scale if extras else None,
-                residual=case.as_rows(case.residual) if extras else None,
-            )
     return outs
 
 

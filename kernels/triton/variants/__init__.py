@@ -7,7 +7,6 @@ same shapes where their shared memory allows, and have not been timed.
 from dataclasses import replace
 
 from .products import (
-    DECODE_FIRST,
     DECODE_SECOND,
     MANY_TILES,
     ROUTING_EXPERTS,
@@ -101,12 +100,11 @@ def variants(architecture):
             for gated in (True, False):
                 found.append(project("float32", gated, "coded", tile, precision=precision, ptx=block_m == PTX_ROWS))
     for element in ELEMENTS:
-        for tile, k in DECODE_FIRST:
-            found.append(decode_first(element, True, "logistic", tile, k))
-            if architecture >= DEPENDENT_FROM and element != "float32":
-                found += [decode_routing(element, tile, k, experts) for experts in ROUTING_EXPERTS]
-            found.append(decode_first(element, True, "coded", tile, k))
-            found.append(decode_first(element, False, "coded", tile, k))
+        found.append(decode_first(element, True, "logistic"))
+        if architecture >= DEPENDENT_FROM and element != "float32":
+            found += [decode_routing(element, experts) for experts in ROUTING_EXPERTS]
+        found.append(decode_first(element, True, "coded"))
+        found.append(decode_first(element, False, "coded"))
         for out in dict.fromkeys((element, "float32")):
             for tile, k in DECODE_SECOND:
                 found.append(decode_second(element, out, tile, k))

@@ -155,12 +155,9 @@ def project_many(element, gated, block_m, bias=False):
     )
 
 
-# decode_first's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. A row of 512 columns is one step of
-# 512, with nothing to ask for ahead: first product of 8 experts of 512 x 1024, 1, 2 and 4 tokens, 1.04, 1.26 and 1.40 times
-# the best of 14 tiles by the first and 1.03, 1.00 and 1.06 by the second (H100; a step of 4 tokens 14.4 to 12.6 us). With 1024
-# columns and more the first is within 3 % of the best, 5 and 7 % in two cells of 1024, and its many small programs overlap the
-# kernels around them: by the second a step of one token with 16 experts of 1024 x 2048 took 5 % more.
-DECODE_FIRST = (((8, 512, 3, 4), {"least": 513}), ((16, 256, 3, 4), {"most": 512}))
+# decode_first's shape: (rows, BLOCK_K, warps). Of ten it is within 3 % of the best for matrices of more than 8 MiB, with 1, 2 and 4
+# tokens, and within 11 % for smaller ones, whose products take 3 to 10 us (H100). A warp has eight loads of 512 bytes under way.
+DECODE_FIRST = (16, 256, 2)
 
 
 DECODE_FIRST_NUMBERS = {
@@ -181,10 +178,10 @@ DECODE_TOKENS = 4
 ROUTING_EXPERTS = (32, 64, 128, 256)
 
 
-def decode_first(element, gated, activations, tile, k):
+def decode_first(element, gated, activations):
     short = ELEMENTS[element]
     kind = "gated" if gated else "plain"
-    rows, block_k, stages, warps = tile
+    rows, block_k, warps = DECODE_FIRST
     return Variant(
         name=f"decode_first_{kind}_{activations}_{short}_{rows}x{block_k}",
         function=decode.decode_first,
@@ -203,11 +200,10 @@ def decode_first(element, gated, activations, tile, k):
             "ACTIVATION": ACTIVATION_SETS[activations].value,
             "ROWS": rows,
             "BLOCK_K": block_k,
-            "STAGES": stages,
         },
         divisible=DECODE_FIRST_DIVISIBLE,
         num_warps=warps,
-        num_stages=3,
+        num_stages=1,
         grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = n / {rows}; z = 1",
               "x": "slots", "y": {"of": "n", "by": rows}},
         selects={
@@ -215,19 +211,15 @@ def decode_first(element, gated, activations, tile, k):
             "element": element,
             "gated": gated,
             "activations": activations,
-            "k": k,
             "routes": False,
         },
         ptx=True,
     )
 
 
-def decode_routing(element, tile, k, experts):
+def decode_routing(element, experts):
     """The same for gated products with a logistic, which routes up to so many experts along."""
-    first = decode_first(element, True, "logistic", tile, k)
-    _, _, _, warps = tile
-    if warps < DECODE_TOKENS:
-        raise ValueError(f"{first.name} has {warps} warps, and the program that routes needs one for each of {DECODE_TOKENS} tokens")
+    first = decode_first(element, True, "logistic")
     pointers = {name: kind for name, kind in first.arguments.items() if kind.startswith("*") and name != "input_scale"}
     rows = first.constants["ROWS"]
     return replace(
@@ -250,7 +242,7 @@ def decode_routing(element, tile, k, experts):
             "most_tokens": "i32",
             **DECODE_FIRST_NUMBERS,
         },
-        constants={**first.constants, "EXPERTS": experts, "WARPS": warps},
+        constants={**first.constants, "EXPERTS": experts, "TOKENS": DECODE_TOKENS, "WARPS": first.num_warps},
         grid={"rule": "cover", "words": f"x = slots the buffers have room for; y = 1 + n / {rows}; z = 1",
               "x": "slots", "y": {"of": "n", "by": rows, "more": 1}},
         selects={**first.selects, "routes": True, "experts": {"most": experts}},
@@ -258,14 +250,14 @@ def decode_routing(element, tile, k, experts):
     )
 
 
-# decode_second's shapes, likewise. The device takes one whose programs fill it evenly, of several the first
-# (operators/choice.ts). On an H100 that one took up to 4 % longer than the best of 15, 6 % where the L2 holds the weights; any
-# of them by itself loses up to a quarter where a last wave of few programs has the GPU to itself.
+# decode_second's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. The device takes one whose programs fill it
+# evenly, of several the first (operators/choice.ts). On an H100 that one takes up to 6 % longer than the best of 14, and up to 17 %
+# where the L2 holds the weights; any of them by itself loses up to a quarter where a last wave of few programs has the GPU to
+# itself. Rows of 14336 columns take 3 to 5 % longer by the first two.
 DECODE_SECOND = (
-    ((4, 1024, 3, 4), {}),
-    ((4, 512, 3, 2), {}),
-    ((4, 256, 4, 1), {"most": 1024}),
-    ((2, 1024, 4, 2), {"least": 1025}),
+    ((4, 1024, 3, 4), {"most": 8192}),
+    ((2, 1024, 4, 2), {"least": 1025, "most": 8192}),
+    ((4, 256, 4, 1), {}),
 )
 
 

@@ -164,7 +164,7 @@ describe("a layer on an emulated GPU", () => {
     withEmulated(async (device, driver) => {
       const random = randomFor("emulated long decode");
       for (const [hidden, inner, tiles] of [
-        [1030, 20, ["8x512", "4x512"]],
+        [1030, 20, ["16x256", "4x1024"]],
         [20, 1030, ["16x256", "4x1024"]],
       ] as const) {
         driver.ran.clear();

@@ -44,7 +44,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const { options } = kernels.manifest;
   const bitsOfFirst = options["decode_first"] ?? {};
   const { gated } = first.spec;
-  const selects = { operator: "decode_first", element, gated, k: first.k };
+  const selects = { operator: "decode_first", element, gated };
   const sets = activationSets(kernels.manifest, operator.activation, gated);
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));

@@ -7,6 +7,8 @@ type Element = keyof typeof SHORT;
 const ELEMENTS = Object.keys(SHORT) as Element[];
 const EXPERTS = [32, 64, 128, 256, 512, 1024];
 const ROUTING_EXPERTS = [32, 64, 128, 256];
+/** Weight rows and columns that a program of decode's first product has at a time. */
+const FIRST_TILE = "16x256";
 /** A kernel of one architecture, as the build describes it. */
 export interface Variant {
   name: string;
@@ -148,14 +150,8 @@ function projects(arch: string): Variant[] {
 
 function decodes(element: Element, arch: string): Variant[] {
   const short = SHORT[element];
-  const first = (
-    gated: boolean,
-    activations: string,
-    tile: string,
-    k: Json,
-    routing = 0,
-  ): Variant => ({
-    name: `decode_${routing ? `routing${routing}` : "first"}_${gated ? "gated" : "plain"}_${activations}_${short}_${tile}`,
+  const first = (gated: boolean, activations: string, routing = 0): Variant => ({
+    name: `decode_${routing ? `routing${routing}` : "first"}_${gated ? "gated" : "plain"}_${activations}_${short}_${FIRST_TILE}`,
     args: parse(
       `x:*${short}/16 w:*${short}/16 bias:*fp32/16 out:*${short}/16 ids:*i32 ${routing ? "" : "input_scale:*fp32 "}tokens:*i32 ${
         routing
@@ -166,7 +162,7 @@ function decodes(element: Element, arch: string): Variant[] {
     grid: {
       rule: "cover",
       x: "slots",
-      y: { of: "n", by: Number.parseInt(tile, 10), ...(routing > 0 && { more: 1 }) },
+      y: { of: "n", by: Number.parseInt(FIRST_TILE, 10), ...(routing > 0 && { more: 1 }) },
       blocks_per_multiprocessor: 7,
     },
     selects: {
@@ -174,7 +170,6 @@ function decodes(element: Element, arch: string): Variant[] {
       element,
       gated,
       activations,
-      k,
       routes: routing > 0,
       ...(routing > 0 && { experts: { most: routing } }),
     },
@@ -199,24 +194,16 @@ function decodes(element: Element, arch: string): Variant[] {
     selects: { operator: "decode_second", element, output, rows, columns, k },
   });
   return [
-    ...(
-      [
-        ["8x512", { least: 1025 }],
-        ["16x256", { most: 1024 }],
-      ] as const
-    ).flatMap(([tile, k]) => [
-      first(true, "logistic", tile, k),
-      ...(arch === "sm_90a" && element !== "float32" ? ROUTING_EXPERTS : []).map((routing) =>
-        first(true, "logistic", tile, k, routing),
-      ),
-      first(true, "coded", tile, k),
-      first(false, "coded", tile, k),
-    ]),
+    first(true, "logistic"),
+    ...(arch === "sm_90a" && element !== "float32" ? ROUTING_EXPERTS : []).map((routing) =>
+      first(true, "logistic", routing),
+    ),
+    first(true, "coded"),
+    first(false, "coded"),
     ...[...new Set<Element>([element, "float32"])].flatMap((output) => [
-      second(output, 4, 1024, 7, {}),
-      second(output, 4, 512, 14, {}),
-      second(output, 4, 256, 26, { most: 1024 }),
-      second(output, 2, 1024, 11, { least: 1025 }),
+      second(output, 4, 1024, 10, { most: 8192 }),
+      second(output, 2, 1024, 11, { least: 1025, most: 8192 }),
+      second(output, 4, 256, 26, {}),
     ]),
   ];
 }

@@ -165,9 +165,9 @@ describe("decode", () => {
     });
   }
 
-  it("takes tiles made for the elements of its rows, each product by its own", async () => {
+  it("takes a tile for the second product by the length of its rows and by how many programs it makes", async () => {
     const device = await FakeDevice.open();
-    /** Rows of the first product and of the second. */
+    /** Rows and columns of the first product's tile and of the second's. */
     const taken = (hidden: number, inner: number, mostTokens: number) => {
       const operator = decodeOf(device, {
         first: device.projection({ inputs: hidden, outputs: inner, gated: true }),
@@ -178,14 +178,14 @@ describe("decode", () => {
       const names = device.kernels(device.encode(operator).work).map(({ name }) => name);
       return names.map((name) => name.split("_").at(-1));
     };
-    // Rows of 1024 elements, and of the next 64.
     assert.deepEqual(taken(1024, 1024, 1), ["16x256", "4x1024"]);
-    assert.deepEqual(taken(1025, 1024, 1), ["8x512", "4x1024"]);
-    assert.deepEqual(taken(1024, 1025, 1), ["16x256", "4x1024"]);
-    // 2048 programs of four rows are 2.2 waves of the first tile, 1.1 of the second, and less than one of the third.
-    assert.deepEqual(taken(2048, 1024, 4), ["8x512", "4x256"]);
-    // Longer rows have that one not, but one of two rows: 2.8 waves.
-    assert.deepEqual(taken(2048, 1025, 4), ["8x512", "2x1024"]);
+    // 2048 programs of four rows are 1.6 waves of the first tile, and less than one of the last.
+    assert.deepEqual(taken(2048, 1024, 4), ["16x256", "4x256"]);
+    // Longer rows have one of two rows as well: 2.8 waves.
+    assert.deepEqual(taken(2048, 1025, 4), ["16x256", "2x1024"]);
+    // Very long ones have the last alone.
+    assert.deepEqual(taken(2048, 8192, 1), ["16x256", "4x1024"]);
+    assert.deepEqual(taken(2048, 8193, 1), ["16x256", "4x256"]);
   });
 
   it("refuses projections that do not follow each other, and too many tokens", async () => {

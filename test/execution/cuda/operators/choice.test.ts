@@ -11,48 +11,50 @@ import { FakeDevice } from "./harness.ts";
 import { decodeOf } from "./operators.ts";
 
 /**
- * Time of the second product by tile, over that of the best of 15 tiles, on an H100 with 132
+ * Time of the second product by tile, over that of the best of 14 tiles, on an H100 with 132
  * multiprocessors and bfloat16: inputs, outputs, tokens, and what each tile takes, also where the
- * bundle has it not.
+ * bundle has it not for these inputs.
  */
-const TILES = ["4x1024", "4x512", "4x256", "2x1024"] as const;
+const TILES = ["4x1024", "2x1024", "4x256"] as const;
 const MEASURED = [
-  ["small", 1024, 512, 1, [1.0, 1.08, 1.22, 1.01]],
-  ["small", 1024, 512, 2, [1.02, 1.03, 1.16, 1.05]],
-  ["medium", 2048, 1024, 1, [1.0, 1.13, 1.28, 1.06]],
-  ["medium", 2048, 1024, 2, [1.02, 1.07, 1.1, 1.13]],
-  ["medium", 2048, 1024, 4, [1.19, 1.02, 1.0, 1.3]],
-  ["qwen3-30b-a3b", 768, 2048, 1, [1.0, 1.07, 1.05, 1.04]],
-  ["qwen3-30b-a3b", 768, 2048, 4, [1.11, 1.3, 1.02, 1.07]],
-  ["qwen3-30b-a3b, Zipf 1.5", 768, 2048, 4, [1.11, 1.16, 1.0, 1.2]],
-  ["deepseek-v3", 2048, 7168, 1, [1.01, 1.03, 1.03, 1.01]],
-  ["deepseek-v3", 2048, 7168, 2, [1.0, 1.01, 1.03, 1.0]],
-  ["deepseek-v3", 2048, 7168, 4, [1.01, 1.04, 1.06, 1.0]],
-  ["deepseek-v3, Zipf 1.5", 2048, 7168, 4, [1.0, 1.04, 1.13, 1.0]],
-  ["mixtral-8x7b", 14336, 4096, 1, [1.19, 1.0, 1.01, 1.08]],
-  ["large", 4096, 2048, 1, [1.0, 1.02, 1.04, 1.03]],
-  ["large", 4096, 2048, 2, [1.17, 1.01, 1.01, 1.07]],
-  ["large", 4096, 2048, 4, [1.04, 1.21, 1.03, 1.0]],
-  ["large, Zipf 1.5", 4096, 2048, 4, [1.02, 1.14, 1.05, 1.0]],
-  ["olmoe-1b-7b", 1024, 2048, 1, [1.0, 1.03, 1.06, 1.04]],
-  ["olmoe-1b-7b", 1024, 2048, 2, [1.16, 1.01, 1.0, 1.09]],
-  ["olmoe-1b-7b", 1024, 2048, 4, [1.05, 1.2, 1.02, 1.01]],
-  ["olmoe-1b-7b, Zipf 1.5", 1024, 2048, 4, [1.02, 1.07, 1.0, 1.04]],
-  ["gpt-oss-20b", 2880, 2880, 1, [1.02, 1.01, 1.02, 1.07]],
-  ["gpt-oss-20b", 2880, 2880, 2, [1.01, 1.01, 1.0, 1.03]],
-  ["gpt-oss-20b", 2880, 2880, 4, [1.02, 1.05, 1.07, 1.0]],
+  ["small", 1024, 512, 1, [1.0, 1.01, 1.21]],
+  ["small", 1024, 512, 2, [1.03, 1.11, 1.11]],
+  ["medium", 2048, 1024, 1, [1.0, 1.0, 1.2]],
+  ["medium", 2048, 1024, 2, [1.03, 1.05, 1.08]],
+  ["qwen3-30b-a3b", 768, 2048, 1, [1.02, 1.02, 1.04]],
+  ["qwen3-30b-a3b", 768, 2048, 4, [1.03, 1.03, 1.0]],
+  ["qwen3-30b-a3b, Zipf 1.5", 768, 2048, 4, [1.09, 1.15, 1.0]],
+  ["olmoe-1b-7b", 1024, 2048, 1, [1.01, 1.02, 1.06]],
+  ["olmoe-1b-7b", 1024, 2048, 2, [1.03, 1.08, 1.01]],
+  ["olmoe-1b-7b", 1024, 2048, 4, [1.02, 1.02, 1.01]],
+  ["olmoe-1b-7b, Zipf 1.5", 1024, 2048, 4, [1.0, 1.03, 1.0]],
+  ["large", 4096, 2048, 1, [1.01, 1.02, 1.06]],
+  ["large", 4096, 2048, 2, [1.03, 1.07, 1.01]],
+  ["large", 4096, 2048, 4, [1.03, 1.0, 1.05]],
+  ["large, Zipf 1.5", 4096, 2048, 4, [1.02, 1.0, 1.06]],
+  ["gpt-oss-20b", 2880, 2880, 2, [1.12, 1.03, 1.0]],
+  ["gpt-oss-20b", 2880, 2880, 4, [1.0, 1.0, 1.07]],
+  ["gpt-oss-20b, Zipf 1.5", 2880, 2880, 4, [1.01, 1.0, 1.13]],
+  ["mixtral-8x7b", 14336, 4096, 1, [1.05, 1.07, 1.0]],
+  ["mixtral-8x7b", 14336, 4096, 2, [1.04, 1.03, 1.02]],
+  ["deepseek-v3", 2048, 7168, 1, [1.01, 1.01, 1.01]],
+  ["deepseek-v3", 2048, 7168, 2, [1.0, 1.01, 1.02]],
+  ["deepseek-v3", 2048, 7168, 4, [1.01, 1.01, 1.07]],
+  ["deepseek-v3, Zipf 1.5", 2048, 7168, 4, [1.02, 1.0, 1.27]],
 ] as const;
 /** Where the rule does worse: what fills the device evenly is not all that counts. */
 const WORSE = [
-  ["small", 1024, 512, 4, [1.06, 1.03, 1.08, 1.17]],
-  ["qwen3-30b-a3b", 768, 2048, 2, [1.21, 1.03, 1.0, 1.21]],
-  ["mixtral-8x7b", 14336, 4096, 2, [1.06, 1.21, 1.01, 1.03]],
-  ["gpt-oss-20b, Zipf 1.5", 2880, 2880, 4, [1.02, 1.05, 1.13, 1.04]],
+  ["small", 1024, 512, 4, [1.17, 1.16, 1.1]],
+  ["small, Zipf 1.5", 1024, 512, 4, [1.13, 1.18, 1.08]],
+  ["medium", 2048, 1024, 4, [1.08, 1.34, 1.0]],
+  ["medium, Zipf 1.5", 2048, 1024, 4, [1.07, 1.36, 1.0]],
+  ["qwen3-30b-a3b", 768, 2048, 2, [1.05, 1.14, 1.0]],
+  ["gpt-oss-20b", 2880, 2880, 1, [1.06, 1.08, 1.05]],
 ] as const;
 
-/** The most that a choice may lose. */
-const LOSS = 1.02;
-const LOSS_WHERE_WORSE = 1.06;
+/** The most that a choice may lose to the best of the three. */
+const LOSS = 1.03;
+const LOSS_WHERE_WORSE = 1.08;
 
 for (const [which, shipped] of [
   ["as the tests make them up", undefined],
@@ -70,7 +72,8 @@ for (const [which, shipped] of [
         const name = device.kernels(device.encode(operator).work)[1]?.name;
         const tile = TILES.findIndex((each) => name === `decode_second_bf16_bf16_${each}`);
         const bound = WORSE.some((each) => each[4] === costs) ? LOSS_WHERE_WORSE : LOSS;
-        assert.ok((costs[tile] ?? Number.POSITIVE_INFINITY) <= bound, `it takes ${name}`);
+        const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
+        assert.ok(loss <= bound, `it takes ${name}`);
       });
     }
   });
