@@ -170,11 +170,11 @@ def decode_step(bundle, weights, tokens, names, x):
 
     def first():
         launch.decode_first(bundle, bundle[names[0]], x, weights.w1, weights.inner, ids, count,
-                            slots=tokens * weights.top_k, top_k=weights.top_k, activation="silu")
+                            slots=tokens * weights.top_k, top_k=weights.top_k, activation="silu", read_once=True)
 
     def second():
         launch.decode_second(bundle, bundle[names[1]], weights.inner, weights.w2, ids, weights.out, count,
-                             most_tokens=tokens, top_k=weights.top_k, weights=gates)
+                             most_tokens=tokens, top_k=weights.top_k, weights=gates, read_once=tokens == 1)
 
     return first, second
 

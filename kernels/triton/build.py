@@ -258,7 +258,7 @@ def build(architectures, jobs, wanted):
         "padding": variants.PADDING,
         "options": {
             "project": grouped.OPTIONS,
-            "decode_first": {k: v for k, v in grouped.OPTIONS.items() if k in ("bias", "input_scale")},
+            "decode_first": decode.FIRST_OPTIONS,
             "decode_second": decode.SECOND_OPTIONS,
             "combine": combine.OPTIONS,
             "route": route.OPTIONS,

@@ -80,7 +80,7 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
         fault_told = torch.full((1,), -7, dtype=torch.int32).pin_memory()
         launch.decode_routing(
             bundle, bundle[name], x, w, found[0], logits, *found[1:], count, counts_host=told, fault_host=fault_told, scoring=scoring,
-            bias=bias, **rule,
+            bias=bias, read_once=random.random() < 0.5, **rule,
         )
         torch.cuda.synchronize()
         what = f"{name} E{experts} k{top_k} H{hidden} {logits_type} {scoring} {rule} {live} of {tokens} tokens"

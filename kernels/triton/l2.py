@@ -7,15 +7,16 @@ the output is 4.
 
 Read once. Weights that a single tile reads are the first to go (`read_once`): in many.py those of a tile that is a group by itself. Of
 tiles that share weights none may say so: 4096 tokens of that model took 898 us instead of 658 where all did, 735 where the last
-one of a group did. But low tiles of an expert (grouped.py) are under way at the same time, and all do.
+one of a group did. But low tiles of an expert (grouped.py) are under way at the same time, and all do, and so does decode's first
+product. Decode's second one does for a single token: of several each goes over its experts for itself.
 Kept. Rows that a first product of many.py writes are the last to go.
 Spent. Once the sum has read a token's rows, these and those that they were made of are dropped, unwritten (`drop`).
 
 The host says where (operators/lasting.ts): nowhere if the L2 holds all weights, and rows only where products wait for memory.
 
-A load by TMA can be told how long to keep what it brings, but Triton 3.6, which knows policies for ordinary loads and stores, has
-no words for that. So a kernel puts the policy for its weights in a register of PTX's own, by inline assembly, and the build adds
-the register and the last operand of these loads to the PTX (`say_so`).
+A load by TMA or to shared memory can be told how long to keep what it brings, but Triton 3.6, which knows policies for ordinary
+loads and stores, has no words for that, nor for a policy that is known at run time. So a kernel puts the policy for its weights in a
+register of PTX's own, by inline assembly, and the build adds the register and the last operand of these loads to the PTX (`say_so`).
 """
 
 import re
@@ -34,8 +35,8 @@ AS_EVER = "weights_as_ever"
 
 @triton.jit
 def read_once(alone):
-    """Weights that are asked for from here on are read by nobody else if `alone`, an int32, is not 0. (Only in kernels that read weights
-    by TMA: say_so.)"""
+    """Weights that are asked for from here on are read by nobody else if `alone`, an int32, is not 0. (Which loads are of weights
+    say_so finds out.)"""
     tl.inline_asm_elementwise(
         "{ .reg .pred alone; setp.ne.s32 alone, $1, 0; selp.b64 weights_policy, weights_once, weights_as_ever, alone;"
         " mov.b32 $0, 0; }",
@@ -68,17 +69,15 @@ def drop(line, there, after):
 def say_so(ptx):
     """PTX in which loads of weights have the policy that the kernel names; as it is if it names none.
 
-    Weights are the last tensor map among the parameters.
+    Weights are the last tensor map among the parameters; or else what is loaded with evict_first, and what is copied to shared memory
+    by sixteen bytes, rows that are multiplied with weights included.
     """
     if POLICY not in ptx:
         return ptx
-    weights = re.findall(r"\.param \.align 64 \.b8 (\w+)\[128\]", ptx)[-1]
-    copied = re.search(rf"mov\.b64\s+(%rd\d+), {weights};", ptx)[1]
-    address = re.search(rf"cvta\.param\.u64\s+(%rd\d+), {copied};", ptx)[1]
-    load = rf"(cp\.async\.bulk\.tensor\.\S+::complete_tx::bytes)( \[%r\d+\], \[{address}, {{[^}}]*}}\], \[%r\d+\]);"
-    ptx, loads = re.subn(load, rf"\1.L2::cache_hint\2, {POLICY};", ptx)
+    maps = re.findall(r"\.param \.align 64 \.b8 (\w+)\[128\]", ptx)
+    ptx, loads = _by_tma(ptx, maps[-1]) if maps else _by_pointer(ptx)
     if loads == 0:
-        raise ValueError(f"no load of {weights} is left to name a policy for")
+        raise ValueError("no load of weights is left to name a policy for")
     begin = (
         f"\t.reg .b64 {POLICY}, {ONCE}, {AS_EVER};\n"
         f"\tcreatepolicy.fractional.L2::evict_first.b64 {ONCE}, 1.0;\n"
@@ -87,3 +86,18 @@ def say_so(ptx):
     )
     first = re.search(r"^\t(?:ld\.param|mov|cvta)\.", ptx, re.MULTILINE).start()
     return ptx[:first] + begin + ptx[first:]
+
+
+def _by_tma(ptx, weights):
+    copied = re.search(rf"mov\.b64\s+(%rd\d+), {weights};", ptx)[1]
+    address = re.search(rf"cvta\.param\.u64\s+(%rd\d+), {copied};", ptx)[1]
+    load = rf"(cp\.async\.bulk\.tensor\.\S+::complete_tx::bytes)( \[%r\d+\], \[{address}, {{[^}}]*}}\], \[%r\d+\]);"
+    return re.subn(load, rf"\1.L2::cache_hint\2, {POLICY};", ptx)
+
+
+def _by_pointer(ptx):
+    made = r"createpolicy\.fractional\.L2::evict_first\.b64 (%rd\d+), 1\.0;"
+    ptx, loads = re.subn(made, rf"mov.b64 \1, {POLICY};", ptx)
+    copy = r"(cp\.async\.cg\.shared\.global)( \[[^\]]*\], \[[^\]]*\], 0x10, %r\d+);"
+    ptx, copies = re.subn(copy, rf"\1.L2::cache_hint\2, {POLICY};", ptx)
+    return ptx, loads + copies

@@ -246,19 +246,21 @@ def decode_routing_names(bundle, short, experts):
     ]
 
 
-def decode_first_values(bundle, x, w, out, *, top_k, activation, bias, alpha, limit):
+def decode_first_values(bundle, x, w, out, *, top_k, activation, bias, read_once, alpha, limit):
     """What decode_first and decode_routing both take."""
     n, k = sizes(w)
+    options = bundle.manifest["options"]["decode_first"]
     return {
         "x": x, "w": w, "bias": bias, "out": out, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
-        "options": bundle.manifest["options"]["decode_first"]["bias"] * (bias is not None),
+        "options": options["bias"] * (bias is not None) | options["read_once"] * read_once,
         **activation_values(bundle.manifest, activation, alpha, limit),
     }
 
 
 def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activation, bias=None, input_scale=None,
-                 alpha=1.702, limit=7.0):
-    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, alpha=alpha, limit=limit)
+                 read_once=False, alpha=1.702, limit=7.0):
+    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, read_once=read_once,
+                                 alpha=alpha, limit=limit)
     scaled = bundle.manifest["options"]["decode_first"]["input_scale"] * (input_scale is not None)
     kernel.launch(covering(kernel.grid, slots=slots, n=values["n"]), {
         **values, "ids": ids, "input_scale": input_scale, "tokens": tokens, "options": values["options"] | scaled,
@@ -266,10 +268,11 @@ def decode_first(bundle, kernel, x, w, out, ids, tokens, *, slots, top_k, activa
 
 
 def decode_routing(bundle, kernel, x, w, out, logits, ids, weights, counts, fault, tokens, *, counts_host, fault_host, scoring,
-                   renormalize=False, scale=1.0, bias=None, activation="silu", alpha=1.702, limit=7.0):
+                   renormalize=False, scale=1.0, bias=None, activation="silu", read_once=False, alpha=1.702, limit=7.0):
     """For as many tokens as `ids` and `weights` have rows."""
     most_tokens, top_k = ids.shape
-    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, alpha=alpha, limit=limit)
+    values = decode_first_values(bundle, x, w, out, top_k=top_k, activation=activation, bias=bias, read_once=read_once,
+                                 alpha=alpha, limit=limit)
     manifest = bundle.manifest
     kernel.launch(covering(kernel.grid, slots=ids.numel(), n=values["n"]), {
         **values, "logits": logits, "logits_kind": manifest["logits"][str(logits.dtype).removeprefix("torch.")],
@@ -302,14 +305,15 @@ def tidy(bundle, kernel, tidying):
 
 
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
-                  shared_scale=None, residual=None, tidying=None):
+                  shared_scale=None, residual=None, tidying=None, read_once=False):
     n, k = sizes(w)
+    options = bundle.manifest["options"]["decode_second"]
     kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
         "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
         "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,
-        "options": aggregation_options(bundle.manifest["options"]["decode_second"], weights, shared, shared_scale,
-                                       residual, bias),
+        "options": (aggregation_options(options, weights, shared, shared_scale, residual, bias)
+                    | options["read_once"] * read_once),
         **tidying_values(bundle, "tidy_", **(tidying or {})),
     })
 

@@ -211,7 +211,8 @@ def run_decode(bundle, case, out_type=None, extras=True):
     inner = nan(slots, padded(case.intermediate), dtype=case.dtype)
     launch.decode_first(
         bundle, bundle[first], case.x_packed, case.w1, inner, case.ids, case.tokens_device, slots=slots,
-        top_k=case.top_k, activation=case.activation, bias=case.b1, input_scale=case.scale, alpha=ALPHA, limit=LIMIT,
+        top_k=case.top_k, activation=case.activation, bias=case.b1, input_scale=case.scale,
+        read_once=random.random() < 0.5, alpha=ALPHA, limit=LIMIT,
     )
     for second in launch.decode_second_names(bundle, case.short, out_short, padded(case.intermediate)):
         out = outs[f"{first}, {second}"] = nan(case.tokens, case.hidden, dtype=out_dtype)
@@ -221,6 +222,7 @@ def run_decode(bundle, case, out_type=None, extras=True):
             shared=case.as_rows(case.shared) if extras else None,
             shared_scale=case.shared_scale if extras else None,
             residual=case.as_rows(case.residual) if extras else None,
+            read_once=random.random() < 0.5,
         )
     return outs
 

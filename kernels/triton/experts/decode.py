@@ -23,9 +23,10 @@ until the end: one reduction across the block per output, not one per expert.
 With so little arithmetic, time is bytes in flight, and a good part of the energy is instructions. The first kernel loads weights
 into registers, eight loads a thread at once, and leaves it to other warps to ask for more while it multiplies: nothing goes
 through shared memory but x. The second, which has fewer programs, is one software-pipelined loop that copies weights to
-shared memory several steps ahead. (Prefetching its weights to L2 was tried on an H200 and gained nothing over this.) Both read
-words of two elements, which become float32 by an instruction each. A step of one token takes 5 to 10 % less energy so than it
-did with both kernels pipelined and elements read as such, and up to 8 % less time (H100).
+shared memory several steps ahead. (Prefetching its weights to L2 was tried on an H200 and gained nothing over this.) What the L2
+does with weights the host says (l2.py). Both kernels read words of two elements, which become float32 by an instruction each. A
+step of one token takes 5 to 10 % less energy so than it did with both kernels pipelined and elements read as such, and up to 8 %
+less time (H100).
 
 Layout and numbers as in grouped.py and activation.py.
 """
@@ -33,6 +34,7 @@ Layout and numbers as in grouped.py and activation.py.
 import triton
 import triton.language as tl
 
+from l2 import read_once
 from overlap import release, wait
 from routing import route
 from routing.route import pick, route_few
@@ -40,11 +42,13 @@ from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 from .activation import activate, join_gate
 from .combine import OPTIONS as COMBINE_OPTIONS, WEIGHTS, add_shared_and_residual
-from .grouped import BIAS, INPUT_SCALE, PANEL
+from .grouped import BIAS, INPUT_SCALE, OPTIONS as GROUPED_OPTIONS, PANEL, READ_ONCE
 
-# Bits of decode_second's `options`: those of combine, and one for the bias.
-SECOND_OPTIONS = {**COMBINE_OPTIONS, "bias": 16}
+# Bits of the first kernel's `options`, as in grouped.py, and of decode_second's: those of combine that it knows, and two of its own.
+FIRST_OPTIONS = {name: GROUPED_OPTIONS[name] for name in ("bias", "input_scale", "read_once")}
+SECOND_OPTIONS = {**{name: COMBINE_OPTIONS[name] for name in ("weights", "shared", "shared_scale", "residual")}, "bias": 16, "read_once": 32}
 SECOND_BIAS = tl.constexpr(SECOND_OPTIONS["bias"])
+SECOND_READ_ONCE = tl.constexpr(SECOND_OPTIONS["read_once"])
 # A power of two.
 MOST_CHOICES = tl.constexpr(route.MOST_CHOICES)
 CHOICE_BITS = tl.constexpr(route.MOST_CHOICES.bit_length() - 1)
@@ -95,6 +99,7 @@ def _product(
     matrix_words = _words(w) + matrix.to(tl.int64) * n * (k // IN_WORD)
     words = k // IN_WORD
     partial = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    read_once(options & READ_ONCE)
     for start in tl.range(0, words, BLOCK, num_stages=1):
         word = start + ks
         inside = word < words
@@ -283,6 +288,7 @@ def decode_second(
     partial = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     turn = 0
     start = 0
+    read_once(options & SECOND_READ_ONCE)
     # One loop over choices and columns, so that the pipeline runs on from one expert to the next.
     for _ in tl.range(0, top_k * tl.cdiv(words, BLOCK), num_stages=STAGES):
         key = tl.max(tl.where((rank == turn) & known, keys, LOWEST), axis=0)

@@ -100,8 +100,15 @@ export function madeBundle(): {
         read_once: 128,
         keep: 256,
       },
-      decode_first: { bias: 2, input_scale: 4 },
-      decode_second: { weights: 1, shared: 2, shared_scale: 4, residual: 8, bias: 16 },
+      decode_first: { bias: 2, input_scale: 4, read_once: 128 },
+      decode_second: {
+        weights: 1,
+        shared: 2,
+        shared_scale: 4,
+        residual: 8,
+        bias: 16,
+        read_once: 32,
+      },
       combine: {
         weights: 1,
         shared: 2,

@@ -5,10 +5,11 @@ import { describe, it } from "node:test";
 import type { CombineOperator } from "../../../../src/execution/operators.ts";
 import { BYTES_PER_ELEMENT } from "../../../../src/tensor.ts";
 import { FakeDevice } from "./harness.ts";
-import { combineOf, lane } from "./operators.ts";
+import { combineOf, decodeOf, lane } from "./operators.ts";
 
 const READ_ONCE = 128;
 const KEEP = 256;
+const DECODE_SECOND_READ_ONCE = 32;
 const ROWS_SPENT = 16;
 const INNER_SPENT = 32;
 const TOP_K = 2;
@@ -52,6 +53,33 @@ describe("a product", () => {
     const ofEight = (MOST_SHARE * 8) / TOP_K;
     assert.equal(await told(ofEight, true), READ_ONCE | KEEP);
     assert.equal(await told(ofEight + 1, true), READ_ONCE);
+  });
+});
+
+describe("decode", () => {
+  /** Whether either product of experts of so many bytes in all reads weights once. */
+  const told = async (weightBytes: number, tokens: number) => {
+    const own = await FakeDevice.open({ l2Bytes: 4096 * 1024 });
+    // 2 x 64 x 64 and 64 x 64 elements of two bytes an expert.
+    const count = weightBytes / (3 * 64 * 64 * 2);
+    const first = own.projection({ count, inputs: 64, outputs: 64, gated: true });
+    const second = own.projection({ count, inputs: 64, outputs: 64 });
+    const sizes = { first, second, mostTokens: tokens, topK: TOP_K };
+    const { work } = own.encode(decodeOf(own, sizes));
+    const [one, other] = own.kernels(work).map(({ values }) => Number(values["options"]));
+    return [
+      ((one as number) & READ_ONCE) !== 0,
+      ((other as number) & DECODE_SECOND_READ_ONCE) !== 0,
+    ];
+  };
+  const [held, more] = [170 * 3 * 64 * 64 * 2, 171 * 3 * 64 * 64 * 2];
+
+  it("reads weights once, the second product a single token's, unless the L2 holds all weights", async () => {
+    assert.ok(held <= 4096 * 1024 && more > 4096 * 1024);
+    for (const tokens of [1, 2, 4]) {
+      assert.deepEqual(await told(held, tokens), [false, false]);
+      assert.deepEqual(await told(more, tokens), [true, tokens === 1]);
+    }
   });
 });
 
