@@ -65,8 +65,10 @@ export function sizeOf(shape: readonly number[]): number {
  */
 export function toTensor(like: TensorLike, name: string): Tensor {
   if (like === null || typeof like !== "object" || !ArrayBuffer.isView(like.data)) {
+    const data = like !== null && typeof like === "object" && "data" in like;
+    const given = data ? `${name}.data is ${shown(like.data)}` : `${name} is ${shown(like)}`;
     throw new InvalidArgumentError(
-      `${name} must be a tensor: an object with "data" (a typed array) and "shape".`,
+      `${given}; a tensor is an object with "data", a typed array, and "shape".`,
     );
   }
   const { shape } = like;

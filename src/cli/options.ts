@@ -4,6 +4,7 @@
  */
 
 import { type Command, InvalidArgumentError as InvalidOptionError, Option } from "commander";
+import { quote } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
 
 /** Reads a whole number of `least` to `most`. */
@@ -14,6 +15,12 @@ export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER) {
     const range = most === Number.MAX_SAFE_INTEGER ? `${least} or more` : `${least} to ${most}`;
     throw new InvalidOptionError(`It must be a whole number, ${range}.`);
   };
+}
+
+/** Reads a path, which may be any text but none at all. */
+export function path(text: string): string {
+  if (text !== "") return text;
+  throw new InvalidOptionError("It names nothing.");
 }
 
 /** Reads a number greater than 0. */
@@ -27,7 +34,7 @@ export function positiveNumber(text: string): number {
 export function listOf<T>(read: (text: string) => T) {
   return (text: string, previous: readonly T[] | undefined): readonly T[] => [
     ...(previous ?? []),
-    ...text.split(",").map((part) => refusedAsOption(() => read(part.trim()))),
+    ...text.split(",").map((part) => refusedAsOption(() => read(part.trim()), part.trim(), text)),
   ];
 }
 
@@ -57,12 +64,15 @@ export function jsonOption(): Option {
   return new Option("--json", "print one JSON document instead of text");
 }
 
-/** Turns Nexus's complaint about a value into commander's, which names the option. */
-function refusedAsOption<T>(read: () => T): T {
+/** Turns Nexus's complaint about a part of a list into commander's, which names the option and the whole of it. */
+function refusedAsOption<T>(read: () => T, part: string, whole: string): T {
   try {
     return read();
   } catch (error) {
     if (error instanceof InvalidArgumentError) throw new InvalidOptionError(error.message);
+    if (error instanceof InvalidOptionError && part !== whole) {
+      throw new InvalidOptionError(`${quote(part)} will not do. ${error.message}`);
+    }
     throw error;
   }
 }

@@ -104,7 +104,8 @@ export class GraphManager implements Disposable {
   /**
    * Runs a step in the cheapest way there is for its key, and waits for it. When
    * a run fails the cache stays as usable as it was: a graph whose launch failed
-   * is kept, a capture that failed leaves nothing behind.
+   * is kept, a capture that failed leaves nothing behind. The step of a capture
+   * that the device refused, for want of memory say, runs as those before it did.
    *
    * @throws DisposedError; and whatever recording, capturing or running throws
    */
@@ -132,7 +133,16 @@ export class GraphManager implements Disposable {
       this.#remember(key, runs + 1);
       return "eager";
     }
-    const graph = this.#device.capture(origin, record);
+    let graph: Graph;
+    try {
+      graph = this.#device.capture(origin, record);
+    } catch {
+      // Where it is the recording that fails, or the device, it does so again, and says so. Else the next capture has to be earned anew.
+      await runEagerly(this.#device, record);
+      this.#warmups++;
+      this.#remember(key, 0);
+      return "eager";
+    }
     this.#captures++;
     const entry: Entry = { graph, inFlight: 0, retired: false };
     this.#entries.set(key, entry);

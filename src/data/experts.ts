@@ -209,7 +209,8 @@ async function writeProduct(
       `The weight source gave ${matrix.dtype} for product ${product + 1} of expert ${index}, and the experts' spec has dtype ${dtype}. Set that to "${matrix.dtype}", or convert the weights.`,
     );
   };
-  if (weights === undefined) return missing("weights");
+  // A source may be plain JavaScript, which gives null as well.
+  if (weights === undefined || weights === null) return missing("weights");
   await projection.write(index, "value", fitting(weights.value ?? missing("matrix")));
   if (gated) await projection.write(index, "gate", fitting(weights.gate ?? missing("gate")));
   if (!bias) return;

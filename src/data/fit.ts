@@ -14,7 +14,8 @@ export function fittingMatrix(
   rows: number,
   columns: number,
 ): MatrixView {
-  if (matrix === undefined) throw new ShapeError(`${what} is missing.`);
+  // A source may be plain JavaScript, which gives null as well.
+  if (matrix === undefined || matrix === null) throw new ShapeError(`${what} is missing.`);
   if (matrix.rows !== rows || matrix.columns !== columns) {
     throw new ShapeError(
       `${what} is [${matrix.rows}, ${matrix.columns}]; the spec asks for [${rows}, ${columns}].`,
@@ -29,7 +30,7 @@ export function fittingVector(
   what: string,
   length: number,
 ): Float32Array {
-  if (vector === undefined) throw new ShapeError(`${what} is missing.`);
+  if (vector === undefined || vector === null) throw new ShapeError(`${what} is missing.`);
   if (vector.length !== length) {
     throw new ShapeError(`${what} has ${vector.length} values; the spec asks for ${length}.`);
   }

@@ -372,7 +372,8 @@ function listOf(list: readonly TensorLike[], name: string, count: number): reado
   if (list.length !== count) {
     throw new ShapeError(`${name} holds ${list.length} tensors; the spec asks for ${count}.`);
   }
-  return list;
+  // Without the holes of a sparse list, which map() passes over.
+  return [...list];
 }
 
 function need<T>(value: T | undefined, name: string): T {

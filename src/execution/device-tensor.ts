@@ -72,8 +72,13 @@ export class DeviceTensor implements Disposable {
     const dtype = worksIn(device, tensor.dtype) ? tensor.dtype : "float32";
     const data = dtype === "float32" ? toFloat32(tensor) : tensor.data;
     const buffer = device.allocate(Math.max(4, data.byteLength), "tensor");
-    device.write(buffer, data);
-    return new DeviceTensor(device, buffer, tensor.shape, dtype);
+    try {
+      device.write(buffer, data);
+      return new DeviceTensor(device, buffer, tensor.shape, dtype);
+    } catch (error) {
+      buffer[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** The device memory behind the tensor. @throws DisposedError */

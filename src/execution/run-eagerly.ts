@@ -16,7 +16,8 @@ export async function runEagerly(
     record();
   } catch (error) {
     // What was enqueued before the error would run with the next work of anybody on the device.
-    await device.synchronize();
+    // Should that fail, too, it is for want of the rest.
+    await device.synchronize().catch(() => {});
     throw error;
   }
   await device.synchronize();

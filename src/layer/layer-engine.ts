@@ -18,7 +18,7 @@ import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import type { Device, DeviceBuffer } from "../execution/device.ts";
+import type { ComputeBudgets, Device, DeviceBuffer } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../tensor.ts";
@@ -153,7 +153,7 @@ export class LayerEngine implements Disposable {
     const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
     const key = this.#keys.get(plan, assignment.laneKey, scope);
     // With every step, as a device may serve several layers; right before the launch, which takes them.
-    device.setComputeBudgets(budgets);
+    this.#setBudgets(budgets, plan);
     const shape = [...input.shape.slice(0, -1), this.#outputWidth];
     const started = performance.now();
     const running = this.#graphs.run(key, {
@@ -195,6 +195,24 @@ export class LayerEngine implements Disposable {
     this.#streams[Symbol.dispose]();
     this.#buffers?.[Symbol.dispose]();
     this.modules[Symbol.dispose]();
+  }
+
+  /**
+   * A policy that tries realisations out asks for one that the device refuses with every step, as nothing is measured of steps that
+   * fail. So the plan after this has another, if there is one.
+   */
+  #setBudgets(budgets: ComputeBudgets, plan: Plan): void {
+    try {
+      this.#device.setComputeBudgets(budgets);
+    } catch (error) {
+      const { control } = this;
+      const why = error instanceof Error ? error.message : String(error);
+      const partitioned = plan.realisation === "partitioned";
+      if (partitioned && control.slices.refused(plan.realisation, why)) {
+        control.replan(plan.load.counts);
+      }
+      throw error;
+    }
   }
 
   /** The element type of the output: that of a device tensor, float32 for one of the host. */

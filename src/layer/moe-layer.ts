@@ -53,7 +53,7 @@ export class MoELayer implements AsyncDisposable {
     requireObject(weights, "weights", "tensors by name, or a weight source");
     checkLayerOptions(options, spec);
     // Copies, as both are looked at again when the weights are copied, and by every step that is not a replay.
-    this.spec = structuredClone(spec);
+    this.spec = copyOf(spec);
     this.#options = { ...options };
     this.#source = isSource(weights) ? weights : hostLayerWeights(this.spec, weights);
     checkSource(this.#source);
@@ -211,4 +211,11 @@ export class MoELayer implements AsyncDisposable {
 
 function isSource(weights: LayerTensors | LayerWeights): weights is LayerWeights {
   return typeof (weights as LayerWeights).expert === "function";
+}
+
+/** A copy of plain data, through whatever proxies it is seen (those of a user interface's state, say), which cannot be cloned. */
+function copyOf<T>(value: T): T {
+  if (Array.isArray(value)) return value.map(copyOf) as T;
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, copyOf(each)])) as T;
 }

@@ -36,6 +36,23 @@ const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
   ["an unknown command", ["dance"], /unknown command 'dance'/],
   ["help for an unknown command", ["help", "dance"], /unknown command 'dance'/],
   ["an unknown flag", ["demo", "--colour"], /unknown option '--colour'/],
+  [
+    "one wrong number of several",
+    ["bench", "--tokens", "1,abc"],
+    /"abc" will not do\. It must be a whole/,
+  ],
+  ["no input", run({ "--input": "" }), /--input <file>.* It names nothing/],
+  ["no checkpoint", run({ "--checkpoint": "" }), /--checkpoint <dir>.* It names nothing/],
+  [
+    "a file for a checkpoint",
+    run({ "--checkpoint": path.join(MIXTRAL, "config.json") }),
+    /a part of its path is a file, not a folder/,
+  ],
+  [
+    "an ablation with no more streams than slices",
+    ["bench", "--ablation", "--device", "cpu", "--streams", "3"],
+    /--streams is 3; .* 4 or more/,
+  ],
   ["a misspelt flag", ["demo", "--jsn"], /--json/],
   ["a stray argument", ["doctor", "now"], /too many arguments/],
   ["a seed that is no number", ["demo", "--seed", "x"], /--seed.*'x'.*whole number/],

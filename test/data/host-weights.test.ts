@@ -128,7 +128,11 @@ const good: LayerTensors = {
   sharedGate: zeros(1, 4),
 };
 
-function refuses(tensors: LayerTensors, message: RegExp, kind: typeof ShapeError = ShapeError) {
+function refuses(
+  tensors: LayerTensors,
+  message: RegExp,
+  kind: new (message: string) => Error = ShapeError,
+) {
   assert.throws(
     () => hostLayerWeights(fullSpec, tensors),
     (error) => {
@@ -178,6 +182,9 @@ test("what has another shape or type is named, with both shapes", () => {
   refuses(experts({ gate: zeros(3, 3, 4) }), /^experts\.gate has shape \[3, 3, 4\].*\[2, 3, 4\]/);
   refuses(experts({ gate: zeros(3, 4) }), /^experts\.gate has shape \[3, 4\].*\[2, 3, 4\]/);
   refuses(experts({ up: [zeros(3, 4)] }), /^experts\.up holds 1 tensors.*2/);
+  const sparse = [zeros(3, 4)];
+  sparse.length = 2;
+  refuses(experts({ up: sparse }), /^experts\.up\[1\] is undefined/, InvalidArgumentError);
   refuses(
     experts({ up: [zeros(3, 4), zeros(4, 3)] }),
     /^experts\.up\[1\] has shape \[4, 3\].*\[3, 4\]/,

@@ -240,9 +240,10 @@ test("input that does not fit is refused before any work", () =>
     await refuses({ data: zeros, shape: [-2, -12] }, ShapeError, /whole number/);
     await refuses({ data: new Int32Array(24), shape: [2, 12] }, ShapeError, /int32.*float32/);
     await refuses({ data: new Uint16Array(24), shape: [2, 12] }, InvalidArgumentError, /16-bit/);
-    await refuses({ data: Array.from(zeros), shape: [2, 12] }, InvalidArgumentError, /hidden must/);
-    await refuses(null, InvalidArgumentError, /hidden must be a tensor/);
-    await refuses(undefined, InvalidArgumentError, /hidden must be a tensor/);
+    const list = { data: Array.from(zeros), shape: [2, 12] };
+    await refuses(list, InvalidArgumentError, /^hidden\.data is \[ 0, 0, .*a typed array/);
+    await refuses(null, InvalidArgumentError, /^hidden is null; a tensor is/);
+    await refuses(undefined, InvalidArgumentError, /^hidden is undefined; a tensor is/);
     assert.deepEqual(holdings(device), before);
     assert.equal((await layer.statistics()).steps, 0);
   }));

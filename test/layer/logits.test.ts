@@ -132,7 +132,7 @@ test("logits that do not fit are refused before any work, bad ones by the row", 
   await refused(of(new Float32Array(1), []), ShapeError, fit);
   await refused(of(new Int32Array(14), [2, 7]), ShapeError, /options\.logits is int32/);
   await refused(of(new Uint16Array(14), [2, 7]), InvalidArgumentError, /without a dtype/);
-  await refused(null, InvalidArgumentError, /options\.logits must be a tensor/);
+  await refused(null, InvalidArgumentError, /options\.logits is null; a tensor is/);
   assert.equal((await layer.statistics()).steps, 0);
   const bad = new Float32Array(14);
   bad[9] = Number.NaN;

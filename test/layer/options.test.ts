@@ -132,8 +132,9 @@ test("options out of range are refused when the layer is made, with a device and
 });
 
 test("a policy is a name or an object that can be asked", async () => {
-  for (const policy of [null, {}, 5, { name: "mine" }, { name: "mine", place() {} }]) {
-    const message = /^policy is .*; it must be one of static, .*place and divide\.$/;
+  const observed = { name: "mine", place() {}, divide() {}, observe: 5 };
+  for (const policy of [null, {}, 5, { name: "mine" }, { name: "mine", place() {} }, observed]) {
+    const message = /^policy is .*; it must be one of static, .*place and divide; observe may/;
     await rejects(() => managerWith({ policy }), message);
     await rejects(() => layerWith({ slices: { policy } }), message);
   }
@@ -214,6 +215,21 @@ test("a weight source has methods, and gives what it should", async () => {
   };
   await broken({ expert: async () => as(undefined) }, /gave undefined for expert 0/);
   await broken({ expert: async () => as([{}, {}]) }, /Expert 0 has no matrix/, ShapeError);
-  await broken({ gate: async () => as(undefined) }, /gate is missing/, ShapeError);
+  await broken({ expert: async () => as([null, null]) }, /Expert 0 has no weights/, ShapeError);
+  for (const none of [undefined, null]) {
+    await broken({ gate: async () => as(none) }, /gate is missing/, ShapeError);
+  }
   assert.deepEqual(holdings(device), before);
+});
+
+test("a spec that is seen through proxies is copied as it is", async () => {
+  const seenThrough = <T extends object>(value: T): T =>
+    new Proxy(value, {
+      get: (target, key) => {
+        const found: unknown = Reflect.get(target, key);
+        return typeof found === "object" && found !== null ? seenThrough(found) : found;
+      },
+    });
+  await using layer = new MoELayer(seenThrough(spec), tensors, { device });
+  assert.deepEqual(layer.spec, spec);
 });

@@ -192,9 +192,14 @@ export class SafetensorsFile implements AsyncDisposable {
     return narrow;
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Closes the file; harmless when repeated. */
+  async close(): Promise<void> {
     this.#closed = true;
     await this.#source[Symbol.asyncDispose]();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
 }
 

@@ -81,8 +81,10 @@ export function unreadable(path: string, error: unknown): CheckpointError {
   if (error instanceof CheckpointError) return error;
   const { code, message } = error as NodeJS.ErrnoException;
   const why =
-    code === "ENOENT" || code === "ENOTDIR"
-      ? "does not exist."
-      : `cannot be read (${code ?? message}).`;
+    code === "ENOENT"
+      ? "does not exist. Check the path."
+      : code === "ENOTDIR"
+        ? "does not exist: a part of its path is a file, not a folder."
+        : `cannot be read (${code ?? message}).`;
   return new CheckpointError("missing-file", path, why, undefined, { cause: error });
 }

@@ -7,7 +7,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { EnergyMonitor, type EnergyReading } from "../../control/energy-monitor.ts";
 import { tokenBucket } from "../../control/graph-manager.ts";
+import { EXPERT_SLICE_IDS } from "../../control/plan.ts";
 import type { PolicyName } from "../../control/slices/manager.ts";
+import { InvalidArgumentError } from "../../errors.ts";
 import type { Device } from "../../execution/device.ts";
 import { LayerModules } from "../../layer/layer-modules.ts";
 import { relativeError } from "../../reference/index.ts";
@@ -41,6 +43,8 @@ const REST_MS = 300;
 /** How much longer than the counter's shortest window energy is measured. */
 const WINDOW_MARGIN = 1.2;
 const DEFAULT_STREAMS = 8;
+/** The last rung has more streams than there are slices with experts. */
+const LEAST_STREAMS = EXPERT_SLICE_IDS.length + 1;
 
 export interface AblationOptions extends DeviceFlags {
   readonly presets?: readonly Preset[];
@@ -103,11 +107,17 @@ export interface AblationEvents {
   onResult(head: AblationHead, result: AblationResult): void;
 }
 
-/** @throws OutOfDeviceMemoryError, IncorrectResultError */
+/** @throws InvalidArgumentError for too few streams, OutOfDeviceMemoryError, IncorrectResultError */
 export async function runAblation(
   options: AblationOptions,
   events: AblationEvents,
 ): Promise<AblationReport> {
+  const { streams: most } = options;
+  if (most !== undefined && most < LEAST_STREAMS) {
+    throw new InvalidArgumentError(
+      `--streams is ${most}; an ablation ends with more streams than there are slices: ${LEAST_STREAMS} or more.`,
+    );
+  }
   await using device = await openFromFlags(options);
   const chosen = DEFAULTS[device.properties.kind];
   const { presets = chosen.presets, tokens: sizes = chosen.tokens } = options;

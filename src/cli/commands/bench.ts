@@ -75,7 +75,11 @@ export function benchCommand(): Command {
   const command = new Command("bench")
     .description("Measure the layer's speed beside a plain loop over its experts.")
     .option("--preset <names>", "layers, from the list below", listOf(presetOf))
-    .option("--tokens <list>", "tokens of a batch", listOf(wholeNumber(1, MOST_TOKENS)))
+    .option(
+      "--tokens <list>",
+      "tokens of a batch, of one or several",
+      listOf(wholeNumber(1, MOST_TOKENS)),
+    )
     .option("--routing <list>", "uniform or zipf:S (default: uniform,zipf:1.0)", listOf(parseSkew))
     .addOption(
       new Option("--dtype <type>", "element type of the weights (default: the preset's)").choices([

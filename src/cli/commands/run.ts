@@ -1,15 +1,15 @@
 /** `nexus run`: one layer of a checkpoint on hidden states from a file. */
 
 import { Command } from "commander";
-import { jsonOption, wholeNumber, withDeviceOptions } from "../options.ts";
+import { jsonOption, path, wholeNumber, withDeviceOptions } from "../options.ts";
 import type { RunOptions } from "../run/run-layer.ts";
 import { printJson } from "../terminal/print.ts";
 
 const DETAILS = `
 The checkpoint is a hub-format folder: config.json beside model.safetensors or
 its shards. The input tensor is [tokens, hidden] or [batch, sequence, hidden],
-in float32, bfloat16 or float16. The output file, which is replaced if it
-exists, holds
+in float32, float64, bfloat16 or float16. The output file, which is replaced
+if it exists, holds
   output        float32 [tokens, hidden]
   topk_ids      int32   [tokens, k]
   topk_weights  float32 [tokens, k]
@@ -19,9 +19,9 @@ files.`;
 export function runCommand(): Command {
   const command = new Command("run")
     .description("Run one MoE layer of a checkpoint on hidden states from a file.")
-    .requiredOption("--checkpoint <dir>", "checkpoint folder")
+    .requiredOption("--checkpoint <dir>", "checkpoint folder", path)
     .requiredOption("--layer <n>", "decoder layer, counted from 0", wholeNumber(0))
-    .requiredOption("--input <file>", "safetensors file with the hidden states")
+    .requiredOption("--input <file>", "safetensors file with the hidden states", path)
     .option("--tensor <name>", "name of the input tensor", "hidden_states")
     .requiredOption("--output <file>", "safetensors file to write")
     .addOption(jsonOption());

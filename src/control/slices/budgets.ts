@@ -76,7 +76,12 @@ export class Budgets {
         cacheBytes: cache === null ? null : cache[slice],
       });
     const reason = (slice: BudgetedSliceId): string => {
-      if (parts[slice] === this.#demands.target(slice)) return "as resized";
+      const target = this.#demands.target(slice);
+      if (parts[slice] === target) return "as resized";
+      if (target !== undefined && parts[slice] < target) {
+        const wanted = target * this.#device.computeUnitGranularity;
+        return `resized to ${wanted}, of which slices of higher priority leave so many`;
+      }
       if (parts[slice] === this.#demands.reserved(slice)) return "as reserved";
       if (kept) return `kept, as dividing anew would save less than ${percent(MIN_BUDGET_GAIN)}`;
       return division.why;

@@ -4,8 +4,9 @@
  */
 
 import { shown } from "../../errors/wording.ts";
-import { InvalidArgumentError } from "../../errors.ts";
+import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
 import { type Fields, isAmount, requireFields } from "../../execution/checks.ts";
+import type { Realisation } from "../../execution/device.ts";
 import { BUDGETED_SLICE_IDS, type BudgetedSliceId } from "../plan.ts";
 import type { ProfileView } from "../profiler.ts";
 import type { Reservation } from "./demands.ts";
@@ -39,12 +40,13 @@ export function checkNames(options: SliceManagerOptions): void {
 
 /** @throws InvalidArgumentError unless the manager can ask it where experts should be and how to divide */
 export function checkPolicy(policy: SlicePolicy, names: readonly string[]): SlicePolicy {
-  const { name, place, divide } = policy ?? {};
-  if (typeof name === "string" && typeof place === "function" && typeof divide === "function") {
+  const { name, place, divide, observe = () => {} } = policy ?? {};
+  const methods = [place, divide, observe];
+  if (typeof name === "string" && methods.every((each) => typeof each === "function")) {
     return policy;
   }
   throw new InvalidArgumentError(
-    `policy is ${shown(policy)}; it must be one of ${names.join(", ")}, or an object with name, place and divide.`,
+    `policy is ${shown(policy)}; it must be one of ${names.join(", ")}, or an object with name, place and divide; observe may be left out.`,
   );
 }
 
@@ -127,5 +129,32 @@ function refuse(
 ): never {
   throw new InvalidArgumentError(
     `Policy ${shown(policy)}: ${field} from ${method}() is ${shown(value)}; it must be ${rule}.`,
+  );
+}
+
+/**
+ * The one asked for, or for "auto" those to choose from, the default first.
+ *
+ * @throws InvalidArgumentError if there is no such realisation, DeviceUnavailableError if the device has none of them
+ */
+export function usableRealisations(
+  device: PlanningDevice,
+  asked: Realisation | "auto",
+): Realisation[] {
+  const { name, realisations } = device;
+  if (asked !== "auto" && !Object.keys(realisations).includes(asked)) {
+    throw new InvalidArgumentError(
+      `There is no realisation ${shown(asked)}; choose one of auto, shared, partitioned, mig.`,
+    );
+  }
+  const candidates = asked === "auto" ? (["shared", "partitioned"] as const) : [asked];
+  const usable = candidates.filter((each) => realisations[each].available);
+  if (usable.length > 0) return usable;
+  const reasons = candidates.map((each) => {
+    const availability = realisations[each];
+    return availability.available ? "" : `${each}: ${availability.reason}`;
+  });
+  throw new DeviceUnavailableError(
+    `${name} cannot realise slices as asked ("${asked}"). ${reasons.join(" ")}`,
   );
 }

@@ -1,9 +1,11 @@
 /**
  * What people asked for by hand: minimum budgets, target sizes, pinned experts.
  *
- * Each demand is checked against the device and the other demands before it is
- * taken: one that cannot be met is refused and changes nothing. What is taken
- * here holds from the next plan on; plans already made are not touched.
+ * Each demand is checked against the device and what is reserved before it is
+ * taken: one that cannot be met is refused and changes nothing. Target sizes are
+ * not checked against each other: they are changed one by one, and priorities
+ * decide while they do not all fit. What is taken here holds from the next plan
+ * on; plans already made are not touched.
  */
 
 import { shown } from "../../errors/wording.ts";

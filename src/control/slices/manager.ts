@@ -9,7 +9,7 @@
  */
 
 import { shown } from "../../errors/wording.ts";
-import { DeviceUnavailableError, InvalidArgumentError } from "../../errors.ts";
+import { InvalidArgumentError } from "../../errors.ts";
 import { isAmount, requireObject } from "../../execution/checks.ts";
 import type { Realisation } from "../../execution/device.ts";
 import { HeatScale } from "../heat.ts";
@@ -23,6 +23,7 @@ import {
   checkPolicy,
   checkProfile,
   checkReservation,
+  usableRealisations,
 } from "./checks.ts";
 import { Demands, type Reservation } from "./demands.ts";
 import { makePlan } from "./plan-value.ts";
@@ -78,7 +79,9 @@ export class SliceManager {
   readonly #device: PlanningDevice;
   readonly #quanta: number;
   readonly #policy: SlicePolicy;
-  readonly #realisations: readonly Realisation[];
+  #realisations: readonly Realisation[];
+  /** Why the device would not realise budgets by partitions, once it was asked to. */
+  #refused: string | undefined;
   readonly #asked: Realisation | "auto";
   readonly #priorities: Readonly<Record<SliceId, number>>;
   readonly #maxExperts: { readonly A?: number; readonly B?: number };
@@ -209,6 +212,21 @@ export class SliceManager {
   }
 
   /**
+   * The device would not realise a plan's budgets. If nobody asked for that realisation by name, plans from the next one on have
+   * another.
+   *
+   * @param why a sentence
+   * @returns whether they have
+   */
+  refused(realisation: Realisation, why: string): boolean {
+    const others = this.#realisations.filter((each) => each !== realisation);
+    if (others.length === 0 || others.length === this.#realisations.length) return false;
+    this.#realisations = others;
+    this.#refused = why;
+    return true;
+  }
+
+  /**
    * Keeps a minimum for a slice from the next plan on, in use or not; what is
    * left out is not reserved. Where demands exceed the device, the slice of
    * lowest priority gives first, down to its own minimum.
@@ -221,10 +239,11 @@ export class SliceManager {
   }
 
   /**
-   * Sets a slice's compute units from the next plan on; the others share the rest.
+   * Sets a slice's compute units from the next plan on; the others share the rest. Sizes of several slices that do not all fit
+   * are met in the order of their priorities, as far as there are units left, and plans say so.
    *
    * @param computeUnits a multiple of the granularity, or null for as the policy says
-   * @throws InvalidArgumentError if it cannot be met; nothing changes then
+   * @throws InvalidArgumentError if it cannot be met beside what is reserved; nothing changes then
    */
   resize(slice: BudgetedSliceId, computeUnits: number | null): void {
     this.#demands.resize(slice, computeUnits);
@@ -345,6 +364,9 @@ export class SliceManager {
     if (this.#asked !== "auto") return { kind: first, reason: `${first} was asked for.` };
     const choice = this.#realisations.length > 1 ? realisation : undefined;
     if (choice !== undefined && this.#realisations.includes(choice.kind)) return choice;
+    if (this.#refused !== undefined) {
+      return { kind: first, reason: `The device refused the other way: ${this.#refused}` };
+    }
     const { partitioned } = this.#device.realisations;
     if (!partitioned.available) {
       return { kind: first, reason: `Partitions are not available: ${partitioned.reason}` };
@@ -360,25 +382,5 @@ function policyNamed(name: string): SlicePolicy {
   if (Object.hasOwn(POLICIES, name)) return POLICIES[name as PolicyName]();
   throw new InvalidArgumentError(
     `There is no slice policy ${shown(name)}; choose one of ${POLICY_NAMES.join(", ")}.`,
-  );
-}
-
-/** The one asked for, or for "auto" those to choose from, the default first. */
-function usableRealisations(device: PlanningDevice, asked: Realisation | "auto"): Realisation[] {
-  const { name, realisations } = device;
-  if (asked !== "auto" && !Object.keys(realisations).includes(asked)) {
-    throw new InvalidArgumentError(
-      `There is no realisation ${shown(asked)}; choose one of auto, shared, partitioned, mig.`,
-    );
-  }
-  const candidates = asked === "auto" ? (["shared", "partitioned"] as const) : [asked];
-  const usable = candidates.filter((each) => realisations[each].available);
-  if (usable.length > 0) return usable;
-  const reasons = candidates.map((each) => {
-    const availability = realisations[each];
-    return availability.available ? "" : `${each}: ${availability.reason}`;
-  });
-  throw new DeviceUnavailableError(
-    `${name} cannot realise slices as asked ("${asked}"). ${reasons.join(" ")}`,
   );
 }

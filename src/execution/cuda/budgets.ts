@@ -66,3 +66,14 @@ export class CudaBudgets {
     return Math.max(1, Math.floor(units / Math.max(1, streams)));
   }
 }
+
+/** Whether they ask for the same. */
+export function sameBudgets(some: ComputeBudgets, others: ComputeBudgets): boolean {
+  const same = (a: readonly number[] = [], b: readonly number[] = []) =>
+    a.length === b.length && a.every((value, i) => value === b[i]);
+  return (
+    some.realisation === others.realisation &&
+    same(some.units, others.units) &&
+    same(some.cacheBytes, others.cacheBytes)
+  );
+}

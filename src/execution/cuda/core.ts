@@ -9,7 +9,7 @@ import { DisposedError, InvalidArgumentError, type NexusError } from "../../erro
 import { refusePromise, requireRecord } from "../checks.ts";
 import type { ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
-import { CudaBudgets } from "./budgets.ts";
+import { CudaBudgets, sameBudgets } from "./budgets.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
 import { CachingAllocator } from "./driver/allocator.ts";
 import type { Context } from "./driver/context.ts";
@@ -183,7 +183,7 @@ export class CudaCore
   setComputeBudgets(budgets: ComputeBudgets): void {
     this.requireOpen();
     // A layer says them with every step, and they are the same ones most of the time.
-    if (budgets === this.#given) return;
+    if (this.#given !== undefined && sameBudgets(budgets, this.#given)) return;
     const sizes = budgets.units.filter((units) => units > 0);
     const partitions =
       budgets.realisation === "partitioned" && sizes.length > 0
@@ -191,7 +191,7 @@ export class CudaCore
         : undefined;
     const before = this.#budgets;
     this.#budgets = new CudaBudgets(this.facts.multiprocessors, budgets, partitions);
-    this.#given = budgets;
+    this.#given = structuredClone(budgets);
     if (before.partitions !== undefined) this.#partitions.release(before.partitions);
   }
 

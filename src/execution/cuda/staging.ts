@@ -128,6 +128,16 @@ export class StagingSlots {
     if (this.#memory.length === STAGING_SLOTS) {
       return new Promise((resolve) => this.#waiters.push(resolve));
     }
+    try {
+      return this.#make();
+    } catch (error) {
+      // One will do: whoever has it gives it back.
+      if (this.#memory.length === 0) throw error;
+      return new Promise((resolve) => this.#waiters.push(resolve));
+    }
+  }
+
+  #make(): StagingSlot {
     const device = this.#allocator.allocate(STAGING_BYTES, "staging");
     try {
       const memory = new PinnedMemory(this.#driver, STAGING_BYTES, "staging");

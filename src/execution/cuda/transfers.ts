@@ -120,8 +120,17 @@ export class Transfers implements WeightUploader {
     const from = this.#range(source, 0, byteLength);
     if (byteLength === 0) return;
     await this.#owner.inTurn(() => {
-      to.mirrorCurrent = false;
+      this.#outdate(to);
       this.#driver.copyOnDevice(to.address, from.address, byteLength, this.#stream);
+    });
+  }
+
+  /** Something else is about to be in the buffer than in its mirror. What is under way makes mirrors current when it is over, so once more after that. */
+  #outdate(buffer: GpuBuffer): void {
+    buffer.mirrorCurrent = false;
+    if (buffer.mirror === undefined) return;
+    this.#owner.afterwards(() => {
+      buffer.mirrorCurrent = false;
     });
   }
 
@@ -162,7 +171,7 @@ export class Transfers implements WeightUploader {
     const work = rowsWork(this.#owner, to, layout, from.address, dtype, rows);
     try {
       this.#range(source, 0, rows * layout.width * BYTES_PER_ELEMENT[dtype]);
-      to.mirrorCurrent = false;
+      this.#outdate(to);
       this.#issue(work);
     } finally {
       dispose(work);

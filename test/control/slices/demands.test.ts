@@ -54,7 +54,12 @@ describe("demands", () => {
     manager.resize("A", 100);
     manager.resize("B", 60);
     manager.resize("C", 20);
-    assert.deepEqual(unitsOf(manager.allocate(load(SKEWED))), [100, 28, 2, 2, 0, 0]);
+    const plan = manager.allocate(load(SKEWED));
+    assert.deepEqual(unitsOf(plan), [100, 28, 2, 2, 0, 0]);
+    assert.match(plan.explain(0).reason, /100 of 132 compute units \(as resized\)/);
+    const short = /28 of 132 compute units \(resized to 60, of which .* higher priority leave/;
+    const onB = plan.slices.B.experts[0] as number;
+    assert.match(plan.explain(onB).reason, short);
   });
 
   test("migrate pins an expert from the next plan on, release frees it", () => {

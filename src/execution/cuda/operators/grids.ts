@@ -6,8 +6,11 @@
  * block for every piece there is room for.
  */
 
-import { DeviceUnavailableError } from "../../../errors.ts";
+import { DeviceUnavailableError, InvalidArgumentError } from "../../../errors.ts";
 import { type KernelEntry, REINSTALL } from "../bundle/manifest.ts";
+
+/** Most blocks of a grid along y, and along z; along x there may be 2^31. */
+const MOST_GRID_Y = 65_535;
 
 export interface Grid {
   /** Blocks along x for so many multiprocessors. */
@@ -51,7 +54,13 @@ export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, num
     const size = sizes[rule.of] ?? incomplete(entry, `meaning to ${rule.of}`);
     return Math.max(1, Math.ceil(size / rule.by)) + rule.more;
   };
-  return fixedGrid(extent("x"), extent("y"));
+  const y = extent("y");
+  if (y > MOST_GRID_Y) {
+    throw new InvalidArgumentError(
+      `${entry.name} would be launched with ${y} blocks along y for ${JSON.stringify(sizes)}, and CUDA takes ${MOST_GRID_Y} at most. Give it fewer tokens at a time.`,
+    );
+  }
+  return fixedGrid(extent("x"), y);
 }
 
 /** Blocks of a kernel that so many multiprocessors hold at once. */
