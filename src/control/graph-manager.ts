@@ -136,7 +136,8 @@ export class GraphManager implements Disposable {
     let graph: Graph;
     try {
       graph = this.#device.capture(origin, record);
-    } catch {
+    } catch (error) {
+      if (error instanceof InvalidArgumentError || error instanceof DisposedError) throw error;
       // Where it is the recording that fails, or the device, it does so again, and says so. Else the next capture has to be earned anew.
       await runEagerly(this.#device, record);
       this.#warmups++;
