@@ -138,7 +138,8 @@ export class GraphManager implements Disposable {
       graph = this.#device.capture(origin, record);
     } catch (error) {
       if (error instanceof InvalidArgumentError || error instanceof DisposedError) throw error;
-      // Where it is the recording that fails, or the device, it does so again, and says so. Else the next capture has to be earned anew.
+      // If the recording or the device is at fault, the eager run fails, too, and says why. Otherwise the key has to warm up
+      // again before the next capture.
       await runEagerly(this.#device, record);
       this.#warmups++;
       this.#remember(key, 0);

@@ -16,7 +16,7 @@ export async function runEagerly(
     record();
   } catch (error) {
     // What was enqueued before the error would run with the next work of anybody on the device.
-    // Should that fail, too, it is for want of the rest.
+    // Should that fail, too, the first error is the one to tell.
     await device.synchronize().catch(() => {});
     throw error;
   }

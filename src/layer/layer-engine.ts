@@ -17,7 +17,7 @@ import { writeLogits } from "../data/routing.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
-import { InvalidArgumentError } from "../errors.ts";
+import { DeviceFailedError, InvalidArgumentError } from "../errors.ts";
 import type { ComputeBudgets, Device, DeviceBuffer } from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
@@ -205,11 +205,9 @@ export class LayerEngine implements Disposable {
     try {
       this.#device.setComputeBudgets(budgets);
     } catch (error) {
-      const { control } = this;
-      const why = error instanceof Error ? error.message : String(error);
-      const partitioned = plan.realisation === "partitioned";
-      if (partitioned && control.slices.refused(plan.realisation, why)) {
-        control.replan(plan.load.counts);
+      const refused = error instanceof DeviceFailedError && plan.realisation === "partitioned";
+      if (refused && this.control.slices.refused(plan.realisation, error.message)) {
+        this.control.replan(plan.load.counts);
       }
       throw error;
     }

@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { after } from "node:test";
+import { after, type TestContext } from "node:test";
 import { EnergyMonitor } from "../../src/control/energy-monitor.ts";
 import { DeviceUnavailableError } from "../../src/errors.ts";
 import type { Device } from "../../src/execution/device.ts";
@@ -33,9 +33,12 @@ const second = await openDevice({ kind: "cuda", ordinal: 1 }).catch((error: unkn
 });
 after(() => second?.close());
 
-function twoGpuTest(name: string, body: (first: Device, other: Device) => Promise<void>): void {
+function twoGpuTest(
+  name: string,
+  body: (first: Device, other: Device, t: TestContext) => Promise<void> | void,
+): void {
   gpuTest(name, async (device, t) =>
-    second === undefined ? t.skip("there is one GPU, not two") : body(device, second),
+    second === undefined ? t.skip("there is one GPU, not two") : body(device, second, t),
   );
 }
 
@@ -93,8 +96,8 @@ twoGpuTest("one is closed while the other works", async (first) => {
   assert.deepEqual(await outputs(first, 1), expected);
 });
 
-twoGpuTest("joules are those of the card that works", async (first, other) => {
-  if (!(first.energy.available && other.energy.available)) return;
+twoGpuTest("joules are those of the card that works", async (first, other, t) => {
+  if (!(first.energy.available && other.energy.available)) return t.skip("no energy is counted");
   const { hiddenSize } = SHAPE;
   await using layer = new MoELayer(SPEC, WEIGHTS, { device: other });
   const layout = other.rowLayout(hiddenSize, "bfloat16");

@@ -25,7 +25,7 @@ into registers, eight loads a thread at once, and leaves it to other warps to as
 through shared memory but x. The second, which has fewer programs, is one software-pipelined loop that copies weights to
 shared memory several steps ahead. (Prefetching its weights to L2 was tried on an H200 and gained nothing over this.) What the L2
 does with weights the host says (l2.py). Both kernels read words of two elements, which become float32 by an instruction each. A
-step of one token takes 5 to 10 % less energy so than it did with both kernels pipelined and elements read as such, and up to 8 %
+step of one token takes 5 to 12 % less energy so than it did with both kernels pipelined and elements read as such, and up to 8 %
 less time (H100).
 
 Layout and numbers as in grouped.py and activation.py.
@@ -46,7 +46,10 @@ from .grouped import BIAS, INPUT_SCALE, OPTIONS as GROUPED_OPTIONS, PANEL, READ_
 
 # Bits of the first kernel's `options`, as in grouped.py, and of decode_second's: those of combine that it knows, and two of its own.
 FIRST_OPTIONS = {name: GROUPED_OPTIONS[name] for name in ("bias", "input_scale", "read_once")}
-SECOND_OPTIONS = {**{name: COMBINE_OPTIONS[name] for name in ("weights", "shared", "shared_scale", "residual")}, "bias": 16, "read_once": 32}
+SECOND_OPTIONS = {
+    **{name: COMBINE_OPTIONS[name] for name in ("weights", "shared", "shared_scale", "residual")},
+    **{"bias": 16, "read_once": 32},
+}
 SECOND_BIAS = tl.constexpr(SECOND_OPTIONS["bias"])
 SECOND_READ_ONCE = tl.constexpr(SECOND_OPTIONS["read_once"])
 # A power of two.

@@ -251,9 +251,9 @@ def decode_routing(element, experts):
 
 
 # decode_second's shapes: (rows, BLOCK_K, stages, warps), by the columns that they are for. The device takes one whose programs fill it
-# evenly, of several the first (operators/choice.ts). On an H100 that one takes up to 6 % longer than the best of 14, and up to 17 %
-# where the L2 holds the weights; any of them by itself loses up to a quarter where a last wave of few programs has the GPU to
-# itself. Rows of 14336 columns take 3 to 5 % longer by the first two.
+# evenly, of several the first (operators/choice.ts). On an H100 that one takes up to 6 % longer than the best of 14, 8 % in one cell of 27
+# (4 tokens of medium), and up to 17 % where the L2 holds the weights; any of them by itself loses up to a quarter where a last
+# wave of few programs has the GPU to itself. Rows of 14336 columns take 1 to 7 % longer by the first two than by the last.
 DECODE_SECOND = (
     ((4, 1024, 3, 4), {"most": 8192}),
     ((2, 1024, 4, 2), {"least": 1025, "most": 8192}),

@@ -80,7 +80,7 @@ export class Budgets {
       if (parts[slice] === target) return "as resized";
       if (target !== undefined && parts[slice] < target) {
         const wanted = target * this.#device.computeUnitGranularity;
-        return `resized to ${wanted}, of which slices of higher priority leave so many`;
+        return `resized to ${wanted}, but what other slices keep or were resized to leaves fewer`;
       }
       if (parts[slice] === this.#demands.reserved(slice)) return "as reserved";
       if (kept) return `kept, as dividing anew would save less than ${percent(MIN_BUDGET_GAIN)}`;

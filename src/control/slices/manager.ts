@@ -240,7 +240,7 @@ export class SliceManager {
 
   /**
    * Sets a slice's compute units from the next plan on; the others share the rest. Sizes of several slices that do not all fit
-   * are met in the order of their priorities, as far as there are units left, and plans say so.
+   * beside each other and what is reserved are met in the order of their priorities, as far as there are units left, and plans say so.
    *
    * @param computeUnits a multiple of the granularity, or null for as the policy says
    * @throws InvalidArgumentError if it cannot be met beside what is reserved; nothing changes then

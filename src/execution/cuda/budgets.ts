@@ -77,3 +77,8 @@ export function sameBudgets(some: ComputeBudgets, others: ComputeBudgets): boole
     same(some.cacheBytes, others.cacheBytes)
   );
 }
+
+/** The same budgets, whatever becomes of the caller's object. */
+export function copyOfBudgets({ realisation, units, cacheBytes }: ComputeBudgets): ComputeBudgets {
+  return { realisation, units: [...units], ...(cacheBytes && { cacheBytes: [...cacheBytes] }) };
+}

@@ -9,7 +9,7 @@ import { DisposedError, InvalidArgumentError, type NexusError } from "../../erro
 import { refusePromise, requireRecord } from "../checks.ts";
 import type { ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
-import { CudaBudgets, sameBudgets } from "./budgets.ts";
+import { CudaBudgets, copyOfBudgets, sameBudgets } from "./budgets.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
 import { CachingAllocator } from "./driver/allocator.ts";
 import type { Context } from "./driver/context.ts";
@@ -191,7 +191,7 @@ export class CudaCore
         : undefined;
     const before = this.#budgets;
     this.#budgets = new CudaBudgets(this.facts.multiprocessors, budgets, partitions);
-    this.#given = structuredClone(budgets);
+    this.#given = copyOfBudgets(budgets);
     if (before.partitions !== undefined) this.#partitions.release(before.partitions);
   }
 

@@ -125,7 +125,7 @@ export class Transfers implements WeightUploader {
     });
   }
 
-  /** Something else is about to be in the buffer than in its mirror. What is under way makes mirrors current when it is over, so once more after that. */
+  /** A buffer's mirror is stale from here on. Work under way says that mirrors are current when it ends, so this is said again after that. */
   #outdate(buffer: GpuBuffer): void {
     buffer.mirrorCurrent = false;
     if (buffer.mirror === undefined) return;

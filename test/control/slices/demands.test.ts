@@ -57,7 +57,7 @@ describe("demands", () => {
     const plan = manager.allocate(load(SKEWED));
     assert.deepEqual(unitsOf(plan), [100, 28, 2, 2, 0, 0]);
     assert.match(plan.explain(0).reason, /100 of 132 compute units \(as resized\)/);
-    const short = /28 of 132 compute units \(resized to 60, of which .* higher priority leave/;
+    const short = /28 of 132 compute units \(resized to 60, but what other slices .* leaves fewer/;
     const onB = plan.slices.B.experts[0] as number;
     assert.match(plan.explain(onB).reason, short);
   });

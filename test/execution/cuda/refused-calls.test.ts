@@ -1,9 +1,13 @@
-/** What the driver refuses once, or refuses for good, costs the step that asked at most: nothing is left behind and the next one runs. */
+/**
+ * What the driver refuses, once or for good, costs the step that asked at most: nothing is left behind, and the
+ * next one runs.
+ */
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { KernelEntry } from "../../../src/execution/cuda/bundle/manifest.ts";
 import { coverGrid } from "../../../src/execution/cuda/operators/grids.ts";
+import type { ComputeBudgets } from "../../../src/execution/device.ts";
 import { DeviceTensor } from "../../../src/execution/device-tensor.ts";
 import { MoELayer } from "../../../src/layer/moe-layer.ts";
 import { dividingByUse } from "../../support/dividing-by-use.ts";
@@ -81,6 +85,24 @@ describe("compute budgets", () => {
     }));
 });
 
+describe("compute budgets like those in force", () => {
+  it("cost nothing, whatever object they are in; others are divided anew", () =>
+    withFake(async ({ device, driver }) => {
+      const given = { realisation: "partitioned", units: [16, 30] } as const;
+      const divided = (budgets: ComputeBudgets) => {
+        const before = driver.count("createPartitions");
+        device.setComputeBudgets(budgets);
+        return driver.count("createPartitions") - before;
+      };
+      assert.equal(divided(given), 1);
+      assert.equal(divided({ ...given, units: [...given.units] }), 0);
+      const seen = new Proxy(given, {});
+      assert.equal(divided(seen), 0);
+      assert.equal(divided(new Proxy({ ...given, units: [16, 40] }, {})), 1);
+      assert.equal(divided({ ...given, units: [16, 30, 8] }), 1);
+    }));
+});
+
 describe("a tensor that cannot be written", () => {
   it("leaves no memory behind", () =>
     withFake(
@@ -137,6 +159,7 @@ describe("a layer", () => {
     assert.match((await layer.plan).realisationReason, /refused/);
     await layer.close();
     await device.close();
+    assert.deepEqual([driver.violations, driver.live], [[], {}]);
   });
 
   it("whose graph is refused runs its steps as before, and captures once there is room", () =>

@@ -64,6 +64,7 @@ async function withTwo(
   try {
     await body(thread, ...gpus);
   } finally {
+    for (const { driver } of gpus) driver.stalled = false;
     await Promise.all(gpus.map(({ device }) => device.close()));
   }
   assert.deepEqual(thread.strays, [], "called with the other GPU's context current");

@@ -56,8 +56,9 @@ export function coverGrid(entry: KernelEntry, sizes: Readonly<Record<string, num
   };
   const y = extent("y");
   if (y > MOST_GRID_Y) {
+    const remedy = entry.grid.y?.of.includes("tokens") ? " Give it fewer tokens at a time." : "";
     throw new InvalidArgumentError(
-      `${entry.name} would be launched with ${y} blocks along y for ${JSON.stringify(sizes)}, and CUDA takes ${MOST_GRID_Y} at most. Give it fewer tokens at a time.`,
+      `${entry.name} would be launched with ${y} blocks along y for ${JSON.stringify(sizes)}, and CUDA takes ${MOST_GRID_Y} at most.${remedy}`,
     );
   }
   return fixedGrid(extent("x"), y);
