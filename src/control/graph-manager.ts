@@ -127,12 +127,7 @@ export class GraphManager implements Disposable {
       return "replayed";
     }
     const runs = this.#warm.get(key) ?? 0;
-    if (runs < this.#warmup) {
-      await runEagerly(this.#device, record);
-      this.#warmups++;
-      this.#remember(key, runs + 1);
-      return "eager";
-    }
+    if (runs < this.#warmup) return this.#runEagerly(key, record, runs + 1);
     let graph: Graph;
     try {
       graph = this.#device.capture(origin, record);
@@ -140,10 +135,7 @@ export class GraphManager implements Disposable {
       if (error instanceof InvalidArgumentError || error instanceof DisposedError) throw error;
       // If the recording or the device is at fault, the eager run fails, too, and says why. Otherwise the key has to warm up
       // again before the next capture.
-      await runEagerly(this.#device, record);
-      this.#warmups++;
-      this.#remember(key, 0);
-      return "eager";
+      return this.#runEagerly(key, record, 0);
     }
     this.#captures++;
     const entry: Entry = { graph, inFlight: 0, retired: false };
@@ -179,6 +171,14 @@ export class GraphManager implements Disposable {
   [Symbol.dispose](): void {
     this.#closed = true;
     this.invalidate(() => true);
+  }
+
+  /** @param runs as how many eager runs of the key this counts, those before it included */
+  async #runEagerly(key: string, record: () => void, runs: number): Promise<RunMode> {
+    await runEagerly(this.#device, record);
+    this.#warmups++;
+    this.#remember(key, runs);
+    return "eager";
   }
 
   async #launch(entry: Entry): Promise<void> {

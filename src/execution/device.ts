@@ -19,9 +19,9 @@
  *   graph's `launch()`, resolves.
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
  *   whatever is launched later. `copy` comes after what was launched before, too; `write`,
- *   `read`, `writeRows` and `copyRows` are not ordered against that: touching a buffer that unfinished work uses is the
- *   caller's mistake. Fresh memory holds zeros. A buffer, stream, event, graph or
- *   projection can be closed twice; closing a device closes all it owns.
+ *   `read`, `writeRows` and `copyRows` are not ordered against that: touching a buffer that
+ *   unfinished work uses is the caller's mistake. Fresh memory holds zeros. A buffer, stream,
+ *   event, graph or projection can be closed twice; closing a device closes all it owns.
  * - Bits. An operator's output depends on its inputs and its description alone:
  *   not on the stream, the compute budgets, the number of compute units, whether
  *   it runs eagerly or from a graph, or on which other rows share its tile.

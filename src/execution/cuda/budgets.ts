@@ -65,20 +65,18 @@ export class CudaBudgets {
     if (units === 0) return this.#multiprocessors;
     return Math.max(1, Math.floor(units / Math.max(1, streams)));
   }
+
+  /** Whether these ask for what it is, whatever object they are in. */
+  meets({ realisation, units, cacheBytes = [] }: ComputeBudgets): boolean {
+    const partitioned = realisation === "partitioned" && units.some((count) => count > 0);
+    return (
+      partitioned === (this.partitions !== undefined) &&
+      sameNumbers(units, this.#units) &&
+      sameNumbers(cacheBytes, this.#cache)
+    );
+  }
 }
 
-/** Whether they ask for the same. */
-export function sameBudgets(some: ComputeBudgets, others: ComputeBudgets): boolean {
-  const same = (a: readonly number[] = [], b: readonly number[] = []) =>
-    a.length === b.length && a.every((value, i) => value === b[i]);
-  return (
-    some.realisation === others.realisation &&
-    same(some.units, others.units) &&
-    same(some.cacheBytes, others.cacheBytes)
-  );
-}
-
-/** The same budgets, whatever becomes of the caller's object. */
-export function copyOfBudgets({ realisation, units, cacheBytes }: ComputeBudgets): ComputeBudgets {
-  return { realisation, units: [...units], ...(cacheBytes && { cacheBytes: [...cacheBytes] }) };
+function sameNumbers(some: readonly number[], others: readonly number[]): boolean {
+  return some.length === others.length && some.every((value, i) => value === others[i]);
 }

@@ -9,7 +9,7 @@ import { DisposedError, InvalidArgumentError, type NexusError } from "../../erro
 import { refusePromise, requireRecord } from "../checks.ts";
 import type { ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
-import { CudaBudgets, copyOfBudgets, sameBudgets } from "./budgets.ts";
+import { CudaBudgets } from "./budgets.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
 import { CachingAllocator } from "./driver/allocator.ts";
 import type { Context } from "./driver/context.ts";
@@ -72,8 +72,6 @@ export class CudaCore
   #eager = new Recorder();
   #capture: Recorder | undefined;
   #budgets: CudaBudgets;
-  /** What `#budgets` was made of. */
-  #given: ComputeBudgets | undefined;
   /** Bytes of L2 that are set aside at present. */
   #persistingBytes = 0;
   #closures = 0;
@@ -183,7 +181,7 @@ export class CudaCore
   setComputeBudgets(budgets: ComputeBudgets): void {
     this.requireOpen();
     // A layer says them with every step, and they are the same ones most of the time.
-    if (this.#given !== undefined && sameBudgets(budgets, this.#given)) return;
+    if (this.#budgets.meets(budgets)) return;
     const sizes = budgets.units.filter((units) => units > 0);
     const partitions =
       budgets.realisation === "partitioned" && sizes.length > 0
@@ -191,7 +189,6 @@ export class CudaCore
         : undefined;
     const before = this.#budgets;
     this.#budgets = new CudaBudgets(this.facts.multiprocessors, budgets, partitions);
-    this.#given = copyOfBudgets(budgets);
     if (before.partitions !== undefined) this.#partitions.release(before.partitions);
   }
 

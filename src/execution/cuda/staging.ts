@@ -125,16 +125,15 @@ export class StagingSlots {
   #take(): StagingSlot | Promise<StagingSlot> {
     const slot = this.#free.pop();
     if (slot !== undefined) return slot;
-    if (this.#memory.length === STAGING_SLOTS) {
-      return new Promise((resolve) => this.#waiters.push(resolve));
+    if (this.#memory.length < STAGING_SLOTS) {
+      try {
+        return this.#make();
+      } catch (error) {
+        // One will do: whoever has it gives it back.
+        if (this.#memory.length === 0) throw error;
+      }
     }
-    try {
-      return this.#make();
-    } catch (error) {
-      // One will do: whoever has it gives it back.
-      if (this.#memory.length === 0) throw error;
-      return new Promise((resolve) => this.#waiters.push(resolve));
-    }
+    return new Promise((resolve) => this.#waiters.push(resolve));
   }
 
   #make(): StagingSlot {

@@ -125,7 +125,10 @@ export class Transfers implements WeightUploader {
     });
   }
 
-  /** A buffer's mirror is stale from here on. Work under way says that mirrors are current when it ends, so this is said again after that. */
+  /**
+   * A buffer's mirror is stale from here on. Work under way says that mirrors are current when it ends, so this is
+   * said again after that.
+   */
   #outdate(buffer: GpuBuffer): void {
     buffer.mirrorCurrent = false;
     if (buffer.mirror === undefined) return;
