@@ -69,11 +69,15 @@ export class ExpertEnergy {
   }
 
   /** Adds one step's work. @param ticks time per expert in any fixed unit; zeros where it was not measured */
-  addWork(tokens: ArrayLike<number>, ticks: ArrayLike<number>): void {
-    for (let e = 0; e < this.#pendingTokens.length; e++) {
-      this.#pendingTokens[e] = (this.#pendingTokens[e] as number) + (tokens[e] as number);
-      this.#pendingReads[e] = (this.#pendingReads[e] as number) + Number((tokens[e] as number) > 0);
-      this.#pendingTicks[e] = (this.#pendingTicks[e] as number) + (ticks[e] as number);
+  addWork(tokens: Int32Array, ticks: Float64Array): void {
+    const pendingTokens = this.#pendingTokens;
+    const pendingReads = this.#pendingReads;
+    const pendingTicks = this.#pendingTicks;
+    for (let e = 0; e < pendingTokens.length; e++) {
+      const count = tokens[e] as number;
+      pendingTokens[e] = (pendingTokens[e] as number) + count;
+      pendingReads[e] = (pendingReads[e] as number) + (count > 0 ? 1 : 0);
+      pendingTicks[e] = (pendingTicks[e] as number) + (ticks[e] as number);
     }
   }
 

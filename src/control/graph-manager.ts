@@ -12,7 +12,7 @@
 import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../errors.ts";
 import { type Fields, requireFields } from "../execution/checks.ts";
-import type { Device, Graph, Stream } from "../execution/device.ts";
+import type { Device, Graph, Stream, Substitute } from "../execution/device.ts";
 import { runEagerly } from "../execution/run-eagerly.ts";
 
 /** Kernels are loaded, and scratch memory found, by the first run of a step; a capture must not see that. */
@@ -48,6 +48,8 @@ export interface RecordedStep {
   readonly origin: Stream;
   /** Enqueues the step; called for eager runs and for captures, never for replays. */
   readonly record: () => void;
+  /** Buffers in the place of those that `record` says; for replays alone, so only where `has(key)`. */
+  readonly substitutes?: readonly Substitute[];
 }
 
 /** How steps have been run since the manager was made, and what it keeps now. */
@@ -101,6 +103,11 @@ export class GraphManager implements Disposable {
     this.#capacity = capacity;
   }
 
+  /** Whether the next run of this key replays a graph. */
+  has(key: string): boolean {
+    return this.#entries.has(key);
+  }
+
   /**
    * Runs a step in the cheapest way there is for its key, and waits for it. When
    * a run fails the cache stays as usable as it was: a graph whose launch failed
@@ -111,7 +118,7 @@ export class GraphManager implements Disposable {
    */
   async run(key: string, step: RecordedStep): Promise<RunMode> {
     if (this.#closed) throw new DisposedError("The graph manager");
-    const { origin, record } = step ?? {};
+    const { origin, record, substitutes = [] } = step ?? {};
     if (typeof record !== "function") {
       throw new InvalidArgumentError(
         `step is ${shown(step)}; it must be an object with origin, a stream, and record, a function that enqueues the step.`,
@@ -122,9 +129,14 @@ export class GraphManager implements Disposable {
       // Last in a Map is most recently used.
       this.#entries.delete(key);
       this.#entries.set(key, known);
-      await this.#launch(known);
+      await this.#launch(known, substitutes);
       this.#replays++;
       return "replayed";
+    }
+    if (substitutes.length > 0) {
+      throw new InvalidArgumentError(
+        "step.substitutes are for replays, and there is no graph of this key yet. Ask has(key) first.",
+      );
     }
     const runs = this.#warm.get(key) ?? 0;
     if (runs < this.#warmup) return this.#runEagerly(key, record, runs + 1);
@@ -141,7 +153,7 @@ export class GraphManager implements Disposable {
     const entry: Entry = { graph, inFlight: 0, retired: false };
     this.#entries.set(key, entry);
     if (this.#entries.size > this.#capacity) this.#evict();
-    await this.#launch(entry);
+    await this.#launch(entry, []);
     return "captured";
   }
 
@@ -181,10 +193,10 @@ export class GraphManager implements Disposable {
     return "eager";
   }
 
-  async #launch(entry: Entry): Promise<void> {
+  async #launch(entry: Entry, substitutes: readonly Substitute[]): Promise<void> {
     entry.inFlight++;
     try {
-      await entry.graph.launch();
+      await entry.graph.launch(substitutes);
     } finally {
       entry.inFlight--;
       if (entry.retired) retire(entry);

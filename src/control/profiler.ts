@@ -203,20 +203,20 @@ export class ExpertProfiler implements ProfileView {
   observe(step: StepObservation): void {
     const slots = this.#check(step);
     const { counts, busySeconds, joules } = step;
+    const ticks = this.#stepTicks;
     let timed = 0;
-    for (let e = 0; e < this.experts; e++) {
-      const ticks = busySeconds ? Math.round((busySeconds[e] as number) * TICKS_PER_SECOND) : 0;
-      this.#stepTicks[e] = ticks;
-      if (ticks > 0) timed = 1;
+    for (let e = 0; e < ticks.length; e++) {
+      ticks[e] = busySeconds ? Math.round((busySeconds[e] as number) * TICKS_PER_SECOND) : 0;
+      if (ticks[e] !== 0) timed = 1;
     }
     this.#counts.push(counts);
-    this.#ticks.push(this.#stepTicks);
+    this.#ticks.push(ticks);
     this.#stepTotals[0] = slots;
     this.#stepTotals[1] = step.tokens ?? slots;
     this.#stepTotals[2] = Math.round(step.seconds * TICKS_PER_SECOND);
     this.#stepTotals[3] = timed;
     this.#totals.push(this.#stepTotals);
-    this.#energy.addWork(counts, this.#stepTicks);
+    this.#energy.addWork(counts, ticks);
     if (typeof joules === "number") this.#energy.addReading(joules);
     else if (joules === "lost") this.#energy.dropWork();
     this.#steps++;
@@ -313,18 +313,23 @@ export class ExpertProfiler implements ProfileView {
     // A plain mean until the exponential one has enough behind it: otherwise the
     // first batch would weigh as much as a whole half-life.
     const weight = Math.max(this.#decay, 1 / this.#stepsWithTokens);
-    for (let e = 0; e < this.experts; e++) {
-      const before = this.#averageShares[e] as number;
+    const shares = this.#averageShares;
+    const heats = this.#heats;
+    const stepsInHeat = this.#stepsInHeat;
+    const scale = this.#scale;
+    const minimumDwell = this.#minimumDwell;
+    for (let e = 0; e < shares.length; e++) {
+      const before = shares[e] as number;
       const share = before + weight * ((counts[e] as number) / slots - before);
-      this.#averageShares[e] = share;
-      const heat = this.#heats[e] as Heat;
-      const dwelt = (this.#stepsInHeat[e] as number) + 1;
-      const next = first ? this.#scale.classify(share) : this.#scale.classify(share, heat);
-      if (first || (next !== heat && dwelt >= this.#minimumDwell)) {
-        this.#heats[e] = next;
-        this.#stepsInHeat[e] = 0;
+      shares[e] = share;
+      const heat = heats[e] as Heat;
+      const dwelt = (stepsInHeat[e] as number) + 1;
+      const next = scale.classify(share, first ? undefined : heat);
+      if (first || (next !== heat && dwelt >= minimumDwell)) {
+        heats[e] = next;
+        stepsInHeat[e] = 0;
       } else {
-        this.#stepsInHeat[e] = Math.min(dwelt, this.#minimumDwell);
+        stepsInHeat[e] = Math.min(dwelt, minimumDwell);
       }
     }
   }

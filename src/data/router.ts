@@ -24,6 +24,7 @@ import {
 } from "../tensor.ts";
 import { Buckets } from "./buckets.ts";
 import {
+  logitsTypeOf,
   type RouterWeights,
   type RoutingBuffers,
   recordGate,
@@ -243,7 +244,8 @@ async function routeOnce(
     };
     device.write(buffers.tokens, Int32Array.of(count));
     if (logits === undefined) device.writeRows(buffers.hidden, layout, hidden);
-    const logitsType = logits && (await writeLogits(device, buffers.logits, logits));
+    const logitsType = logits && logitsTypeOf(device, logits);
+    if (logits && logitsType) await writeLogits(device, buffers.logits, logits, logitsType);
     const stream = device.createStream({ group: 0, priority: 0 });
     owned.push(stream);
     const scope = { mostTokens, lanes: 1, ...(logitsType && { logitsType }) };

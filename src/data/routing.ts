@@ -108,24 +108,14 @@ export interface RoutingScope {
 }
 
 /**
- * Puts logits [T, E] where routing reads them. 16-bit floats stay as they are on devices that
+ * The element type in which logits [T, E] are routed: 16-bit floats stay as they are on devices that
  * route such logits, and become float32 on others.
  *
- * @returns the element type that they have there
  * @throws InvalidArgumentError for a device tensor that the device cannot route, or of another device
- * @throws ShapeError for a host tensor whose data has been transferred or resized since it was checked
  */
-export async function writeLogits(
-  device: Device,
-  target: DeviceBuffer,
-  logits: Tensor | DeviceTensor,
-): Promise<DType> {
+export function logitsTypeOf(device: Device, logits: Tensor | DeviceTensor): DType {
   const known = device.properties.logitsDTypes.includes(logits.dtype);
-  if (!(logits instanceof DeviceTensor)) {
-    checkDataLength(logits);
-    device.write(target, known ? logits.data : toFloat32(logits));
-    return known ? logits.dtype : "float32";
-  }
+  if (!(logits instanceof DeviceTensor)) return known ? logits.dtype : "float32";
   if (logits.device !== device) {
     throw new InvalidArgumentError(
       "The logits are on another device than the layer. Copy them to the host first: await logits.toHost().",
@@ -136,8 +126,27 @@ export async function writeLogits(
       `The logits are ${logits.dtype}, which the device does not route. Use ${device.properties.logitsDTypes.join(", ")}.`,
     );
   }
-  await device.copy(target, logits.buffer, sizeOf(logits.shape) * BYTES_PER_ELEMENT[logits.dtype]);
   return logits.dtype;
+}
+
+/**
+ * Puts logits [T, E] where routing reads them.
+ *
+ * @param type what `logitsTypeOf` says
+ * @throws ShapeError for a host tensor whose data has been transferred or resized since it was checked
+ */
+export async function writeLogits(
+  device: Device,
+  target: DeviceBuffer,
+  logits: Tensor | DeviceTensor,
+  type: DType,
+): Promise<void> {
+  if (logits instanceof DeviceTensor) {
+    await device.copy(target, logits.buffer, sizeOf(logits.shape) * BYTES_PER_ELEMENT[type]);
+    return;
+  }
+  checkDataLength(logits);
+  device.write(target, type === logits.dtype ? logits.data : toFloat32(logits));
 }
 
 /** Enqueues the gate product, if there is a gate: hidden states to logits. */

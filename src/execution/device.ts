@@ -20,7 +20,7 @@
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
  *   whatever is launched later. `copy` comes after what was launched before, too; `write`,
  *   `read`, `writeRows` and `copyRows` are not ordered against that: touching a buffer that
- *   unfinished work uses is the caller's mistake. Fresh memory holds zeros. A buffer, stream,
+ *   unfinished work uses is the caller's mistake. Fresh memory holds zeros, unless it need not. A buffer, stream,
  *   event, graph or projection can be closed twice; closing a device closes all it owns.
  * - Bits. An operator's output depends on its inputs and its description alone:
  *   not on the stream, the compute budgets, the number of compute units, whether
@@ -107,6 +107,8 @@ export interface AllocateOptions {
    * hundred bytes that the host looks at after every step.
    */
   readonly mirrored?: boolean;
+  /** False: contents may be anything until they are written, for what is about to be. Default: true. */
+  readonly zeroed?: boolean;
 }
 
 /**
@@ -195,12 +197,29 @@ export interface ComputeBudgets {
   readonly cacheBytes?: readonly number[];
 }
 
+/** A buffer in the place of another one, for one launch of a graph. */
+export interface Substitute {
+  /** One that the graph was captured with, not mirrored. */
+  readonly buffer: DeviceBuffer;
+  /** What the launch uses instead; as long at least as what the operators touch. Not mirrored if they write it. */
+  readonly by: DeviceBuffer;
+  /**
+   * What the graph does with it. A device whose graphs hold on to an address copies: what is read before the
+   * graph runs, what is written afterwards.
+   */
+  readonly access: "read" | "write";
+}
+
 /** Operators captured once, to be launched any number of times. */
 export interface Graph extends Disposable {
   /** Number of operators in it. */
   readonly nodes: number;
-  /** Runs them all; resolves when they are finished. */
-  launch(): Promise<void>;
+  /**
+   * Runs them all; resolves when they are finished.
+   *
+   * @param substitutes for this launch alone; default: none
+   */
+  launch(substitutes?: readonly Substitute[]): Promise<void>;
 }
 
 /** A counter of energy spent since some point in the past, or why there is none. */

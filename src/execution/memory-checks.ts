@@ -12,7 +12,7 @@ import type { AllocateOptions, RowLayout } from "./device.ts";
 /** Most values of a row: with what rows are rounded up to, an int32 counts them. */
 const MOST_WIDTH = 0x7fffffff - 64;
 
-const OPTIONS: Fields<AllocateOptions> = { mirrored: true };
+const OPTIONS: Fields<AllocateOptions> = { mirrored: true, zeroed: true };
 
 /** What the checks need to know of a buffer. */
 export interface CheckedBuffer {
@@ -33,10 +33,12 @@ export function checkLabel(what: string, label: string): void {
 export function checkAllocation(label: string, options: AllocateOptions): void {
   checkLabel("A buffer", label);
   requireFields(options, "options", "an object, or left out", OPTIONS);
-  if (options.mirrored === undefined || typeof options.mirrored === "boolean") return;
-  throw new InvalidArgumentError(
-    `options.mirrored is ${shown(options.mirrored)}; it must be true, false, or left out.`,
-  );
+  for (const [name, option] of Object.entries(options)) {
+    if (option === undefined || typeof option === "boolean") continue;
+    throw new InvalidArgumentError(
+      `options.${name} is ${shown(option)}; it must be true, false, or left out.`,
+    );
+  }
 }
 
 /** @throws InvalidArgumentError unless so many bytes could be allocated anywhere */

@@ -12,11 +12,16 @@ import { type StreamAssignment, StreamScheduler } from "../control/stream-schedu
 import type { ComputeBudgets, DeviceProperties } from "../execution/device.ts";
 
 /**
- * Steps between two plans. A plan costs the host some tens of microseconds, which a
- * long step hides, and a changed partition a graph capture, while the profile it rests on moves over tens
- * of steps; the first measured step always gets a plan of its own.
+ * Steps between two plans at least: a changed partition costs a graph capture, and the profile
+ * that a plan rests on moves over tens of steps. The first measured step always gets a plan of its own.
  */
 export const PLAN_INTERVAL = 8;
+
+/**
+ * Seconds of steps between two plans at least. A plan costs the host 50 to 120 us, which a long step hides; a
+ * short one waits for it, and would be waiting for a fifth of its time.
+ */
+export const PLAN_SECONDS = 2.5e-3;
 
 /** Streams, slices and profiler of a layer. */
 export interface ControlOptions {
@@ -49,6 +54,7 @@ export class ControlLoop {
   #assignment: StreamAssignment;
   #budgets: ComputeBudgets;
   #stepsSincePlan = 0;
+  #secondsSincePlan = 0;
   #stepsObserved = 0;
   /** Counts that a plan is due for. */
   #due: Int32Array | undefined;
@@ -94,7 +100,9 @@ export class ControlLoop {
     this.slices.observe(feedback);
     this.#stepsObserved++;
     this.#stepsSincePlan++;
-    if (this.#stepsObserved === 1 || this.#stepsSincePlan >= PLAN_INTERVAL) {
+    this.#secondsSincePlan += feedback.seconds;
+    const later = this.#stepsSincePlan >= PLAN_INTERVAL && this.#secondsSincePlan >= PLAN_SECONDS;
+    if (this.#stepsObserved === 1 || later) {
       // The caller of the step has the array, too, and the plan is made later.
       this.#due = feedback.counts.slice();
     }
@@ -112,5 +120,6 @@ export class ControlLoop {
     this.#budgets = budgetsInLanes(this.#plan, this.#assignment.sliceOfLane);
     this.#due = undefined;
     this.#stepsSincePlan = 0;
+    this.#secondsSincePlan = 0;
   }
 }

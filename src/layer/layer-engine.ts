@@ -13,12 +13,18 @@ import { EnergyMonitor, type EnergyReading } from "../control/energy-monitor.ts"
 import { GraphManager, type RunMode, tokenBucket } from "../control/graph-manager.ts";
 import type { Plan } from "../control/plan.ts";
 import { type DroppedSlot, droppedSlots } from "../data/buckets.ts";
-import { writeLogits } from "../data/routing.ts";
+import { logitsTypeOf, writeLogits } from "../data/routing.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { DeviceFailedError, InvalidArgumentError } from "../errors.ts";
-import type { ComputeBudgets, Device, DeviceBuffer } from "../execution/device.ts";
+import {
+  type ComputeBudgets,
+  type Device,
+  type DeviceBuffer,
+  rowBytes,
+  type Substitute,
+} from "../execution/device.ts";
 import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../tensor.ts";
@@ -122,24 +128,66 @@ export class LayerEngine implements Disposable {
   }
 
   async step(request: StepRequest): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
+    const { input } = request;
+    const outputType = this.#outputTypeFor(input);
+    const shape = [...input.shape.slice(0, -1), this.#outputWidth];
+    if (!(input instanceof DeviceTensor)) return this.#step(request, outputType, shape, undefined);
+    const output = this.#newOutput(outputType, shape);
+    try {
+      return await this.#step(request, outputType, shape, output);
+    } catch (error) {
+      // Nobody else has it: the step failed, or a transfer, or a policy of the caller's own that was asked for a plan.
+      output[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** @param output where the output goes, if it stays on the device */
+  async #step(
+    request: StepRequest,
+    outputType: DType,
+    shape: readonly number[],
+    output: DeviceTensor | undefined,
+  ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
     const { input, logits } = request;
     const device = this.#device;
-    const outputType = this.#outputTypeFor(input);
     const tokens = sizeOf(input.shape) / this.#spec.hiddenSize;
     const mostTokens = tokenBucket(tokens);
     const buffers = this.#buffersFor(mostTokens);
-    const { hidden } = buffers.layouts;
-    if (input instanceof DeviceTensor) {
-      await device.copyRows(buffers.hidden, hidden, input.buffer, input.dtype, tokens);
-    } else {
-      device.writeRows(buffers.hidden, hidden, input);
+    const { plan, assignment, budgets } = this.control;
+    const logitsType = logits && logitsTypeOf(device, logits);
+    const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
+    const key = this.#keys.get(plan, assignment.laneKey, scope);
+    const substitutes: Substitute[] = [];
+    const replays = output !== undefined && this.#graphs.has(key);
+    // A graph reads and writes the caller's own tensors, in the place of these buffers, if they have room for as much.
+    const takes = (buffer: DeviceBuffer, tensor: Tensor | DeviceTensor, bytes: number) => {
+      const fits = replays && tensor instanceof DeviceTensor && tensor.buffer.byteLength >= bytes;
+      if (fits) substitutes.push({ buffer, by: tensor.buffer, access: "read" });
+      return fits;
+    };
+    if (replays) {
+      substitutes.push({ buffer: buffers.output, by: output.buffer, access: "write" });
     }
-    const logitsType = logits && (await writeLogits(device, buffers.logits, logits));
+    const { hidden } = buffers.layouts;
+    const asRows = input.dtype === hidden.dtype && hidden.width === hidden.pitch;
+    if (!(asRows && takes(buffers.hidden, input, rowBytes(hidden, mostTokens)))) {
+      if (input instanceof DeviceTensor) {
+        await device.copyRows(buffers.hidden, hidden, input.buffer, input.dtype, tokens);
+      } else {
+        device.writeRows(buffers.hidden, hidden, input);
+      }
+    }
+    if (logits && logitsType) {
+      const bytes = mostTokens * this.#spec.router.experts * BYTES_PER_ELEMENT[logitsType];
+      if (!takes(buffers.logits, logits, bytes)) {
+        await writeLogits(device, buffers.logits, logits, logitsType);
+      }
+    }
     if (this.#tokens[0] !== tokens) {
       device.write(buffers.tokens, Int32Array.of(tokens));
       this.#tokens[0] = tokens;
     }
-    const { plan, assignment, budgets } = this.control;
     const inLanes = mostTokens > this.modules.parts.decodeTokens;
     if (inLanes && this.#laneOf !== assignment.laneOf) {
       device.write(buffers.buckets.laneOf, assignment.laneOf);
@@ -150,35 +198,28 @@ export class LayerEngine implements Disposable {
 
     const streams = this.#streams.get(assignment);
     const parts = logitsType ? this.#ungated : this.modules.parts;
-    const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
-    const key = this.#keys.get(plan, assignment.laneKey, scope);
     // With every step, as a device may serve several layers; right before the launch, which takes them.
     this.#setBudgets(budgets, plan);
-    const shape = [...input.shape.slice(0, -1), this.#outputWidth];
     const started = performance.now();
     const running = this.#graphs.run(key, {
       origin: streams.main,
       record: () => recordStep(streams, parts, buffers, scope),
+      substitutes,
     });
     // The step is on its way. While the device is busy with it there is time to see to where its output goes.
     const keeping =
-      input instanceof DeviceTensor ? this.#keepOutput(buffers, outputType, shape) : undefined;
+      output === undefined || replays
+        ? undefined
+        : device.copy(output.buffer, buffers.output, output.buffer.byteLength);
     const planning = this.#planAhead();
     const [ran, kept, planned] = await Promise.allSettled([running, keeping, planning]);
-    const output = kept.status === "fulfilled" ? kept.value : undefined;
-    try {
-      if (ran.status === "rejected") throw ran.reason;
-      if (kept.status === "rejected") throw kept.reason;
-      if (planned.status === "rejected") throw planned.reason;
-      const seconds = (performance.now() - started) / 1000;
-      this.#steps++;
-      const run = { buffers, tokens, shape, mode: ran.value, seconds, plan, inLanes, timed };
-      return await this.#finish(request, output, { ...run, streams: assignment.streams });
-    } catch (error) {
-      // Nobody else has it: the step failed, or a transfer, or a policy of the caller's own that was asked for a plan.
-      output?.[Symbol.dispose]();
-      throw error;
-    }
+    if (ran.status === "rejected") throw ran.reason;
+    if (kept.status === "rejected") throw kept.reason;
+    if (planned.status === "rejected") throw planned.reason;
+    const seconds = (performance.now() - started) / 1000;
+    this.#steps++;
+    const run = { buffers, tokens, shape, mode: ran.value, seconds, plan, inLanes, timed };
+    return this.#finish(request, output, { ...run, streams: assignment.streams });
   }
 
   statistics(): LayerStatistics {
@@ -249,21 +290,11 @@ export class LayerEngine implements Disposable {
     this.control.planIfDue();
   }
 
-  /** A device tensor that is given the output of the step that was launched last. */
-  async #keepOutput(
-    { output }: StepBuffers,
-    dtype: DType,
-    shape: readonly number[],
-  ): Promise<DeviceTensor> {
-    const bytes = sizeOf(shape) * BYTES_PER_ELEMENT[dtype];
-    const target = this.#device.allocate(Math.max(4, bytes), "layer output");
-    try {
-      await this.#device.copy(target, output, bytes);
-      return new DeviceTensor(this.#device, target, shape, dtype);
-    } catch (error) {
-      target[Symbol.dispose]();
-      throw error;
-    }
+  /** Where the output of a step goes that stays on the device. */
+  #newOutput(dtype: DType, shape: readonly number[]): DeviceTensor {
+    const bytes = Math.max(4, sizeOf(shape) * BYTES_PER_ELEMENT[dtype]);
+    const buffer = this.#device.allocate(bytes, "layer output", { zeroed: false });
+    return new DeviceTensor(this.#device, buffer, shape, dtype);
   }
 
   /**

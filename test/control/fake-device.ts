@@ -3,7 +3,7 @@
  * asked to do. Launches wait until they are let go when `hold` is set.
  */
 
-import type { Device, Graph, Stream } from "../../src/execution/device.ts";
+import type { Device, Graph, Stream, Substitute } from "../../src/execution/device.ts";
 import type { Operator } from "../../src/execution/operators.ts";
 
 export class FakeDevice implements Pick<Device, "capture" | "synchronize"> {
@@ -82,9 +82,10 @@ export class FakeGraph implements Graph {
     this.nodes = nodes;
   }
 
-  async launch(): Promise<void> {
+  async launch(substitutes: readonly Substitute[] = []): Promise<void> {
     if (this.closed) throw new Error("launched after it was closed");
-    this.#device.log.push(`launch ${this.nodes}`);
+    const instead = substitutes.map(({ buffer, by }) => ` ${by.label} for ${buffer.label}`);
+    this.#device.log.push(`launch ${this.nodes}${instead.join()}`);
     this.inFlight++;
     try {
       await this.#device.work();

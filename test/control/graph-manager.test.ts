@@ -7,6 +7,7 @@ import {
   tokenBucket,
 } from "../../src/control/graph-manager.ts";
 import { DisposedError, InvalidArgumentError, InvalidLogitsError } from "../../src/errors.ts";
+import type { DeviceBuffer } from "../../src/execution/device.ts";
 import { FakeDevice } from "./fake-device.ts";
 
 function setUp(options: { warmup?: number; capacity?: number } = {}) {
@@ -18,6 +19,22 @@ function setUp(options: { warmup?: number; capacity?: number } = {}) {
 }
 
 describe("life of a key", () => {
+  test("replays may have substitutes, other runs not", async () => {
+    const { device, graphs, run } = setUp({ warmup: 1 });
+    const named = (label: string) => ({ label }) as DeviceBuffer;
+    const substitutes = [{ buffer: named("a"), by: named("b"), access: "read" as const }];
+    const step = { origin: device.origin, record: device.recording(3), substitutes };
+    for (const mode of ["eager", "captured"]) {
+      assert.equal(graphs.has("k"), false);
+      await assert.rejects(graphs.run("k", step), /substitutes are for replays.*has\(key\)/);
+      assert.equal(await run("k"), mode);
+    }
+    assert.equal(graphs.has("k"), true);
+    assert.equal(await graphs.run("k", step), "replayed");
+    assert.equal(await run("k"), "replayed");
+    assert.deepEqual(device.log.slice(-2), ["launch 3 b for a", "launch 3"]);
+  });
+
   test("eager while it warms up, then captured, then replayed", async () => {
     const { device, graphs, run } = setUp({ warmup: 2 });
     const modes = [];

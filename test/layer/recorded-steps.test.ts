@@ -11,7 +11,7 @@ import type { SlicePolicy } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
 import { MAX_GROUPS } from "../../src/execution/device.ts";
 import type { Operator } from "../../src/execution/operators.ts";
-import { PLAN_INTERVAL } from "../../src/layer/control-loop.ts";
+import { PLAN_INTERVAL, PLAN_SECONDS } from "../../src/layer/control-loop.ts";
 import { dividingByUse } from "../support/dividing-by-use.ts";
 import { gatedExperts } from "../support/layers.ts";
 import type { RecordingDevice } from "../support/recording-device.ts";
@@ -204,6 +204,8 @@ test("a plan is made once the step after those that it rests on is launched", as
     return {};
   });
   const { device, forward } = layerOn({ recommendedStreams: 3 }, bfloat16, { slices: { policy } });
+  // Shorter steps are planned for less often.
+  device.runMilliseconds = (2 * PLAN_SECONDS * 1000) / PLAN_INTERVAL;
   for (let i = 0; i < 3 * PLAN_INTERVAL; i++) {
     const { stats } = await forward(9);
     // The caller may do with them what it likes.

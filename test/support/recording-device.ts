@@ -110,6 +110,8 @@ export class RecordingDevice implements Device {
   readonly rowCopies: string[] = [];
   readonly budgets: ComputeBudgets[] = [];
   /** Every submission: its entries, and whether a graph was launched. */
+  /** How long a submission takes. */
+  runMilliseconds = 0;
   readonly runs: { readonly entries: readonly Enqueued[]; readonly graph: boolean }[] = [];
   /** Reads that were asked for before any of them was done. */
   readsAtOnce = 0;
@@ -208,6 +210,7 @@ export class RecordingDevice implements Device {
       nodes: entries.length,
       launch: async () => {
         this.runs.push({ entries, graph: true });
+        await this.#pass();
       },
       [Symbol.dispose]() {},
     };
@@ -216,6 +219,12 @@ export class RecordingDevice implements Device {
   async synchronize(): Promise<void> {
     this.runs.push({ entries: this.#entries, graph: false });
     this.#entries = [];
+    await this.#pass();
+  }
+
+  async #pass(): Promise<void> {
+    if (this.runMilliseconds === 0) return;
+    await new Promise((resolve) => setTimeout(resolve, this.runMilliseconds));
   }
 
   async close(): Promise<void> {}

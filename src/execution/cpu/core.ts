@@ -7,7 +7,7 @@
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import { refusePromise, requireRecord } from "../checks.ts";
-import type { ComputeBudgets, DeviceProperties } from "../device.ts";
+import type { ComputeBudgets, DeviceBuffer, DeviceProperties } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { ArgumentWriter } from "./arguments.ts";
 import { equalShares, type WorkerShares, workerShares } from "./budgets.ts";
@@ -70,9 +70,9 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     if (this.#pool.end !== undefined) throw this.#pool.end;
   }
 
-  allocate(byteLength: number, label: string): CpuBuffer {
+  allocate(byteLength: number, label: string, zeroed = true): CpuBuffer {
     this.requireOpen();
-    return new CpuBuffer(this, this.memory.allocate(byteLength, label), byteLength, label);
+    return new CpuBuffer(this, this.memory.allocate(byteLength, label, zeroed), byteLength, label);
   }
 
   /** Submitted programs may still use the block, so it is given back when they are over. */
@@ -163,6 +163,17 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
   async inTurn(action: () => void): Promise<void> {
     this.requireOpen();
     await this.#pool.inTurn(action);
+  }
+
+  owns(buffer: DeviceBuffer): buffer is CpuBuffer {
+    return buffer instanceof CpuBuffer && buffer.owner === this;
+  }
+
+  copyInTurn(target: CpuBuffer, source: CpuBuffer): Promise<void> {
+    const bytes = Math.min(target.byteLength, source.byteLength);
+    const view = ({ address }: CpuBuffer) =>
+      new Uint8Array(this.memory.wasm.buffer, address, bytes);
+    return this.inTurn(() => view(target).set(view(source)));
   }
 
   /** Runs work of the device's own, outside the budgets. */

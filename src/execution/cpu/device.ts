@@ -39,7 +39,6 @@ import {
   checkRowSource,
   checkRowWidth,
 } from "../memory-checks.ts";
-import { CpuBuffer } from "./buffer.ts";
 import { DeviceCore } from "./core.ts";
 import { compileKernels, instantiateKernels } from "./kernels.ts";
 import { DeviceMemory } from "./memory.ts";
@@ -101,7 +100,7 @@ export class CpuDevice implements Device {
   /** The host reads all device memory at once, so `mirrored` changes nothing. */
   allocate(byteLength: number, label: string, options: AllocateOptions = {}): DeviceBuffer {
     checkAllocation(label, options);
-    return this.#core.allocate(byteLength, label);
+    return this.#core.allocate(byteLength, label, options.zeroed);
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {
@@ -220,7 +219,7 @@ export class CpuDevice implements Device {
   /** Bytes `begin` to `begin + length - 1` of a buffer, if it has them. */
   #bytes(buffer: DeviceBuffer, begin: number, length: number): Uint8Array {
     this.#core.requireOpen();
-    if (!(buffer instanceof CpuBuffer) || buffer.owner !== this.#core) {
+    if (!this.#core.owns(buffer)) {
       throw new InvalidArgumentError("The buffer is not one of this device.");
     }
     if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);

@@ -4,8 +4,10 @@
  */
 
 import { DisposedError } from "../../errors.ts";
-import type { Graph } from "../device.ts";
+import type { DeviceBuffer, Graph, Substitute } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
+import { checkSubstitutes } from "../substitute-checks.ts";
+import type { CpuBuffer } from "./buffer.ts";
 import { buildProgram } from "./program.ts";
 import type { Recorder } from "./recorder.ts";
 
@@ -15,6 +17,9 @@ export interface GraphOwner {
   /** Counts up when a buffer or a projection is closed. */
   readonly closures: number;
   submit(image: Int32Array): Promise<void>;
+  owns(buffer: DeviceBuffer): buffer is CpuBuffer;
+  /** Copies as much as both hold once everything submitted so far is over, and before what is submitted later. */
+  copyInTurn(target: CpuBuffer, source: CpuBuffer): Promise<void>;
 }
 
 /** @throws DisposedError naming the first resource that is closed */
@@ -41,19 +46,33 @@ export class CpuGraph implements Graph {
     this.#checkedAt = owner.closures;
   }
 
-  /** Concurrent launches run one after the other. */
-  launch(): Promise<void> {
+  /** Concurrent launches run one after the other. Programs hold on to addresses, so substitutes are copied. */
+  launch(substitutes: readonly Substitute[] = []): Promise<void> {
+    const owner = this.#owner;
+    const work: Promise<void>[] = [];
     try {
-      this.#owner.requireOpen();
-      if (this.#closed) throw new DisposedError("The graph");
-      if (this.#checkedAt !== this.#owner.closures) {
-        requireOpen(this.#resources);
-        this.#checkedAt = this.#owner.closures;
+      this.#requireOpen();
+      checkSubstitutes(substitutes, (buffer) => owner.owns(buffer));
+      if (substitutes.length === 0) return owner.submit(this.#image);
+      for (const { buffer, by, access } of substitutes) {
+        if (access === "read") work.push(owner.copyInTurn(buffer, by));
+      }
+      work.push(owner.submit(this.#image));
+      for (const { buffer, by, access } of substitutes) {
+        if (access === "write") work.push(owner.copyInTurn(by, buffer));
       }
     } catch (error) {
       return Promise.reject(error);
     }
-    return this.#owner.submit(this.#image);
+    return Promise.all(work).then(() => {});
+  }
+
+  #requireOpen(): void {
+    this.#owner.requireOpen();
+    if (this.#closed) throw new DisposedError("The graph");
+    if (this.#checkedAt === this.#owner.closures) return;
+    requireOpen(this.#resources);
+    this.#checkedAt = this.#owner.closures;
   }
 
   [Symbol.dispose](): void {

@@ -7,7 +7,7 @@
 
 import { DisposedError, InvalidArgumentError, type NexusError } from "../../errors.ts";
 import { refusePromise, requireRecord } from "../checks.ts";
-import type { ComputeBudgets } from "../device.ts";
+import type { AllocateOptions, ComputeBudgets } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { CudaBudgets } from "./budgets.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
@@ -106,7 +106,7 @@ export class CudaCore
     this.#budgets = new CudaBudgets(multiprocessors, { units: [] });
     try {
       this.transfers = new Transfers(this);
-      const word = this.#newBuffer(4, "fault word", true);
+      const word = this.#newBuffer(4, "fault word", { mirrored: true });
       this.fault = new FaultWord(driver, word, this.launchStream);
     } catch (error) {
       this.#release();
@@ -141,9 +141,9 @@ export class CudaCore
     this.#context.current();
   }
 
-  allocate(byteLength: number, label: string, mirrored = false): GpuBuffer {
+  allocate(byteLength: number, label: string, options: AllocateOptions = {}): GpuBuffer {
     this.requireOpen();
-    return this.#newBuffer(byteLength, label, mirrored);
+    return this.#newBuffer(byteLength, label, options);
   }
 
   scratch(byteLength: number, label: string): GpuBuffer {
@@ -344,10 +344,13 @@ export class CudaCore
     return errors[0];
   }
 
-  #newBuffer(byteLength: number, label: string, mirrored: boolean): GpuBuffer {
+  #newBuffer(byteLength: number, label: string, options: AllocateOptions): GpuBuffer {
+    const { mirrored = false, zeroed = true } = options;
     const block = this.allocator.allocate(byteLength, label);
     try {
-      if (byteLength > 0) this.driver.fillBytes(block.address, 0, byteLength, this.launchStream);
+      // A mirror begins with zeros, and says what the buffer holds.
+      if ((zeroed || mirrored) && byteLength > 0)
+        this.driver.fillBytes(block.address, 0, byteLength, this.launchStream);
       const pinned = mirrored ? this.#mirrors.take(byteLength) : undefined;
       const buffer = new GpuBuffer(this, block, byteLength, label, pinned);
       if (pinned !== undefined) this.#mirrored.set(pinned.address, buffer);

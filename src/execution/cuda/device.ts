@@ -156,7 +156,7 @@ export class CudaDevice implements Device {
 
   allocate(byteLength: number, label: string, options: AllocateOptions = {}): DeviceBuffer {
     checkAllocation(label, options);
-    return this.#core.allocate(byteLength, label, options.mirrored);
+    return this.#core.allocate(byteLength, label, options);
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {

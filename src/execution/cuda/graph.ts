@@ -4,23 +4,24 @@
  * graph itself.
  *
  * When budgets have changed since the last launch, the kernels that fill so many
- * multiprocessors as their budget says get new grids, in place. Nothing is captured
- * again.
+ * multiprocessors as their budget says get new grids, in place; when a launch has other
+ * buffers in the place of the graph's own, kernels get their addresses. Nothing is
+ * captured again.
  */
 
 import { DisposedError, type NexusError } from "../../errors.ts";
-import type { Graph } from "../device.ts";
+import type { Graph, Substitute } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
 import type { CudaBudgets } from "./budgets.ts";
 import type { Driver } from "./driver/driver.ts";
-import { type BudgetedKernel, type IssueSite, issue } from "./issue.ts";
-import type { GpuBuffer } from "./memory.ts";
+import { type IssuedKernel, type IssueSite, issue } from "./issue.ts";
+import type { BufferOwner, GpuBuffer } from "./memory.ts";
 import type { Recording } from "./recorder.ts";
+import { type GpuSubstitute, requireSubstitutes, Substitution } from "./substitution.ts";
 import type { Job } from "./timeline.ts";
 
 /** What a graph needs of the device it belongs to. */
-export interface GraphOwner {
-  readonly closed: boolean;
+export interface GraphOwner extends BufferOwner {
   readonly site: IssueSite;
   /** Counts up when a buffer or a projection is closed. */
   readonly closures: number;
@@ -37,12 +38,14 @@ export interface GraphOwner {
   dropGraph(graph: CudaGraph): void;
 }
 
-/** A node of the graph whose grid follows the budgets. */
-interface BudgetedNode extends BudgetedKernel {
+/** A kernel as a node of the graph. */
+interface KernelNode extends IssuedKernel {
   readonly node: bigint;
-  /** Grid of the instantiated node. */
+  /** Width of its grid for the budgets in force. */
   x: number;
 }
+
+const NO_SUBSTITUTES: readonly GpuSubstitute[] = [];
 
 /** @throws DisposedError naming the first resource that is closed */
 export function requireOpen(resources: Iterable<Resource>): void {
@@ -61,11 +64,14 @@ export class CudaGraph implements Graph, Job {
   readonly #recording: Recording;
   readonly #resources: readonly Resource[];
   readonly #mirrored: readonly GpuBuffer[];
-  readonly #kernels: BudgetedNode[] = [];
+  readonly #kernels: KernelNode[] = [];
+  readonly #substitution: Substitution<KernelNode>;
+  /** Kernels whose nodes do not have yet what is written down for them. */
+  readonly #changed = new Set<KernelNode>();
   readonly #graph: bigint;
   readonly #exec: bigint;
-  /** Budgets that the grids are for, unless the driver refused some of them. */
-  #applied: CudaBudgets | undefined;
+  /** Budgets that the grids are for. */
+  #applied: CudaBudgets;
   /** `closures` when the resources were last seen to be open. */
   #checkedAt: number;
   #closed = false;
@@ -83,6 +89,7 @@ export class CudaGraph implements Graph, Job {
     this.budgets = budgets;
     this.#applied = budgets;
     this.#graph = this.#capture();
+    this.#substitution = new Substitution(recording, this.#kernels);
     try {
       this.#exec = this.#driver.instantiateGraph(this.#graph);
     } catch (error) {
@@ -98,13 +105,19 @@ export class CudaGraph implements Graph, Job {
   }
 
   /** Concurrent launches run one after the other. */
-  launch(): Promise<void> {
+  launch(substitutes: readonly Substitute[] = NO_SUBSTITUTES): Promise<void> {
     try {
       this.requireOpen();
+      requireSubstitutes(substitutes, this.owner);
     } catch (error) {
       return Promise.reject(error);
     }
-    return this.owner.submit(this);
+    if (substitutes.length === 0) return this.owner.submit(this);
+    return this.owner.submit({
+      prepare: (budgets) => this.prepare(budgets, substitutes),
+      issue: () => this.#issueAround(substitutes),
+      finish: () => this.finish(),
+    });
   }
 
   /** @throws DisposedError, DeviceFailedError if the graph cannot be launched */
@@ -116,13 +129,17 @@ export class CudaGraph implements Graph, Job {
     this.#checkedAt = this.owner.closures;
   }
 
-  /** @internal Makes the graph run under these budgets from now on. @throws CudaError if the driver refuses that */
-  prepare(budgets: CudaBudgets): void {
+  /** @internal Makes the graph run under these budgets, and with these substitutes. @throws CudaError if the driver refuses that */
+  prepare(budgets: CudaBudgets, substitutes = NO_SUBSTITUTES): void {
     this.owner.begin(budgets);
-    if (budgets === this.#applied) return;
-    this.#applied = undefined;
-    this.#follow(budgets);
-    this.#applied = budgets;
+    if (budgets !== this.#applied) this.#follow(budgets);
+    this.#substitution.apply(substitutes, this.#changed);
+    for (const kernel of this.#changed) {
+      const { launch } = kernel.work;
+      const { y, z } = launch.grid;
+      this.#driver.setNodeLaunch(this.#exec, kernel.node, { x: kernel.x, y, z }, launch.params);
+      this.#changed.delete(kernel);
+    }
   }
 
   /** @internal Puts the graph on the launch stream as it is. */
@@ -178,14 +195,31 @@ export class CudaGraph implements Graph, Job {
 
   /** New grids for new budgets. What lives in partitions keeps those it was captured in. */
   #follow(budgets: CudaBudgets): void {
+    this.#applied = budgets;
     if (this.budgets.partitions !== undefined || budgets.partitions !== undefined) return;
     for (const kernel of this.#kernels) {
-      const { work, node, group, streams } = kernel;
+      const { work, group, streams } = kernel;
+      if (!work.budgeted || !work.persistent) continue;
       const x = work.blocks(budgets.shareOf(group, streams));
       if (x === kernel.x) continue;
-      const { y, z } = work.launch.grid;
-      this.#driver.setNodeGrid(this.#exec, node, { x, y, z });
       kernel.x = x;
+      this.#changed.add(kernel);
+    }
+  }
+
+  /** Puts the graph on the launch stream, between copies of what it cannot reach. */
+  #issueAround(substitutes: readonly GpuSubstitute[]): void {
+    const copied = substitutes.filter((each) => this.#substitution.copies(each));
+    for (const { buffer, by, access } of copied) if (access === "read") this.#copy(buffer, by);
+    this.issue();
+    for (const { buffer, by, access } of copied) if (access === "write") this.#copy(by, buffer);
+  }
+
+  /** As much as both hold. */
+  #copy(to: GpuBuffer, from: GpuBuffer): void {
+    const bytes = Math.min(to.byteLength, from.byteLength);
+    if (bytes > 0) {
+      this.#driver.copyOnDevice(to.address, from.address, bytes, this.#launchStream);
     }
   }
 }

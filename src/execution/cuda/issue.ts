@@ -33,8 +33,8 @@ export interface IssueSite {
   readonly maxWindowBytes: number;
 }
 
-/** A kernel whose grid follows the budgets. */
-export interface BudgetedKernel {
+/** A kernel as it was issued. */
+export interface IssuedKernel {
   readonly work: KernelWork;
   readonly group: number;
   /** Streams that share the group's budget. */
@@ -61,7 +61,7 @@ export function issue(
   recording: Recording,
   site: IssueSite,
   budgets: CudaBudgets,
-  issued?: (kernel: BudgetedKernel, stream: bigint) => void,
+  issued?: (kernel: IssuedKernel, stream: bigint) => void,
 ): void {
   const issuer = new Issuer(recording, site, budgets, issued);
   try {
@@ -110,7 +110,7 @@ class Issuer {
   readonly #recording: Recording;
   readonly #site: IssueSite;
   readonly #budgets: CudaBudgets;
-  readonly #issued: ((kernel: BudgetedKernel, stream: bigint) => void) | undefined;
+  readonly #issued: ((kernel: IssuedKernel, stream: bigint) => void) | undefined;
   readonly #native = new Map<CudaStream, bigint>();
   readonly #points = new Map<Point, bigint>();
   readonly #events: bigint[] = [];
@@ -127,7 +127,7 @@ class Issuer {
     recording: Recording,
     site: IssueSite,
     budgets: CudaBudgets,
-    issued: ((kernel: BudgetedKernel, stream: bigint) => void) | undefined,
+    issued: ((kernel: IssuedKernel, stream: bigint) => void) | undefined,
   ) {
     this.#recording = recording;
     this.#site = site;
@@ -210,7 +210,7 @@ class Issuer {
     if (work.budgeted) work.launch.setWindow(this.#windowOf(work, group));
     issueWork(driver, work, native, share, dependent);
     if (work.tidies) this.#tidied.add(native);
-    if (work.budgeted && work.persistent) this.#issued?.({ work, group, streams }, native);
+    this.#issued?.({ work, group, streams }, native);
   }
 
   /**

@@ -30,7 +30,7 @@ export class GpuBuffer implements CudaBuffer {
   readonly #attached: Disposable[] = [];
   #closed = false;
 
-  /** @param block zeroed; @param pinned where the mirror lies, zeroed too */
+  /** @param block what it holds; @param pinned where the mirror lies, which holds the same */
   constructor(
     owner: BufferOwner,
     block: DeviceBlock,

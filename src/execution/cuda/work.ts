@@ -29,6 +29,8 @@ export interface KernelWork {
   readonly budgeted: boolean;
   /** Weights it reads, which a cache budget is for. */
   readonly weights?: MemoryRange;
+  /** Address of rows that it reads through a tensor map. */
+  readonly mapped?: bigint;
   /** Addresses of host mirrors that it brings up to date. */
   readonly mirrors?: readonly bigint[];
   /** If this is tidying up: the parameters by which a kernel that tidies up does it along with its own work. */
@@ -58,6 +60,8 @@ export interface PreparedLaunch {
   setBlocks(x: number): void;
   /** Other values for these parameters. */
   setValues(values: KernelValues): void;
+  /** Its parameters that are pointers, with their names. */
+  pointers(): readonly (readonly [string, bigint])[];
   /** What it reads of the range stays in the L2 longest; null: no such wish. */
   setWindow(window: AccessWindow | null): void;
   /** Whether it may start while the kernel in front of it on the stream runs. */

@@ -4,7 +4,12 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { DisposedError, InvalidArgumentError } from "../../../src/errors.ts";
 import { type CpuDevice, openCpuDevice } from "../../../src/execution/cpu/device.ts";
-import type { DeviceBuffer, DeviceEvent, Stream } from "../../../src/execution/device.ts";
+import type {
+  DeviceBuffer,
+  DeviceEvent,
+  Stream,
+  Substitute,
+} from "../../../src/execution/device.ts";
 import { between, chance, pick, randomFor } from "../../support/seed.ts";
 import { floats, ints, room, upload, withDevice } from "./harness.ts";
 
@@ -175,6 +180,35 @@ describe("streams and events", () => {
     await device.synchronize();
     assert.equal(finished, 5);
     await device.synchronize();
+  });
+
+  it("launches graphs with other buffers in the place of their own, in the order of the calls", async () => {
+    const work = new Averages();
+    const stream = anyStream();
+    const [input, output] = [upload(device, new Float32Array(WIDTH)), room(device, WIDTH)];
+    const graph = device.capture(stream, () => work.enqueue(stream, input, input, output));
+    const values = [1, 5, 9];
+    const outputs = values.map(() => room(device, WIDTH));
+    const launches = values.map((value, i) => {
+      const by = upload(device, new Float32Array(WIDTH).fill(value));
+      return graph.launch([
+        { buffer: input, by, access: "read" },
+        { buffer: output, by: outputs[i] as DeviceBuffer, access: "write" },
+      ]);
+    });
+    await Promise.all(launches);
+    for (const [i, value] of values.entries()) {
+      const found = await floats(device, outputs[i] as DeviceBuffer);
+      assert.ok(found.every((each) => each === value + 1));
+    }
+    const refused = (substitutes: unknown, message: RegExp) =>
+      assert.rejects(
+        graph.launch(substitutes as Substitute[]),
+        (error) => error instanceof InvalidArgumentError && message.test(error.message),
+      );
+    await refused({}, /substitutes is .*must be an array/);
+    await refused([{ buffer: input, by: {}, access: "read" }], /not both of the graph's device/);
+    await refused([{ buffer: input, by: output, access: "any" }], /access is "any"/);
   });
 
   it("refuses what cannot be ordered", async () => {

@@ -53,14 +53,14 @@ describe("shared budgets", () => {
       assert.deepEqual(widths(fake), [all, all, all, all]);
       const captures = driver.count("beginCapture");
       assert.deepEqual(await under(60, 41, 20), [60, 20, 20, 20]);
-      assert.equal(driver.count("setNodeGrid"), 4);
+      assert.equal(driver.count("setNodeLaunch"), 4);
       // The same grids need no call; a group without a budget has the whole device.
       assert.deepEqual(await under(60, 40, 20), [60, 20, 20, 20]);
-      assert.equal(driver.count("setNodeGrid"), 4);
+      assert.equal(driver.count("setNodeLaunch"), 4);
       assert.deepEqual(await under(60, 1), [all, 60, 1, 1]);
       await graph.launch();
       assert.deepEqual(widths(fake), [all, 60, 1, 1]);
-      assert.equal(driver.count("setNodeGrid"), 7);
+      assert.equal(driver.count("setNodeLaunch"), 7);
       assert.equal(driver.count("beginCapture"), captures);
       assert.deepEqual(await under(), [all, all, all, all]);
     });

@@ -159,7 +159,11 @@ describe("tensors on an emulated GPU", () => {
             const like = tensorOf(normal(random, elements), shape, dtype);
             const host = { data: valuesOf(like), shape };
             const expected = (await layer.forward(host)).output;
-            for (let step = 0; step < 3; step++) {
+            // Replays take the tensors themselves, other ones in every step, and in between none.
+            for (let step = 0; step < 5; step++) {
+              if (step === 3) {
+                assert.deepEqual((await layer.forward(host)).output.data, expected.data);
+              }
               using wide = DeviceTensor.fromHost(device, host);
               using narrow = DeviceTensor.fromHost(device, like);
               using first = (await layer.forward(wide)).output;
@@ -169,6 +173,8 @@ describe("tensors on an emulated GPU", () => {
               const round = dtype === "bfloat16" ? brainBits : halfBits;
               const rounded = Uint16Array.from(expected.data, round);
               assert.deepEqual((await second.toHost()).data, rounded);
+              // Nothing is written to what went in.
+              assert.deepEqual((await narrow.toHost()).data, like.data);
             }
           }
         }

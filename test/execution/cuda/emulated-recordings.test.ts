@@ -126,7 +126,7 @@ describe("recordings on an emulated GPU", () => {
         }
         assert.equal(driver.count("instantiateGraph"), captures);
         // Steps of decode size have no lanes, and so no budgets.
-        const followed = driver.count("setNodeGrid") > 0;
+        const followed = driver.count("setNodeLaunch") > 0;
         assert.equal(followed, !decodes);
         for (const each of [graph, streams, buffers]) each[Symbol.dispose]();
       }));

@@ -21,7 +21,7 @@ import type {
 } from "../../../src/execution/cuda/driver/driver.ts";
 import { failed } from "./fake-calls.ts";
 import { FakeMemory } from "./fake-memory.ts";
-import { FakeStreams } from "./fake-streams.ts";
+import { FakeStreams, type NodeLaunch, type Parameter } from "./fake-streams.ts";
 
 /** A kernel launch as it ran. */
 export interface FakeLaunch {
@@ -260,17 +260,17 @@ export class FakeDriver extends FakeStreams implements Driver {
     };
     if (grid.x * grid.y * grid.z === 0) throw failed("launchKernel", 1);
     const stream = this.stream(view.getBigUint64(32, true));
-    const frozen = this.freeze(fn, params);
+    const freeze = (table: bigint): Parameter => this.freeze(fn, table);
     const window = this.#windowOf(view);
     const early = this.#attribute(view, 6)?.getInt32(8, true) === 1;
     if (early && !stream.afterKernel)
       throw new Error("There is no kernel to start beside the end of.");
-    const run = (actual: Extent): void => {
+    const run = (actual: NodeLaunch): void => {
       const launch = {
         fn,
-        grid: actual,
+        grid: actual.grid,
         params,
-        parameter: frozen,
+        parameter: actual.parameter as Parameter,
         window,
         early,
         partition: stream.partition,
@@ -279,7 +279,7 @@ export class FakeDriver extends FakeStreams implements Driver {
       this.launches.push(launch);
       this.onKernel(launch);
     };
-    this.enqueue(stream.handle, run, grid);
+    this.enqueue(stream.handle, run, { grid, parameter: freeze(params) }, freeze);
     stream.afterKernel = true;
   }
 
@@ -350,7 +350,7 @@ export class FakeDriver extends FakeStreams implements Driver {
   }
 
   /** Parameters live where the launch is written down; the driver has copied them when it returns. */
-  protected freeze(_fn: bigint, params: bigint): (index: number, bytes: number) => DataView {
+  protected freeze(_fn: bigint, params: bigint): Parameter {
     const most = 16;
     const table = this.#memory.upTo(params, most * 8);
     const values = Array.from({ length: Math.floor(table.byteLength / 8) }, (_, index) => {

@@ -37,11 +37,25 @@ interface Queued {
   step(): boolean;
 }
 
+/** A kernel's parameter as it was when it was launched or its node was changed. */
+export type Parameter = (index: number, bytes: number) => DataView;
+
+/** What of a launch a graph's nodes can be given anew. */
+export interface NodeLaunch {
+  readonly grid: Extent;
+  /** Kernels have them. */
+  readonly parameter?: Parameter;
+}
+
+const NO_KERNEL: NodeLaunch = { grid: { x: 1, y: 1, z: 1 } };
+
 interface Node {
   readonly handle: bigint;
   readonly after: ReadonlySet<Node>;
-  readonly run: (grid: Extent) => void;
-  readonly grid: Extent;
+  readonly run: (launch: NodeLaunch) => void;
+  readonly launch: NodeLaunch;
+  /** Of a kernel: reads parameters that are written down elsewhere. */
+  readonly freeze: ((params: bigint) => Parameter) | undefined;
 }
 
 interface Capture {
@@ -53,7 +67,7 @@ interface Capture {
 
 interface Exec {
   readonly nodes: readonly Node[];
-  readonly grids: Map<bigint, Extent>;
+  readonly launches: Map<Node, NodeLaunch>;
 }
 
 /** Most steps that run between two questions. */
@@ -216,7 +230,7 @@ export class FakeStreams extends FakeCalls {
     const exec = this.handle();
     this.#execs.set(exec, {
       nodes: [...nodes],
-      grids: new Map(nodes.map(({ handle, grid }) => [handle, grid])),
+      launches: new Map(nodes.map((node) => [node, node.launch])),
     });
     return exec;
   }
@@ -229,7 +243,7 @@ export class FakeStreams extends FakeCalls {
     this.call("launchGraph");
     const exec = this.#execs.get(handle);
     if (exec === undefined) throw failed("launchGraph", 1);
-    const grids = new Map(exec.grids);
+    const launches = new Map(exec.launches);
     const waiting = new Set(exec.nodes);
     this.stream(stream).queue.push({
       ready: () => true,
@@ -238,18 +252,19 @@ export class FakeStreams extends FakeCalls {
         const node = ready[this.#random.integer(Math.max(1, ready.length))];
         if (node !== undefined) {
           waiting.delete(node);
-          node.run(grids.get(node.handle) as Extent);
+          node.run(launches.get(node) as NodeLaunch);
         }
         return waiting.size === 0;
       },
     });
   }
 
-  setNodeGrid(handle: bigint, node: bigint, grid: Extent): void {
-    this.call("setNodeGrid");
+  setNodeLaunch(handle: bigint, node: bigint, grid: Extent, params: bigint): void {
+    this.call("setNodeLaunch");
     const exec = this.#execs.get(handle);
-    if (exec?.grids.has(node) !== true) throw failed("setNodeGrid", 1);
-    exec.grids.set(node, grid);
+    const found = exec?.nodes.find((each) => each.handle === node);
+    if (exec === undefined || found?.freeze === undefined) throw failed("setNodeLaunch", 1);
+    exec.launches.set(found, { grid, parameter: found.freeze(params) });
   }
 
   destroyGraph(graph: bigint): void {
@@ -278,11 +293,12 @@ export class FakeStreams extends FakeCalls {
     }
   }
 
-  /** Puts something on a stream, or into the capture that it is part of. */
+  /** Puts something on a stream, or into the capture that it is part of. @param freeze of a kernel */
   protected enqueue(
     handle: bigint,
-    run: (grid: Extent) => void,
-    grid: Extent = { x: 1, y: 1, z: 1 },
+    run: (launch: NodeLaunch) => void,
+    launch: NodeLaunch = NO_KERNEL,
+    freeze?: (params: bigint) => Parameter,
   ): void {
     const stream = this.stream(handle);
     const { capture } = stream;
@@ -291,13 +307,13 @@ export class FakeStreams extends FakeCalls {
       stream.queue.push({
         ready: () => true,
         step: () => {
-          run(grid);
+          run(launch);
           return true;
         },
       });
       return;
     }
-    const node = { handle: this.handle(), after: new Set(stream.after), run, grid };
+    const node = { handle: this.handle(), after: new Set(stream.after), run, launch, freeze };
     capture.nodes.push(node);
     stream.after = new Set([node]);
   }

@@ -245,7 +245,7 @@ describe("closing", () => {
   it("gives memory back, and takes attached memory along", async () => {
     await withFake(async ({ core, device }) => {
       const before = device.memory();
-      const parent = core.allocate(1000, "parent", true);
+      const parent = core.allocate(1000, "parent", { mirrored: true });
       const child = core.scratch(2000, "child");
       parent.attach(child);
       assert.equal(device.memory().allocations, before.allocations + 2);

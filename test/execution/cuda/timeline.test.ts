@@ -207,8 +207,8 @@ describe("a device", () => {
       await graph.launch();
       driver.launches.splice(0);
       device.setComputeBudgets({ realisation: "shared", units: [60, 40] });
-      driver.fail("setNodeGrid", { skip: 1, result: 801 });
-      await assert.rejects(graph.launch(), /setNodeGrid failed.*801/);
+      driver.fail("setNodeLaunch", { skip: 1, result: 801 });
+      await assert.rejects(graph.launch(), /setNodeLaunch failed.*801/);
       assert.equal(driver.launches.length, 0);
       await graph.launch();
       const widths = driver.launches.map(({ grid }) => grid.x / BLOCKS);

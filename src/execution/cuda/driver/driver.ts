@@ -122,8 +122,12 @@ export interface Driver {
   instantiateGraph(graph: bigint): bigint;
   uploadGraph(exec: bigint, stream: bigint): void;
   launchGraph(exec: bigint, stream: bigint): void;
-  /** Changes a kernel node's grid in an instantiated graph; all else stays as captured. */
-  setNodeGrid(exec: bigint, node: bigint, grid: Extent): void;
+  /**
+   * Changes a kernel node's grid and parameters in an instantiated graph; all else stays as captured.
+   *
+   * @param params address of a table of parameter addresses, as for `launchKernel`
+   */
+  setNodeLaunch(exec: bigint, node: bigint, grid: Extent, params: bigint): void;
   destroyGraph(graph: bigint): void;
   destroyGraphExec(exec: bigint): void;
 

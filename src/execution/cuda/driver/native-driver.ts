@@ -337,14 +337,14 @@ class NativeDriver implements Driver {
     this.#at.check("cuGraphLaunch", this.#cu.cuGraphLaunch(exec, stream));
   }
 
-  setNodeGrid(exec: bigint, node: bigint, grid: Extent): void {
-    // The parameter values that the structure points to are the node's own copies, so they stay.
-    const { node: params, nodeAddress } = this.#at;
+  setNodeLaunch(exec: bigint, node: bigint, grid: Extent, params: bigint): void {
+    const { node: structure, nodeAddress } = this.#at;
     const got = this.#cu.cuGraphKernelNodeGetParams_v2(node, nodeAddress);
     this.#at.check("cuGraphKernelNodeGetParams_v2", got);
-    params.setUint32(KERNEL_NODE_PARAMS.gridX, grid.x, true);
-    params.setUint32(KERNEL_NODE_PARAMS.gridY, grid.y, true);
-    params.setUint32(KERNEL_NODE_PARAMS.gridZ, grid.z, true);
+    structure.setUint32(KERNEL_NODE_PARAMS.gridX, grid.x, true);
+    structure.setUint32(KERNEL_NODE_PARAMS.gridY, grid.y, true);
+    structure.setUint32(KERNEL_NODE_PARAMS.gridZ, grid.z, true);
+    structure.setBigUint64(KERNEL_NODE_PARAMS.kernelParams, params, true);
     const set = this.#cu.cuGraphExecKernelNodeSetParams_v2(exec, node, nodeAddress);
     this.#at.check("cuGraphExecKernelNodeSetParams_v2", set);
   }

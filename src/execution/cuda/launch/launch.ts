@@ -147,6 +147,14 @@ export class Launch implements PreparedLaunch, Disposable {
     }
   }
 
+  /** Its parameters that are pointers, with their names. */
+  pointers(): readonly (readonly [string, bigint])[] {
+    return this.#entry.args.flatMap(({ name, type }, index) => {
+      if (!isPointer(type)) return [];
+      return [[name, this.#view.getBigUint64(this.#offsets[index] as number, true)] as const];
+    });
+  }
+
   /** What this launch reads of the range stays in the L2 longest; null: no such wish. */
   setWindow(window: AccessWindow | null): void {
     const view = this.#view;

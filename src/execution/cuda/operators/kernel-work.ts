@@ -12,6 +12,7 @@ export type LaunchContext = Pick<OperatorContext, "kernels" | "arena" | "facts">
 export interface WorkOptions {
   readonly budgeted?: boolean;
   readonly weights?: MemoryRange;
+  readonly mapped?: bigint;
   readonly mirrors?: readonly bigint[];
   readonly tidying?: KernelValues;
   readonly tidies?: boolean;

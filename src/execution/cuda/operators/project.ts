@@ -9,7 +9,7 @@ import type { CudaBuffer } from "../buffer.ts";
 import type { Kernel } from "../bundle/kernel-set.ts";
 import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
-import { tensorMapsOf } from "../tensor-maps.ts";
+import { type TensorMapMeta, tensorMapsOf } from "../tensor-maps.ts";
 import { activationValues } from "./activation.ts";
 import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
@@ -141,7 +141,7 @@ function encodeDense(
       projection.n,
       to.context.facts.multiprocessors,
     ),
-    { budgeted: true, weights: projection.weights },
+    { budgeted: true, weights: projection.weights, ...mappedRows(kernel, buffers) },
   );
   to.mirror(buffers.output);
 }
@@ -219,6 +219,7 @@ function encodeLane(
     {
       budgeted: true,
       weights: projection.weights,
+      ...mappedRows(kernel, buffers),
       behindProducts: !rows.gather,
       ...(rows.gather && height > LOW_ROWS && { early: false }),
       ...(height <= LATE_ROWS && { early: true }),
@@ -250,9 +251,7 @@ function commonValues(
   to: OperatorEncoder,
 ): KernelValues {
   const { element, k } = projection;
-  const map = (argument: string) =>
-    entry.tensordesc_meta.find((meta) => meta.argument === argument);
-  const [x, w] = [map("x"), map("w")];
+  const [x, w] = [mapOf(entry, "x"), mapOf(entry, "w")];
   return {
     x:
       x === undefined
@@ -267,6 +266,16 @@ function commonValues(
     out_pitch: projection.outputPitch,
     group: TILE_GROUP,
   };
+}
+
+/** The tensor map that a kernel takes for an argument, if it takes one. */
+function mapOf({ tensordesc_meta }: Kernel["entry"], argument: string): TensorMapMeta | undefined {
+  return tensordesc_meta.find((meta) => meta.argument === argument);
+}
+
+/** Where the rows are that a kernel reads through a tensor map, if it does. */
+function mappedRows({ entry }: Kernel, { input }: RowBuffers): { readonly mapped?: bigint } {
+  return mapOf(entry, "x") === undefined ? {} : { mapped: input.address };
 }
 
 function encodeGate(

@@ -142,7 +142,10 @@ export function testDriver(open: () => Driver, skip: string | false): void {
         driver.launchGraph(exec, stream);
         assert.deepEqual(read(), [2, 3]);
       }
-      assert.throws(() => driver.setNodeGrid(exec, node, { x: 1, y: 1, z: 1 }), CudaError);
+      assert.throws(
+        () => driver.setNodeLaunch(exec, node, { x: 1, y: 1, z: 1 }, pinned.address),
+        CudaError,
+      );
       driver.destroyGraphExec(exec);
       driver.destroyGraph(graph);
     } finally {

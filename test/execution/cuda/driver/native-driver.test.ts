@@ -114,9 +114,9 @@ describe("what is passed", { skip }, () => {
       const launch = (): void => driver.launchKernel(memory.address, fn, memory.address + 256n);
 
       launch();
-      const line = (x: number, y: number): string =>
+      const line = (x: number, y: number, last = 3): string =>
         `kernel grid ${x} ${y} 2 block 256 1 1 shared 98304 attributes 1 ` +
-        `values ${2n ** 60n + 1n} 7 3 attribute 6 = 1`;
+        `values ${2n ** 60n + 1n} 7 ${last} attribute 6 = 1`;
       assert.deepEqual(fake().notes(), ["dynamic shared 98304", line(20, 3)]);
 
       driver.beginCapture(stream);
@@ -126,9 +126,10 @@ describe("what is passed", { skip }, () => {
       const graph = driver.endCapture(stream);
       const exec = driver.instantiateGraph(graph);
       driver.launchGraph(exec, stream);
-      driver.setNodeGrid(exec, node, { x: 8, y: 1, z: 2 });
+      driver.setNodeLaunch(exec, node, { x: 8, y: 1, z: 2 }, memory.address + 256n);
+      view.setBigUint64(values + 16, 98n, true); // and so are those that it is given later
       driver.launchGraph(exec, stream);
-      assert.deepEqual(fake().notes(), [line(20, 3), line(8, 1)]);
+      assert.deepEqual(fake().notes(), [line(20, 3), line(8, 1, 99)]);
 
       driver.destroyGraphExec(exec);
       driver.destroyGraph(graph);

@@ -8,6 +8,7 @@
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
+import type { CudaBuffer } from "../../../../src/execution/cuda/buffer.ts";
 import {
   type KernelEntry,
   type Manifest,
@@ -15,15 +16,12 @@ import {
   parseManifest,
 } from "../../../../src/execution/cuda/bundle/manifest.ts";
 import { type CudaDevice, openOnDriver } from "../../../../src/execution/cuda/device.ts";
-import type {
-  DenseTensorMap,
-  DeviceFacts,
-  Extent,
-} from "../../../../src/execution/cuda/driver/driver.ts";
+import type { DenseTensorMap, DeviceFacts } from "../../../../src/execution/cuda/driver/driver.ts";
 import { shareOut, shareOutNearly } from "../../../../src/execution/cuda/driver/partitions.ts";
 import { LAUNCH_CONFIG } from "../../../../src/execution/cuda/driver/structs.ts";
 import { BYTES_PER_ELEMENT } from "../../../../src/tensor.ts";
 import { FakeDriver, type FakeLaunch } from "../fake-driver.ts";
+import type { NodeLaunch, Parameter } from "../fake-streams.ts";
 import { KernelCall, writeTensorMap } from "./call.ts";
 import { KERNELS } from "./kernels/index.ts";
 import { Accesses, WatchedMemory } from "./memory.ts";
@@ -184,30 +182,29 @@ export class EmulatedDriver extends FakeDriver {
     });
   }
 
-  protected override enqueue(stream: bigint, run: (grid: Extent) => void, grid?: Extent): void {
+  protected override enqueue(
+    stream: bigint,
+    run: (launch: NodeLaunch) => void,
+    launch?: NodeLaunch,
+    freeze?: (params: bigint) => Parameter,
+  ): void {
     const transfer = this.#next;
     this.#next = undefined;
     if (this.order.capturing(stream)) {
       const node = this.order.node(stream);
-      super.enqueue(
-        stream,
-        (actual) => {
-          if (this.#replay === undefined) throw new Error("A node runs outside of its graph.");
-          this.#run(transfer, this.#replay, node, () => run(actual));
-        },
-        grid,
-      );
+      const inGraph = (actual: NodeLaunch): void => {
+        if (this.#replay === undefined) throw new Error("A node runs outside of its graph.");
+        this.#run(transfer, this.#replay, node, () => run(actual));
+      };
+      super.enqueue(stream, inGraph, launch, freeze);
       return;
     }
     const tick = this.order.tick(stream);
-    super.enqueue(
-      stream,
-      (actual) => {
-        this.#run(transfer, tick, undefined, () => run(actual));
-        this.order.over(tick);
-      },
-      grid,
-    );
+    const alone = (actual: NodeLaunch): void => {
+      this.#run(transfer, tick, undefined, () => run(actual));
+      this.order.over(tick);
+    };
+    super.enqueue(stream, alone, launch, freeze);
   }
 
   // Kernels
@@ -267,7 +264,7 @@ export class EmulatedDriver extends FakeDriver {
     super.launchKernel(config, fn, params);
   }
 
-  protected override freeze(fn: bigint, params: bigint): (index: number) => DataView {
+  protected override freeze(fn: bigint, params: bigint): Parameter {
     const { args } = this.#entries.get(fn) as KernelEntry;
     const table = this.bytesAt(params, args.length * 8);
     const addresses = new DataView(table.buffer, table.byteOffset);
@@ -371,5 +368,13 @@ export async function openEmulated(
   options: { readonly float32?: "ieee" | "tf32" } = {},
 ): Promise<EmulatedDevice> {
   const driver = new EmulatedDriver(facts);
-  return { driver, device: await openOnDriver(driver, options) };
+  const device = await openOnDriver(driver, options);
+  const allocate = device.allocate.bind(device);
+  device.allocate = (bytes, label, special) => {
+    const buffer = allocate(bytes, label, special) as CudaBuffer;
+    // Where nothing is zeroed the driver cannot tell that a block has a new owner.
+    if (special?.zeroed === false) driver.memory.handOut(Number(buffer.address), bytes);
+    return buffer;
+  };
+  return { driver, device };
 }

@@ -1,0 +1,185 @@
+/** Launches of a graph with other buffers in the place of its own, on the fake driver. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import { DisposedError, InvalidArgumentError } from "../../../src/errors.ts";
+import type { DeviceBuffer, Graph, Substitute } from "../../../src/execution/device.ts";
+import { type Average, enqueue, type FakeDevice, operand, readValue, withFake } from "./harness.ts";
+
+interface Parts {
+  readonly input: DeviceBuffer;
+  readonly output: DeviceBuffer;
+  readonly graph: Graph;
+}
+
+/** A graph of two kernels, of which the second one makes out = between / 2 + input / 2 + 1 of what the first one made of input and input. */
+function twoKernels({ device }: FakeDevice, special: Partial<Average> = {}): Parts {
+  const stream = device.createStream({ group: 0, priority: 0 });
+  const input = operand(device, 0, "input");
+  const between = operand(device, undefined, "between");
+  const output = operand(device, undefined, "output");
+  const graph = device.capture(stream, () => {
+    enqueue(stream, { a: input, b: input, output: between });
+    enqueue(stream, { a: between, b: input, output, ...special });
+  });
+  return { input, output, graph };
+}
+
+/** What the graph makes of a value. */
+const made = (value: number) => (value + 1) / 2 + value / 2 + 1;
+
+function standIns(parts: Parts, input: DeviceBuffer, output: DeviceBuffer): readonly Substitute[] {
+  return [
+    { buffer: parts.input, by: input, access: "read" },
+    { buffer: parts.output, by: output, access: "write" },
+  ];
+}
+
+describe("substitutes of a launch", () => {
+  it("are read and written by that launch alone, and the graph's own buffers by others", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      await parts.graph.launch();
+      for (const value of [4, 10]) {
+        const [input, output] = [operand(device, value), operand(device, -1)];
+        await parts.graph.launch(standIns(parts, input, output));
+        assert.equal(await readValue(device, output), made(value));
+        assert.equal(await readValue(device, parts.output), made(0));
+      }
+      device.write(parts.input, new Float32Array(4).fill(6));
+      await parts.graph.launch();
+      assert.equal(await readValue(device, parts.output), made(6));
+      assert.equal(driver.count("copyOnDevice"), 0);
+    });
+  });
+
+  it("change nodes only where they are others than those of the launch before", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const [input, output, other] = [operand(device, 2), operand(device), operand(device)];
+      const calls: number[] = [];
+      for (const to of [output, output, other, other]) {
+        await parts.graph.launch(standIns(parts, input, to));
+        calls.push(driver.count("setNodeLaunch"));
+      }
+      // Both kernels read the input, the second one writes the output.
+      assert.deepEqual(calls, [2, 2, 3, 3]);
+      assert.equal(await readValue(device, other), made(2));
+    });
+  });
+
+  it("are those of each launch where several wait for their turn", async () => {
+    await withFake(async (fake) => {
+      const { device } = fake;
+      const parts = twoKernels(fake);
+      const values = [1, 5, 9, 13];
+      const outputs = values.map(() => operand(device));
+      const launches = values.map((value, i) =>
+        parts.graph.launch(standIns(parts, operand(device, value), outputs[i] as DeviceBuffer)),
+      );
+      launches.push(parts.graph.launch());
+      await Promise.all(launches);
+      for (const [i, value] of values.entries()) {
+        assert.equal(await readValue(device, outputs[i] as DeviceBuffer), made(value));
+      }
+      assert.equal(await readValue(device, parts.output), made(0));
+    });
+  });
+
+  it("go along with budgets that change", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const output = operand(device);
+      device.setComputeBudgets({ realisation: "shared", units: [8] });
+      await parts.graph.launch(standIns(parts, operand(device, 3), output));
+      assert.equal(await readValue(device, output), made(3));
+      assert.deepEqual(
+        driver.launches.map(({ grid }) => grid.x),
+        [16, 16],
+      );
+    });
+  });
+
+  it("are copied where something has the address that cannot be changed", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const copy = operand(device, undefined, "copy");
+      // The driver copies from the output.
+      const parts = twoKernels(fake, { beside: copy });
+      const [input, output] = [operand(device, 7), operand(device, -1)];
+      await parts.graph.launch(standIns(parts, input, output));
+      assert.equal(await readValue(device, output), made(7));
+      assert.equal(await readValue(device, parts.output), made(7));
+      assert.equal(await readValue(device, copy), made(7));
+      assert.equal(driver.count("setNodeLaunch"), 2);
+    });
+  });
+
+  it("are tried again after the driver refused them", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const [input, output] = [operand(device, 2), operand(device)];
+      driver.fail("setNodeLaunch", { skip: 1, result: 801 });
+      await assert.rejects(parts.graph.launch(standIns(parts, input, output)), /setNodeLaunch/);
+      await parts.graph.launch(standIns(parts, input, output));
+      assert.equal(await readValue(device, output), made(2));
+      await parts.graph.launch();
+      assert.equal(await readValue(device, parts.output), made(0));
+    });
+  });
+
+  it("may be closed once the launch is under way, and are not handed out before it is over", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const [input, output] = [operand(device, 8), operand(device)];
+      driver.stalled = true;
+      const launch = parts.graph.launch(standIns(parts, input, output));
+      input[Symbol.dispose]();
+      const later = operand(device, 100);
+      driver.stalled = false;
+      await launch;
+      assert.equal(await readValue(device, output), made(8));
+      assert.equal(await readValue(device, later), 100);
+    });
+  });
+
+  it("are refused before anything runs", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const by = operand(device);
+      const closed = operand(device, undefined, "closed");
+      closed[Symbol.dispose]();
+      const mirrored = device.allocate(16, "counts", { mirrored: true });
+      const { input, output } = parts;
+      await withFake(async ({ device: other }) => {
+        const foreign = operand(other);
+        const cases: readonly [unknown, RegExp, unknown?][] = [
+          [{ buffer: input, by, access: "read" }, /substitutes is .*must be an array/],
+          [[null], /a substitute is null/],
+          [[{ buffer: input, by: foreign, access: "read" }], /not both of the graph's device/],
+          [[{ buffer: foreign, by, access: "read" }], /not both of the graph's device/],
+          [[{ buffer: input, by: closed, access: "read" }], /Buffer "closed"/, DisposedError],
+          [[{ buffer: input, by, access: "both" }], /access is "both"; it must be "read" or/],
+          [[{ buffer: output, by: mirrored, access: "write" }], /"counts" is mirrored/],
+          [[{ buffer: mirrored, by, access: "read" }], /"counts" is mirrored/],
+        ];
+        for (const [substitutes, pattern, type = InvalidArgumentError] of cases) {
+          await assert.rejects(
+            parts.graph.launch(substitutes as Substitute[]),
+            (error) => error instanceof (type as typeof Error) && pattern.test(error.message),
+            String(pattern),
+          );
+        }
+      });
+      assert.equal(driver.launches.length, 0);
+      await parts.graph.launch([{ buffer: input, by: mirrored, access: "read" }]);
+      assert.equal(await readValue(device, output), made(0));
+    });
+  });
+});
