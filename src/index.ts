@@ -18,6 +18,7 @@ export {
   type RunMode,
 } from "./control/graph-manager.ts";
 export type { HeatMultiples } from "./control/heat.ts";
+export type { StepJoules, StepObservation } from "./control/observation.ts";
 export type {
   BudgetedSliceId,
   ExpertLoad,
@@ -37,8 +38,6 @@ export {
   type ProfileReport,
   type ProfilerOptions,
   type ProfileView,
-  type StepJoules,
-  type StepObservation,
 } from "./control/profiler.ts";
 export type { Reservation } from "./control/slices/demands.ts";
 export {

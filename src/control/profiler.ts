@@ -10,9 +10,15 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type Fields, isAmount, requireFields, requireObject } from "../execution/checks.ts";
+import { type Fields, isAmount, requireFields } from "../execution/checks.ts";
 import { type EnergyBasis, ExpertEnergy } from "./expert-energy.ts";
 import { HEAT_MULTIPLES, type HeatMultiples, HeatScale } from "./heat.ts";
+import {
+  checkObservation,
+  checkWhole,
+  type StepJoules,
+  type StepObservation,
+} from "./observation.ts";
 import type { Heat } from "./plan.ts";
 import {
   checkSnapshot,
@@ -51,15 +57,6 @@ const MAX_DWELL = 1_000_000;
 /** Time is counted in whole ticks, so that sums over the window are exact; 100 ns is the devices' own unit. */
 const TICKS_PER_SECOND = 1e7;
 
-/** A longer step is a mistake in units, and would cost the sums their exactness. */
-const MAX_STEP_SECONDS = 86_400;
-
-/** As above. */
-const MAX_READING_JOULES = 1e6;
-
-/** Tokens and counts are int32 on the devices. */
-const MAX_TOKENS = 2 ** 31 - 1;
-
 /** How many experts there are, and how fast a profiler forgets. */
 export interface ProfilerOptions {
   /** Number of experts, 1 to 1024. */
@@ -81,23 +78,6 @@ const OPTIONS: Fields<ProfilerOptions> = {
   minimumDwell: true,
   thresholds: true,
 };
-
-/** Joules measured; null: no reading yet; "lost": no reading will ever cover these steps. */
-export type StepJoules = number | null | "lost";
-
-/** What one finished step showed. */
-export interface StepObservation {
-  /** Tokens per expert [experts]. */
-  readonly counts: Int32Array;
-  /** How long the step took. */
-  readonly seconds: number;
-  /** Tokens of the batch; default: the sum of the counts, which is right for top-1 routing. */
-  readonly tokens?: number | undefined;
-  /** Compute-unit time per expert [experts], where the device measures it. */
-  readonly busySeconds?: Float64Array | undefined;
-  /** Energy of all the steps since the last one that came with joules, this one included. */
-  readonly joules?: StepJoules | undefined;
-}
 
 /** One expert over the window. */
 export interface ExpertProfile {
@@ -156,9 +136,12 @@ export class ExpertProfiler implements ProfileView {
   readonly #averageShares: Float64Array;
   readonly #heats: Heat[];
   readonly #stepsInHeat: Int32Array;
-  /** Scratch, so that observing allocates nothing. */
+  /** The step observed last; kept, so that observing allocates nothing. */
+  readonly #stepCounts: Int32Array;
   readonly #stepTicks: Float64Array;
   readonly #stepTotals = new Float64Array(4);
+  #stepJoules: StepJoules | undefined;
+  #unsettled = false;
   #steps = 0;
   #stepsWithTokens = 0;
 
@@ -188,35 +171,55 @@ export class ExpertProfiler implements ProfileView {
     this.#averageShares = new Float64Array(experts);
     this.#heats = new Array<Heat>(experts).fill("warm");
     this.#stepsInHeat = new Int32Array(experts);
+    this.#stepCounts = new Int32Array(experts);
     this.#stepTicks = new Float64Array(experts);
   }
 
   get steps(): number {
+    this.settle();
     return this.#steps;
   }
 
   /**
-   * Takes in one finished step. Linear in the number of experts.
+   * Takes in one finished step. Linear in the number of experts; most of that is left to `settle`.
    *
    * @throws InvalidArgumentError for lengths or values that cannot be; nothing is taken in then
    */
   observe(step: StepObservation): void {
-    const slots = this.#check(step);
-    const { counts, busySeconds, joules } = step;
+    const slots = checkObservation(step, this.experts);
+    this.settle();
+    const { counts, busySeconds, tokens = slots, seconds, joules } = step;
+    // Copies, as the caller may fill its arrays anew.
+    this.#stepCounts.set(counts);
     const ticks = this.#stepTicks;
     let timed = 0;
-    for (let e = 0; e < ticks.length; e++) {
-      ticks[e] = busySeconds ? Math.round((busySeconds[e] as number) * TICKS_PER_SECOND) : 0;
+    if (busySeconds === undefined) ticks.fill(0);
+    for (let e = 0; busySeconds !== undefined && e < ticks.length; e++) {
+      ticks[e] = Math.round((busySeconds[e] as number) * TICKS_PER_SECOND);
       if (ticks[e] !== 0) timed = 1;
     }
-    this.#counts.push(counts);
-    this.#ticks.push(ticks);
     this.#stepTotals[0] = slots;
-    this.#stepTotals[1] = step.tokens ?? slots;
-    this.#stepTotals[2] = Math.round(step.seconds * TICKS_PER_SECOND);
+    this.#stepTotals[1] = tokens;
+    this.#stepTotals[2] = Math.round(seconds * TICKS_PER_SECOND);
     this.#stepTotals[3] = timed;
+    this.#stepJoules = joules;
+    this.#unsettled = true;
+  }
+
+  /**
+   * Works the step that was observed last into sums and averages, unless that is done. Whatever tells of them does
+   * so first. A step's end is no time for it, and while the next one runs there is some.
+   */
+  settle(): void {
+    if (!this.#unsettled) return;
+    this.#unsettled = false;
+    const counts = this.#stepCounts;
+    const joules = this.#stepJoules;
+    const slots = this.#stepTotals[0] as number;
+    this.#counts.push(counts);
+    this.#ticks.push(this.#stepTicks);
     this.#totals.push(this.#stepTotals);
-    this.#energy.addWork(counts, ticks);
+    this.#energy.addWork(counts, this.#stepTicks);
     if (typeof joules === "number") this.#energy.addReading(joules);
     else if (joules === "lost") this.#energy.dropWork();
     this.#steps++;
@@ -226,17 +229,20 @@ export class ExpertProfiler implements ProfileView {
 
   heatOf(expert: number): Heat {
     this.#checkExpert(expert);
+    this.settle();
     return this.#heats[expert] as Heat;
   }
 
   /** Exponential average of an expert's share of the slots, 0 to 1; 0 before the first step. */
   averageShareOf(expert: number): number {
     this.#checkExpert(expert);
+    this.settle();
     return this.#averageShares[expert] as number;
   }
 
   /** Everything known about every expert. */
   report(): ProfileReport {
+    this.settle();
     const [slots = 0, tokens = 0, ticks = 0, timed = 0] = this.#totals.sums;
     const profileOf = (heat: Heat, expert: number): ExpertProfile => {
       const expertTokens = this.#counts.sums[expert] as number;
@@ -264,6 +270,7 @@ export class ExpertProfiler implements ProfileView {
 
   /** The whole state as a plain value for JSON; `ExpertProfiler.restore` goes on from it exactly. */
   snapshot(): ProfileSnapshot {
+    this.settle();
     return {
       format: SNAPSHOT_FORMAT,
       version: SNAPSHOT_VERSION,
@@ -334,67 +341,7 @@ export class ExpertProfiler implements ProfileView {
     }
   }
 
-  /** @returns the sum of the counts */
-  #check(step: StepObservation): number {
-    requireObject(step, "step", "what a step showed, such as { counts, seconds }");
-    const { counts, busySeconds, seconds, tokens, joules } = step;
-    if (!(counts instanceof Int32Array) || counts.length !== this.experts) {
-      throw new InvalidArgumentError(
-        `counts must be an Int32Array of ${this.experts} entries, one per expert; got ${describe(counts)}.`,
-      );
-    }
-    let slots = 0;
-    for (let e = 0; e < counts.length; e++) {
-      const count = counts[e] as number;
-      if (count < 0) {
-        throw new InvalidArgumentError(`counts[${e}] is ${count}; tokens cannot be negative.`);
-      }
-      slots += count;
-    }
-    checkSeconds(seconds, "seconds");
-    if (tokens !== undefined) checkWhole(tokens, 0, MAX_TOKENS, "tokens");
-    if (busySeconds !== undefined) {
-      if (!(busySeconds instanceof Float64Array) || busySeconds.length !== this.experts) {
-        throw new InvalidArgumentError(
-          `busySeconds must be a Float64Array of ${this.experts} entries, one per expert; got ${describe(busySeconds)}.`,
-        );
-      }
-      for (let e = 0; e < busySeconds.length; e++) {
-        checkSeconds(busySeconds[e] as number, `busySeconds[${e}]`);
-      }
-    }
-    const read = joules !== undefined && joules !== null && joules !== "lost";
-    if (read && !(isAmount(joules) && joules <= MAX_READING_JOULES)) {
-      throw new InvalidArgumentError(
-        `joules is ${shown(joules)}; a reading must be 0 to ${MAX_READING_JOULES} J, null where there is none yet, or "lost".`,
-      );
-    }
-    return slots;
-  }
-
   #checkExpert(expert: number): void {
     checkWhole(expert, 0, this.experts - 1, "expert");
   }
-}
-
-function checkSeconds(value: number, name: string): void {
-  if (!(isAmount(value) && value <= MAX_STEP_SECONDS)) {
-    throw new InvalidArgumentError(
-      `${name} is ${shown(value)}; it must be a time in seconds, 0 to ${MAX_STEP_SECONDS}.`,
-    );
-  }
-}
-
-function checkWhole(value: number, least: number, most: number, name: string): void {
-  if (!Number.isInteger(value) || value < least || value > most) {
-    throw new InvalidArgumentError(
-      `${name} is ${shown(value)}; it must be a whole number from ${least} to ${most}.`,
-    );
-  }
-}
-
-function describe(value: unknown): string {
-  return ArrayBuffer.isView(value) && "length" in value
-    ? `${value.constructor.name} of ${value.length}`
-    : typeof value;
 }

@@ -5,8 +5,9 @@
  */
 
 import { budgetsInLanes } from "../control/lane-budgets.ts";
+import type { StepJoules } from "../control/observation.ts";
 import type { Plan } from "../control/plan.ts";
-import { ExpertProfiler, type ProfilerOptions, type StepJoules } from "../control/profiler.ts";
+import { ExpertProfiler, type ProfilerOptions } from "../control/profiler.ts";
 import { SliceManager, type SliceManagerOptions } from "../control/slices/manager.ts";
 import { type StreamAssignment, StreamScheduler } from "../control/stream-scheduler.ts";
 import type { ComputeBudgets, DeviceProperties } from "../execution/device.ts";
@@ -94,7 +95,7 @@ export class ControlLoop {
     return this.#budgets;
   }
 
-  /** Takes a finished step in. Now and then a plan is due then, which `planIfDue` makes. */
+  /** Takes a finished step in. Now and then a plan is due then, which `catchUp` makes. */
   observe(feedback: StepFeedback): void {
     this.profiler.observe(feedback);
     this.slices.observe(feedback);
@@ -108,8 +109,9 @@ export class ControlLoop {
     }
   }
 
-  /** Plans anew if that is due: for whenever the device is busy and the host is not. Work in flight is not touched. */
-  planIfDue(): void {
+  /** Takes in what is left of the last step, and plans anew if that is due: for whenever the device is busy and the host is not. Work in flight is not touched. */
+  catchUp(): void {
+    this.profiler.settle();
     if (this.#due !== undefined) this.replan(this.#due);
   }
 

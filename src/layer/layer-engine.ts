@@ -287,7 +287,7 @@ export class LayerEngine implements Disposable {
    * shorter is noticed only then, and its time is that of the plan: of one step in every plan's turn, whichever it is.
    */
   async #planAhead(): Promise<void> {
-    this.control.planIfDue();
+    this.control.catchUp();
   }
 
   /** Where the output of a step goes that stays on the device. */

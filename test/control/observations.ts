@@ -1,6 +1,6 @@
 /** Steps as a profiler is told of them. */
 
-import type { StepObservation } from "../../src/control/profiler.ts";
+import type { StepObservation } from "../../src/control/observation.ts";
 import type { Random } from "../../src/workload/random.ts";
 import { between, chance } from "../support/seed.ts";
 import { zipfCounts } from "./loads.ts";

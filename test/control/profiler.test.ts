@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
+import type { StepObservation } from "../../src/control/observation.ts";
 import type { Heat } from "../../src/control/plan.ts";
-import { ExpertProfiler, type StepObservation } from "../../src/control/profiler.ts";
+import { ExpertProfiler } from "../../src/control/profiler.ts";
 import { InvalidArgumentError } from "../../src/errors.ts";
 import { Random } from "../../src/workload/random.ts";
 import { between, randomFor } from "../support/seed.ts";

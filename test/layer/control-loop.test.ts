@@ -104,7 +104,7 @@ test("short steps are planned for no more often than pays", () => {
         joules: null,
         comparable: false,
       });
-      control.planIfDue();
+      control.catchUp();
     }
     return control.plan.version - before;
   };

@@ -200,14 +200,9 @@ export class SliceManager {
         `Plan ${shown(plan.version)} was not made by this slice manager. Observe it where it was allocated.`,
       );
     }
-    const measured = { seconds, tokens, joules: joules === "lost" ? 0 : (joules ?? 0) };
-    for (const [name, value] of Object.entries(measured)) {
-      if (!isAmount(value)) {
-        throw new InvalidArgumentError(
-          `${name} is ${shown(value)}; it must be a number, 0 or more.`,
-        );
-      }
-    }
+    requireAmount("seconds", seconds);
+    requireAmount("tokens", tokens);
+    requireAmount("joules", joules === "lost" ? 0 : (joules ?? 0));
     this.#policy.observe?.(division, { plan, seconds, tokens, joules: joules ?? null, comparable });
   }
 
@@ -376,6 +371,11 @@ export class SliceManager {
       reason: `Partitions are used only where the adaptive policy has measured them to be better; this is the ${this.#policy.name} policy.`,
     };
   }
+}
+
+function requireAmount(name: string, value: unknown): void {
+  if (isAmount(value)) return;
+  throw new InvalidArgumentError(`${name} is ${shown(value)}; it must be a number, 0 or more.`);
 }
 
 function policyNamed(name: string): SlicePolicy {

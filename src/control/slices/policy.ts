@@ -7,8 +7,8 @@
  */
 
 import type { Realisation } from "../../execution/device.ts";
+import type { StepJoules } from "../observation.ts";
 import type { BudgetedSliceId, ExpertSliceId, Heat, Plan } from "../plan.ts";
-import type { StepJoules } from "../profiler.ts";
 
 /** What a policy sees of the load. */
 export interface LoadView {

@@ -20,7 +20,7 @@ import { CudaGraph, type GraphOwner, requireOpen } from "./graph.ts";
 import { type IssueSite, issue } from "./issue.ts";
 import { LaunchArena, type NativeMemory } from "./launch/arena.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";
-import { MirrorPool } from "./mirrors.ts";
+import { MirrorPool, mirroredBy } from "./mirrors.ts";
 import type { OperatorContext } from "./operators/context.ts";
 import { encodeOperator } from "./operators/encode.ts";
 import type { OwnedOperator } from "./operators/encoder.ts";
@@ -137,8 +137,13 @@ export class CudaCore
 
   /** Also makes the context current. @throws DisposedError if the device is closed, DeviceFailedError if it failed */
   requireOpen(): void {
-    if (this.#timeline.end !== undefined) throw this.#timeline.end;
+    this.requireLive();
     this.#context.current();
+  }
+
+  /** As above, where nothing is asked of the driver. */
+  requireLive(): void {
+    if (this.#timeline.end !== undefined) throw this.#timeline.end;
   }
 
   allocate(byteLength: number, label: string, options: AllocateOptions = {}): GpuBuffer {
@@ -179,9 +184,9 @@ export class CudaCore
 
   /** @param budgets checked */
   setComputeBudgets(budgets: ComputeBudgets): void {
-    this.requireOpen();
     // A layer says them with every step, and they are the same ones most of the time.
     if (this.#budgets.meets(budgets)) return;
+    this.requireOpen();
     const sizes = budgets.units.filter((units) => units > 0);
     const partitions =
       budgets.realisation === "partitioned" && sizes.length > 0
@@ -274,19 +279,8 @@ export class CudaCore
     return this.fault.take();
   }
 
-  mirroredBy({ steps }: Recording): readonly GpuBuffer[] {
-    const found = new Set<GpuBuffer>();
-    for (const step of steps) {
-      if (step.kind !== "operator") continue;
-      for (const work of [...step.operator.work, ...step.operator.beside]) {
-        const targets = work.kind === "mirror" ? [work.target] : mirrorsOf(work);
-        for (const target of targets) {
-          const buffer = this.#mirrored.get(target);
-          if (buffer !== undefined) found.add(buffer);
-        }
-      }
-    }
-    return [...found];
+  mirroredBy(recording: Recording): readonly GpuBuffer[] {
+    return mirroredBy(recording, this.#mirrored);
   }
 
   reached(): Promise<void> {
@@ -393,8 +387,4 @@ export class CudaCore
     this.#chunks.push(memory.address);
     return memory;
   }
-}
-
-function mirrorsOf(work: Work): readonly bigint[] {
-  return (work.kind === "kernel" && work.mirrors) || [];
 }

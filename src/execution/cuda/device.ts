@@ -220,7 +220,7 @@ export class CudaDevice implements Device {
   }
 
   setComputeBudgets(budgets: ComputeBudgets): void {
-    this.#core.requireOpen();
+    this.#core.requireLive();
     checkBudgets(budgets, this.properties);
     if (budgets.realisation === "mig") {
       throw new InvalidArgumentError(

@@ -6,6 +6,9 @@
 
 import type { Driver } from "./driver/driver.ts";
 import { PIECE_ALIGNMENT, PinnedMemory, type PinnedPiece } from "./driver/pinned.ts";
+import type { GpuBuffer } from "./memory.ts";
+import { type Recording, worksOf } from "./recorder.ts";
+import type { Work } from "./work.ts";
 
 /** Mirrors hold a few hundred bytes each. */
 const BLOCK_BYTES = 64 * 1024;
@@ -47,4 +50,19 @@ export class MirrorPool {
     this.#free.clear();
     for (const block of this.#blocks.splice(0)) block.close();
   }
+}
+
+/** The buffers whose mirrors a recording brings up to date. @param mirrored buffers by the address of their mirror */
+export function mirroredBy(
+  recording: Recording,
+  mirrored: ReadonlyMap<bigint, GpuBuffer>,
+): readonly GpuBuffer[] {
+  const targets = worksOf(recording).flatMap(targetsOf);
+  const found = targets.map((target) => mirrored.get(target));
+  return [...new Set(found.filter((buffer) => buffer !== undefined))];
+}
+
+function targetsOf(work: Work): readonly bigint[] {
+  if (work.kind === "mirror") return [work.target];
+  return (work.kind === "kernel" && work.mirrors) || [];
 }

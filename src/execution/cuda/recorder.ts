@@ -221,3 +221,10 @@ export class CudaStream implements Stream {
     return event;
   }
 }
+
+/** All that a recording consists of, what is done beside its operators included. */
+export function worksOf({ steps }: Recording): readonly Work[] {
+  return steps.flatMap((step) =>
+    step.kind === "operator" ? [...step.operator.work, ...step.operator.beside] : [],
+  );
+}

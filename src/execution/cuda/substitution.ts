@@ -9,7 +9,7 @@ import { InvalidArgumentError } from "../../errors.ts";
 import type { Substitute } from "../device.ts";
 import { checkSubstitutes } from "../substitute-checks.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";
-import type { Recording } from "./recorder.ts";
+import { type Recording, worksOf } from "./recorder.ts";
 import type { KernelWork, Work } from "./work.ts";
 
 /** A substitute whose buffers are known to be the device's. */
@@ -103,12 +103,6 @@ export function requireSubstitutes(
       `Buffer "${mirrored.label}" is mirrored: no other can stand in for it, nor it for one that is written.`,
     );
   }
-}
-
-function worksOf({ steps }: Recording): readonly Work[] {
-  return steps.flatMap((step) =>
-    step.kind === "operator" ? [...step.operator.work, ...step.operator.beside] : [],
-  );
 }
 
 /** Whether this work has the buffer's address where it cannot be changed. @param beside of a kernel: whether it is no node that is known */
