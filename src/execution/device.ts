@@ -18,9 +18,9 @@
  *   called; it is finished when the promise of `synchronize()`, or of the
  *   graph's `launch()`, resolves.
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
- *   whatever is launched later. `copy` comes after what was launched before, too; `write`,
- *   `read`, `writeRows` and `copyRows` are not ordered against that: touching a buffer that
- *   unfinished work uses is the caller's mistake. Fresh memory holds zeros, unless it need not. A buffer, stream,
+ *   whatever is launched later. `copy` and `read` come after what was launched before, too,
+ *   but for reads of mirrored buffers; these, `write`, `writeRows` and `copyRows` are not
+ *   ordered against that: touching a buffer that unfinished work uses is the caller's mistake. Fresh memory holds zeros, unless it need not. A buffer, stream,
  *   event, graph or projection can be closed twice; closing a device closes all it owns.
  * - Bits. An operator's output depends on its inputs and its description alone:
  *   not on the stream, the compute budgets, the number of compute units, whether

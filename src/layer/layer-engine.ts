@@ -12,7 +12,6 @@ import { createHash } from "node:crypto";
 import { EnergyMonitor, type EnergyReading } from "../control/energy-monitor.ts";
 import { GraphManager, type RunMode, tokenBucket } from "../control/graph-manager.ts";
 import type { Plan } from "../control/plan.ts";
-import { type DroppedSlot, droppedSlots } from "../data/buckets.ts";
 import { logitsTypeOf, writeLogits } from "../data/routing.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
@@ -29,6 +28,7 @@ import { DeviceTensor } from "../execution/device-tensor.ts";
 import { defaultDevice } from "../execution/open.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../tensor.ts";
 import { ControlLoop } from "./control-loop.ts";
+import { type Fetched, fetchStep } from "./fetched.ts";
 import type { ForwardResult, ForwardStats, LayerOptions, LayerStatistics } from "./forward.ts";
 import { LayerModules } from "./layer-modules.ts";
 import { recordStep, type StepParts } from "./step.ts";
@@ -52,8 +52,6 @@ export interface StepRequest {
 interface StepRun {
   readonly buffers: StepBuffers;
   readonly tokens: number;
-  /** Of the output. */
-  readonly shape: readonly number[];
   readonly mode: RunMode;
   readonly seconds: number;
   readonly plan: Plan;
@@ -206,20 +204,26 @@ export class LayerEngine implements Disposable {
       record: () => recordStep(streams, parts, buffers, scope),
       substitutes,
     });
-    // The step is on its way. While the device is busy with it there is time to see to where its output goes.
-    const keeping =
-      output === undefined || replays
-        ? undefined
-        : device.copy(output.buffer, buffers.output, output.buffer.byteLength);
-    const planning = this.#planAhead();
-    const [ran, kept, planned] = await Promise.allSettled([running, keeping, planning]);
-    if (ran.status === "rejected") throw ran.reason;
-    if (kept.status === "rejected") throw kept.reason;
-    if (planned.status === "rejected") throw planned.reason;
-    const seconds = (performance.now() - started) / 1000;
+    // The step is on its way. While the device is busy with it there is time to ask for what it puts out, and to plan.
+    const ending = running.then((mode) => ({
+      mode,
+      seconds: (performance.now() - started) / 1000,
+    }));
+    const wanted = { tokens, shape, onDevice: output, routing: request.routing };
+    const kept = replays ? undefined : output?.buffer;
+    const [ended, fetched, copied, planned] = await Promise.allSettled([
+      ending,
+      fetchStep(device, this.#spec.router, buffers, wanted),
+      kept && device.copy(kept, buffers.output, kept.byteLength),
+      this.#planAhead(),
+    ]);
+    if (ended.status === "rejected") throw ended.reason;
+    if (fetched.status === "rejected") throw fetched.reason;
+    for (const each of [copied, planned]) if (each.status === "rejected") throw each.reason;
     this.#steps++;
-    const run = { buffers, tokens, shape, mode: ran.value, seconds, plan, inLanes, timed };
-    return this.#finish(request, output, { ...run, streams: assignment.streams });
+    const { streams: lanes } = assignment;
+    const run = { buffers, tokens, plan, inLanes, timed, streams: lanes, ...ended.value };
+    return this.#finish(fetched.value, run);
   }
 
   statistics(): LayerStatistics {
@@ -297,41 +301,18 @@ export class LayerEngine implements Disposable {
     return new DeviceTensor(this.#device, buffer, shape, dtype);
   }
 
-  /**
-   * Brings back what is wanted of a step, and shows the control loop what it did.
-   *
-   * @param onDevice the output, if it stays there
-   */
+  /** Reads what the host sees of every step, and shows it the control loop. */
   async #finish(
-    { routing: wanted }: StepRequest,
-    onDevice: DeviceTensor | undefined,
+    { output, routing, dropped }: Fetched,
     run: StepRun,
   ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
-    const device = this.#device;
-    const { buffers, tokens, shape } = run;
-    const { experts, topK, capacityFactor } = this.#spec.router;
-    const slots = tokens * topK;
-    const transfers: Promise<void>[] = [];
-    const fetch = <Into extends ArrayBufferView>(source: DeviceBuffer, into: Into): Into => {
-      transfers.push(device.read(source, into));
-      return into;
-    };
-
-    const output = onDevice ?? {
-      dtype: "float32" as const,
-      shape,
-      data: fetch(buffers.output, new Float32Array(tokens * this.#outputWidth)),
-    };
-    const counts = fetch(buffers.counts, new Int32Array(experts));
-    const busy = run.timed
-      ? fetch(buffers.busy as DeviceBuffer, new Int32Array(experts))
-      : undefined;
-    const limited = capacityFactor !== undefined;
-    const ids = wanted || limited ? fetch(buffers.ids, new Int32Array(slots)) : undefined;
-    const weights = wanted ? fetch(buffers.weights, new Float32Array(slots)) : undefined;
-    const inverse = limited ? fetch(buffers.buckets.inverse, new Int32Array(slots)) : undefined;
-    await Promise.all(transfers);
-    const dropped: readonly DroppedSlot[] = ids && inverse ? droppedSlots(inverse, ids, topK) : [];
+    const { buffers, tokens } = run;
+    const counts = new Int32Array(this.#spec.router.experts);
+    const busy = run.timed ? new Int32Array(counts.length) : undefined;
+    await Promise.all([
+      this.#device.read(buffers.counts, counts),
+      busy && this.#device.read(buffers.busy as DeviceBuffer, busy),
+    ]);
     const stats: ForwardStats = {
       step: this.#steps,
       tokens,
@@ -343,7 +324,7 @@ export class LayerEngine implements Disposable {
       streams: run.streams,
       energy: this.#observe(counts, busy, run),
     };
-    return { output, stats, ...(ids && weights && { routing: { ids, weights } }) };
+    return { output, stats, ...(routing && { routing }) };
   }
 
   #observe(counts: Int32Array, busy: Int32Array | undefined, run: StepRun): EnergyReading {

@@ -276,14 +276,21 @@ test("a replayed step writes its input and nothing that is there already", async
   // The second plan, after the first step, comes with a lane table of its own.
   for (let i = 0; i < 3; i++) await forward(9);
   device.writes.length = 0;
-  device.readsAtOnce = 0;
+  device.reads.length = 0;
+  device.runMilliseconds = 1;
   assert.equal((await forward(9)).stats.mode, "replayed");
   assert.deepEqual(
     device.writes.map((label) => label.replace(/ of .*/, "")),
     ["hidden states"],
   );
-  // Counts and output are asked for together.
-  assert.equal(device.readsAtOnce, 2);
+  // The output is asked for as soon as the step is launched, counts when it is over.
+  assert.deepEqual(
+    device.reads.map(({ label, meanwhile }) => [label.replace(/ of .*/, ""), meanwhile]),
+    [
+      ["layer output", true],
+      ["expert counts", false],
+    ],
+  );
   device.writes.length = 0;
   await forward(10);
   assert.deepEqual(

@@ -113,9 +113,9 @@ export class RecordingDevice implements Device {
   /** How long a submission takes. */
   runMilliseconds = 0;
   readonly runs: { readonly entries: readonly Enqueued[]; readonly graph: boolean }[] = [];
-  /** Reads that were asked for before any of them was done. */
-  readsAtOnce = 0;
-  #readsOpen = 0;
+  /** Labels of buffers that were read, and whether while something ran. */
+  readonly reads: { readonly label: string; readonly meanwhile: boolean }[] = [];
+  #running = false;
   #entries: Enqueued[] = [];
 
   constructor(properties: Partial<DeviceProperties> = {}) {
@@ -141,11 +141,9 @@ export class RecordingDevice implements Device {
   }
 
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
-    this.#readsOpen++;
-    this.readsAtOnce = Math.max(this.readsAtOnce, this.#readsOpen);
+    const { bytes, label } = source as RecordingBuffer;
+    this.reads.push({ label, meanwhile: this.#running });
     await new Promise(setImmediate);
-    this.#readsOpen--;
-    const { bytes } = source as RecordingBuffer;
     const into = new Uint8Array(target.buffer, target.byteOffset, target.byteLength);
     into.set(bytes.subarray(byteOffset, byteOffset + target.byteLength));
   }
@@ -223,8 +221,11 @@ export class RecordingDevice implements Device {
   }
 
   async #pass(): Promise<void> {
-    if (this.runMilliseconds === 0) return;
-    await new Promise((resolve) => setTimeout(resolve, this.runMilliseconds));
+    this.#running = true;
+    if (this.runMilliseconds > 0) {
+      await new Promise((resolve) => setTimeout(resolve, this.runMilliseconds));
+    }
+    this.#running = false;
   }
 
   async close(): Promise<void> {}

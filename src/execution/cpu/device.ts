@@ -112,7 +112,9 @@ export class CpuDevice implements Device {
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
     checkHostMemory("target", target);
     const bytes = this.#bytes(source, byteOffset, target.byteLength);
-    new Uint8Array(target.buffer, target.byteOffset, target.byteLength).set(bytes);
+    await this.#core.inTurn(() =>
+      new Uint8Array(target.buffer, target.byteOffset, target.byteLength).set(bytes),
+    );
   }
 
   async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {

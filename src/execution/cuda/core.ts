@@ -291,6 +291,10 @@ export class CudaCore
     return this.#timeline.inTurn(enqueue, this.#budgets);
   }
 
+  carriedOut(enqueue: () => void): Promise<void> {
+    return this.#timeline.carriedOut(enqueue, this.#budgets);
+  }
+
   afterwards(action: () => void): void {
     this.#timeline.afterwards(action);
   }

@@ -107,6 +107,14 @@ export class Timeline {
     else await this.submit({ ...NOTHING, issue: enqueue }, budgets);
   }
 
+  /** As `inTurn`, but resolves when it is done. */
+  async carriedOut(enqueue: () => void, budgets: CudaBudgets): Promise<void> {
+    if (this.#end !== undefined) throw this.#end;
+    if (this.#queue.length > 0) return this.submit({ ...NOTHING, issue: enqueue }, budgets);
+    enqueue();
+    return this.reached();
+  }
+
   /** Resolves once everything handed to the launch stream so far is done. */
   reached(): Promise<void> {
     return new Promise((resolve, reject) => {

@@ -1,7 +1,7 @@
 /**
  * What passes between the host, buffers and weights, all of it on the launch stream
- * and so in the order of the calls: what is called or launched next comes after it. (A copy
- * comes after launches that wait for their turn, too, and then is waited for before that holds.)
+ * and so in the order of the calls: what is called or launched next comes after it. (Copies and reads
+ * come after launches that wait for their turn, too; a copy then is waited for before that holds.)
  * Copies and small writes do not wait for the GPU; large writes wait until the driver has
  * read their source. A GPU that reads pageable memory by itself does so only when it is the
  * copy's turn: there they are staged here, and only those that are more than LARGE_WRITE_BYTES
@@ -11,7 +11,7 @@
 
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import { BYTES_PER_ELEMENT, type DType, sizeOf, type Tensor } from "../../tensor.ts";
-import type { DeviceBuffer, RowLayout } from "../device.ts";
+import { type DeviceBuffer, type RowLayout, rowBytes } from "../device.ts";
 import {
   checkHostMemory,
   checkLayout,
@@ -25,8 +25,9 @@ import type { EventPool } from "./driver/events.ts";
 import { issueWork } from "./issue.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";
 import type { LaunchContext, OwnKernelWork } from "./operators/kernel-work.ts";
-import { rowsWork } from "./operators/pack.ts";
+import { checkRows, rowsWork } from "./operators/pack.ts";
 import { STAGING_BYTES, type WeightUploader } from "./projection.ts";
+import { roundedRows } from "./rounding.ts";
 import { StagingSlots, WriteRing } from "./staging.ts";
 import type { Work } from "./work.ts";
 
@@ -51,6 +52,8 @@ export interface TransferOwner extends BufferOwner, LaunchContext {
   reached(): Promise<void>;
   /** Puts something on the launch stream behind all that was submitted before; resolves when it is there. */
   inTurn(enqueue: () => void): Promise<void>;
+  /** As `inTurn`, but resolves when it is done. */
+  carriedOut(enqueue: () => void): Promise<void>;
   /** Does something once everything submitted so far is over. */
   afterwards(action: () => void): void;
 }
@@ -108,8 +111,9 @@ export class Transfers implements WeightUploader {
         this.#require(buffer);
         const part = bytes.subarray(done, done + STAGING_BYTES);
         const from = at(buffer, byteOffset + done);
-        this.#driver.copyToHost(host.address, from, part.byteLength, this.#stream);
-        await this.#owner.reached();
+        await this.#owner.carriedOut(() => {
+          this.#driver.copyToHost(host.address, from, part.byteLength, this.#stream);
+        });
         part.set(host.bytes.subarray(0, part.byteLength));
       }
     });
@@ -143,6 +147,13 @@ export class Transfers implements WeightUploader {
     checkRowSource(layout, source);
     const { data, dtype } = source;
     const rows = sizeOf(source.shape) / layout.width;
+    checkRows(buffer, layout, dtype, rows);
+    const few = rowBytes(layout, rows) <= SMALL_WRITE_BYTES;
+    if (few && data instanceof Float32Array && layout.dtype !== "float32") {
+      buffer.mirrorCurrent = false;
+      this.upload(buffer.address, roundedRows(data, layout, rows));
+      return;
+    }
     const dense = dtype === layout.dtype && layout.pitch === layout.width;
     const staged = dense
       ? undefined

@@ -182,6 +182,20 @@ describe("streams and events", () => {
     await device.synchronize();
   });
 
+  it("reads what launches made that were not waited for", async () => {
+    const work = new Averages();
+    const stream = anyStream();
+    const [first, second] = [room(device, WIDTH), room(device, WIDTH)];
+    const graph = device.capture(stream, () => {
+      work.enqueue(stream, work.zero, work.zero, first);
+      work.enqueue(stream, first, first, second);
+    });
+    const launches = [graph.launch(), graph.launch()];
+    const found = await floats(device, second);
+    assert.ok(found.every((each) => each === 2));
+    await Promise.all(launches);
+  });
+
   it("launches graphs with other buffers in the place of their own, in the order of the calls", async () => {
     const work = new Averages();
     const stream = anyStream();

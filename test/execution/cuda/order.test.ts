@@ -205,6 +205,25 @@ describe("streams and events", () => {
     });
   });
 
+  it("reads what launches made that were not waited for, and that waited for their turn", async () => {
+    await withFake(async ({ device }) => {
+      const stream = device.createStream({ group: 0, priority: 0 });
+      const sum = operand(device, 0);
+      // Each launch adds one.
+      const graph = device.capture(stream, () => enqueue(stream, { a: sum, b: sum, output: sum }));
+      const launches: Promise<void>[] = [];
+      for (const expected of [1, 3, 6]) {
+        for (let i = launches.length; i < expected; i++) launches.push(graph.launch());
+        assert.equal(await readValue(device, sum), expected);
+      }
+      // Before what is launched later.
+      const reading = readValue(device, sum);
+      launches.push(graph.launch(), graph.launch());
+      assert.equal(await reading, 6);
+      await Promise.all(launches);
+    });
+  });
+
   it("issues one submission at a time and leaves the event loop alone", async () => {
     await withFake(async ({ device, driver }) => {
       const stream = device.createStream({ group: 0, priority: 0 });

@@ -77,7 +77,8 @@ export class KernelSet implements Disposable {
   readonly #driver: Driver;
   readonly #file: string;
   readonly #archive: Uint8Array;
-  readonly #kernels: readonly LazyKernel[];
+  /** By operator, which most searches name; in the manifest's order. */
+  readonly #kernels = new Map<unknown, LazyKernel[]>();
   readonly #modules: bigint[] = [];
   #closed = false;
 
@@ -125,17 +126,20 @@ export class KernelSet implements Disposable {
     this.#file = file;
     this.#archive = archive;
     // Code for one member of a family may want more shared memory than this one has (8.6 beside 8.0).
-    this.#kernels = manifest.kernels
-      .filter(({ arch, shared }) => arch === architecture && shared <= facts.sharedPerBlockOptin)
-      .map((entry) => {
-        const launch_pdl = entry.launch_pdl && driver.version >= DEPENDENT_LAUNCHES_SINCE;
-        return new LazyKernel({ ...entry, launch_pdl }, () => this.#load(entry));
-      });
+    for (const entry of manifest.kernels) {
+      if (entry.arch !== architecture || entry.shared > facts.sharedPerBlockOptin) continue;
+      const launch_pdl = entry.launch_pdl && driver.version >= DEPENDENT_LAUNCHES_SINCE;
+      const kernel = new LazyKernel({ ...entry, launch_pdl }, () => this.#load(entry));
+      const { operator } = entry.selects;
+      const others = this.#kernels.get(operator);
+      if (others === undefined) this.#kernels.set(operator, [kernel]);
+      else others.push(kernel);
+    }
   }
 
   /** All kernels that serve for these values, in the manifest's order. */
   all(selects: Selects): Kernel[] {
-    return this.#kernels.filter(({ entry }) => serves(entry, selects));
+    return this.#of(selects).filter(({ entry }) => serves(entry, selects));
   }
 
   /**
@@ -144,7 +148,7 @@ export class KernelSet implements Disposable {
    * @throws DeviceUnavailableError if there is none
    */
   find(selects: Selects): Kernel {
-    const found = this.#kernels.find(({ entry }) => serves(entry, selects));
+    const found = this.#of(selects).find(({ entry }) => serves(entry, selects));
     return found ?? this.missing(selects);
   }
 
@@ -165,6 +169,11 @@ export class KernelSet implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  #of({ operator }: Selects): readonly LazyKernel[] {
+    if (operator === undefined) return [...this.#kernels.values()].flat();
+    return this.#kernels.get(operator) ?? [];
   }
 
   #load(entry: KernelEntry): bigint {

@@ -63,22 +63,18 @@ export function packWork(context: LaunchContext, packing: Packing): OwnKernelWor
 }
 
 /**
- * Dense rows [rows, width] in device memory into a layout: a copy where they lie that way already.
- *
  * @param target checked to be open and of this device
  * @param layout checked to be one of some device
+ * @param dtype of the rows that go into it
  * @param rows checked to be a number of rows
- * @returns nothing for no rows
  * @throws InvalidArgumentError if they, the type or the sizes do not fit
  */
-export function rowsWork(
-  context: LaunchContext,
+export function checkRows(
   target: CudaBuffer,
   layout: RowLayout,
-  source: bigint,
   dtype: DType,
   rows: number,
-): (Work | OwnKernelWork)[] {
+): asserts dtype is RowType {
   const { width, pitch } = layout;
   requireRowType("Rows", layout.dtype);
   requireRowType("Source rows", dtype);
@@ -88,14 +84,27 @@ export function rowsWork(
     );
   }
   const bytes = rowBytes(layout, rows);
-  if (target.byteLength < bytes) {
-    throw new InvalidArgumentError(
-      `Buffer "${target.label}" has ${target.byteLength} bytes; ${rows} rows of ${pitch} ${layout.dtype} need ${bytes}. Allocate it larger, or write fewer rows.`,
-    );
-  }
+  if (target.byteLength >= bytes) return;
+  throw new InvalidArgumentError(
+    `Buffer "${target.label}" has ${target.byteLength} bytes; ${rows} rows of ${pitch} ${layout.dtype} need ${bytes}. Allocate it larger, or write fewer rows.`,
+  );
+}
+
+/** Dense rows [rows, width] in device memory into a layout, as `checkRows` wants them: a copy where they lie that way already, nothing for no rows. */
+export function rowsWork(
+  context: LaunchContext,
+  target: CudaBuffer,
+  layout: RowLayout,
+  source: bigint,
+  dtype: DType,
+  rows: number,
+): (Work | OwnKernelWork)[] {
+  checkRows(target, layout, dtype, rows);
+  const { width, pitch } = layout;
+  requireRowType("Rows", layout.dtype);
   if (rows === 0) return [];
   if (dtype === layout.dtype && width === pitch) {
-    return [{ kind: "copy", target: target.address, source, bytes }];
+    return [{ kind: "copy", target: target.address, source, bytes: rowBytes(layout, rows) }];
   }
   return [
     packWork(context, {
