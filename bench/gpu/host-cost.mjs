@@ -5,18 +5,9 @@
  * calls of the layer, for a layer so small that the GPU has next to nothing to do.
  */
 
-import {
-  BareStep,
-  DeviceTensor,
-  figures,
-  MoELayer,
-  oneLane,
-  quantile,
-  Random,
-  syntheticLayer,
-} from "./support.mjs";
+import { measureForward, TINY as SHAPE } from "./forward.mjs";
+import { BareStep, figures, oneLane, quantile, Random, syntheticLayer } from "./support.mjs";
 
-const SHAPE = { hiddenSize: 256, intermediateSize: 128, experts: 16, topK: 2, renormalize: true };
 const TOKENS = 16;
 const STEPS = 4000;
 const WARM_UP = 1000;
@@ -25,7 +16,7 @@ const US = 1000;
 
 export async function measureHost(device) {
   const synthetic = await syntheticLayer(device, SHAPE, 1);
-  const { layer, modules, spec, weights } = synthetic;
+  const { layer, modules } = synthetic;
   const data = new Random(1).fillNormal(new Float32Array(TOKENS * SHAPE.hiddenSize));
   const hidden = { dtype: "float32", shape: [TOKENS, SHAPE.hiddenSize], data };
   const step = new BareStep(layer, oneLane(layer), { tokens: TOKENS, outputType: "bfloat16" });
@@ -66,34 +57,10 @@ export async function measureHost(device) {
       onDevice: quantile(Array.from(onDevice), 0.5),
       // Polling keeps one thread busy: near 1 whatever a step costs.
       cpuShare: (user + system) / span,
-      forward: await measureForward(device, spec, weights, hidden),
+      forward: await measureForward(device, synthetic, SHAPE, TOKENS, "device"),
     };
   } finally {
     step[Symbol.dispose]();
     modules[Symbol.dispose]();
   }
-}
-
-/** Calls of MoELayer.forward with a device tensor of the GPU's own type, awaited one by one. */
-async function measureForward(device, spec, weights, hidden) {
-  const layer = await new MoELayer(spec, weights, { device }).ready();
-  const layout = device.rowLayout(SHAPE.hiddenSize, "bfloat16");
-  const buffer = device.allocate(TOKENS * layout.pitch * 2, "hidden states");
-  device.writeRows(buffer, layout, hidden);
-  const input = new DeviceTensor(device, buffer, hidden.shape, layout.dtype);
-  const samples = [];
-  try {
-    for (let i = 0; i < WARM_UP + STEPS; i++) {
-      const begun = performance.now();
-      const { output } = await layer.forward(input);
-      const ended = performance.now();
-      output[Symbol.dispose]();
-      if (i >= WARM_UP) samples.push((ended - begun) * US);
-    }
-  } finally {
-    input[Symbol.dispose]();
-    await layer.close();
-  }
-  const { us, p10, p90 } = figures(samples);
-  return { us, p10, p90 };
 }

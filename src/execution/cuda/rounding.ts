@@ -18,7 +18,7 @@ const HALF_BIAS = 0x38000000;
 const NOT_A_NUMBER = 0x7fff;
 
 const scratch = new Float32Array(1);
-const scratchBits = new Uint32Array(scratch.buffer);
+const scratchBits = new Int32Array(scratch.buffer);
 
 /** @param values dense rows @returns the same rows as they lie in memory, zeros between them */
 export function roundedRows(
@@ -26,20 +26,29 @@ export function roundedRows(
   { dtype, width, pitch }: RowLayout,
   rows: number,
 ): Uint16Array {
-  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  // Signed, as what fits 32 bits with a sign is not reckoned with as a float64.
+  const bits = new Int32Array(values.buffer, values.byteOffset, values.length);
   const rounded = new Uint16Array(rows * pitch);
-  const round = dtype === "bfloat16" ? brain : half;
+  // A loop each, in which the compiler puts the rounding itself.
+  const roundAll = dtype === "bfloat16" ? brains : halves;
   for (let row = 0; row < rows; row++) {
-    const from = row * width;
-    const to = row * pitch;
-    for (let i = 0; i < width; i++) rounded[to + i] = round(bits[from + i] as number);
+    const from = bits.subarray(row * width, (row + 1) * width);
+    roundAll(from, rounded.subarray(row * pitch));
   }
   return rounded;
 }
 
+function brains(from: Int32Array, to: Uint16Array): void {
+  for (let i = 0; i < from.length; i++) to[i] = brain(from[i] as number);
+}
+
+function halves(from: Int32Array, to: Uint16Array): void {
+  for (let i = 0; i < from.length; i++) to[i] = half(from[i] as number);
+}
+
 function brain(bits: number): number {
   if ((bits & 0x7fffffff) > INFINITE) return NOT_A_NUMBER;
-  return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+  return ((bits + 0x7fff + ((bits >>> 16) & 1)) | 0) >>> 16;
 }
 
 function half(bits: number): number {
