@@ -20,7 +20,8 @@
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
  *   whatever is launched later. `copy` and `read` come after what was launched before, too,
  *   but for reads of mirrored buffers; these, `write`, `writeRows` and `copyRows` are not
- *   ordered against that: touching a buffer that unfinished work uses is the caller's mistake. Fresh memory holds zeros, unless it need not. A buffer, stream,
+ *   ordered against that, nor against a read that waits for it: touching a buffer that
+ *   unfinished work or an unfinished read uses is the caller's mistake. Fresh memory holds zeros, unless it need not. A buffer, stream,
  *   event, graph or projection can be closed twice; closing a device closes all it owns.
  * - Bits. An operator's output depends on its inputs and its description alone:
  *   not on the stream, the compute budgets, the number of compute units, whether
@@ -201,8 +202,10 @@ export interface ComputeBudgets {
 export interface Substitute {
   /** One that the graph was captured with, not mirrored. */
   readonly buffer: DeviceBuffer;
-  /** What the launch uses instead; as long at least as what the operators touch. Not mirrored if they write it. */
+  /** What the launch uses instead. Not mirrored if it is written. */
   readonly by: DeviceBuffer;
+  /** Bytes from the beginning that operators may touch, which both have. */
+  readonly byteLength: number;
   /**
    * What the graph does with it. A device whose graphs hold on to an address copies: what is read before the
    * graph runs, what is written afterwards.

@@ -20,6 +20,8 @@ export interface Wanted {
   readonly onDevice: DeviceTensor | undefined;
   /** Whether expert ids and weights are wanted. */
   readonly routing: boolean;
+  /** Whether the experts' times were taken. */
+  readonly timed: boolean;
 }
 
 export interface Fetched {
@@ -28,14 +30,16 @@ export interface Fetched {
   readonly routing: Routing | undefined;
   /** Slots that had no room. */
   readonly dropped: readonly DroppedSlot[];
+  /** As `StepBuffers.busy`. */
+  readonly busy: Int32Array | undefined;
 }
 
 /** Asks for it at once, and resolves when it is there. */
 export async function fetchStep(
   device: Pick<Device, "read">,
-  { topK, capacityFactor }: RouterSpec,
+  { experts, topK, capacityFactor }: RouterSpec,
   buffers: StepBuffers,
-  { tokens, shape, onDevice, routing }: Wanted,
+  { tokens, shape, onDevice, routing, timed }: Wanted,
 ): Promise<Fetched> {
   const transfers: Promise<void>[] = [];
   const fetch = <Into extends ArrayBufferView>(source: DeviceBuffer, into: Into): Into => {
@@ -52,10 +56,12 @@ export async function fetchStep(
   const ids = routing || limited ? fetch(buffers.ids, new Int32Array(slots)) : undefined;
   const weights = routing ? fetch(buffers.weights, new Float32Array(slots)) : undefined;
   const inverse = limited ? fetch(buffers.buckets.inverse, new Int32Array(slots)) : undefined;
+  const busy = timed && buffers.busy ? fetch(buffers.busy, new Int32Array(experts)) : undefined;
   await Promise.all(transfers);
   return {
     output,
     routing: ids && weights && { ids, weights },
     dropped: ids && inverse ? droppedSlots(inverse, ids, topK) : [],
+    busy,
   };
 }

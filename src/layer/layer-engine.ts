@@ -58,8 +58,6 @@ interface StepRun {
   readonly streams: number;
   /** Whether the experts ran in lanes. */
   readonly inLanes: boolean;
-  /** Whether the experts' times were taken. */
-  readonly timed: boolean;
 }
 
 /** What a layer holds on a device once its weights are there. */
@@ -159,13 +157,15 @@ export class LayerEngine implements Disposable {
     const substitutes: Substitute[] = [];
     const replays = output !== undefined && this.#graphs.has(key);
     // A graph reads and writes the caller's own tensors, in the place of these buffers, if they have room for as much.
-    const takes = (buffer: DeviceBuffer, tensor: Tensor | DeviceTensor, bytes: number) => {
-      const fits = replays && tensor instanceof DeviceTensor && tensor.buffer.byteLength >= bytes;
-      if (fits) substitutes.push({ buffer, by: tensor.buffer, access: "read" });
+    const takes = (buffer: DeviceBuffer, tensor: Tensor | DeviceTensor, byteLength: number) => {
+      const fits =
+        replays && tensor instanceof DeviceTensor && tensor.buffer.byteLength >= byteLength;
+      if (fits) substitutes.push({ buffer, by: tensor.buffer, byteLength, access: "read" });
       return fits;
     };
     if (replays) {
-      substitutes.push({ buffer: buffers.output, by: output.buffer, access: "write" });
+      const { byteLength } = output.buffer;
+      substitutes.push({ buffer: buffers.output, by: output.buffer, byteLength, access: "write" });
     }
     const { hidden } = buffers.layouts;
     const asRows = input.dtype === hidden.dtype && hidden.width === hidden.pitch;
@@ -209,7 +209,7 @@ export class LayerEngine implements Disposable {
       mode,
       seconds: (performance.now() - started) / 1000,
     }));
-    const wanted = { tokens, shape, onDevice: output, routing: request.routing };
+    const wanted = { tokens, shape, onDevice: output, routing: request.routing, timed };
     const kept = replays ? undefined : output?.buffer;
     const [ended, fetched, copied, planned] = await Promise.allSettled([
       ending,
@@ -222,7 +222,7 @@ export class LayerEngine implements Disposable {
     for (const each of [copied, planned]) if (each.status === "rejected") throw each.reason;
     this.#steps++;
     const { streams: lanes } = assignment;
-    const run = { buffers, tokens, plan, inLanes, timed, streams: lanes, ...ended.value };
+    const run = { buffers, tokens, plan, inLanes, streams: lanes, ...ended.value };
     return this.#finish(fetched.value, run);
   }
 
@@ -298,21 +298,22 @@ export class LayerEngine implements Disposable {
   #newOutput(dtype: DType, shape: readonly number[]): DeviceTensor {
     const bytes = Math.max(4, sizeOf(shape) * BYTES_PER_ELEMENT[dtype]);
     const buffer = this.#device.allocate(bytes, "layer output", { zeroed: false });
-    return new DeviceTensor(this.#device, buffer, shape, dtype);
+    try {
+      return new DeviceTensor(this.#device, buffer, shape, dtype);
+    } catch (error) {
+      buffer[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Reads what the host sees of every step, and shows it the control loop. */
   async #finish(
-    { output, routing, dropped }: Fetched,
+    { output, routing, dropped, busy }: Fetched,
     run: StepRun,
   ): Promise<ForwardResult<Tensor<Float32Array> | DeviceTensor>> {
     const { buffers, tokens } = run;
     const counts = new Int32Array(this.#spec.router.experts);
-    const busy = run.timed ? new Int32Array(counts.length) : undefined;
-    await Promise.all([
-      this.#device.read(buffers.counts, counts),
-      busy && this.#device.read(buffers.busy as DeviceBuffer, busy),
-    ]);
+    await this.#device.read(buffers.counts, counts);
     const stats: ForwardStats = {
       step: this.#steps,
       tokens,

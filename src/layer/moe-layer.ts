@@ -3,9 +3,9 @@
  *
  * Every forward pass is one step: the hidden states are written to the device,
  * the step runs (eagerly at first, from a captured graph afterwards), the output
- * is read. Between two steps, never inside one, the control loop takes in what
- * the last step showed and may move experts to other slices and lanes or resize
- * the slices; outputs do not depend on any of that, to the bit.
+ * is read. The control loop takes in what each step showed, and now and then, while the
+ * next one runs, moves experts to other slices and lanes or resizes the slices for those
+ * after it; outputs do not depend on any of that, to the bit.
  */
 
 import { readLayer } from "../checkpoint/index.ts";

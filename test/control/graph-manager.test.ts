@@ -22,7 +22,9 @@ describe("life of a key", () => {
   test("replays may have substitutes, other runs not", async () => {
     const { device, graphs, run } = setUp({ warmup: 1 });
     const named = (label: string) => ({ label }) as DeviceBuffer;
-    const substitutes = [{ buffer: named("a"), by: named("b"), access: "read" as const }];
+    const substitutes = [
+      { buffer: named("a"), by: named("b"), byteLength: 4, access: "read" as const },
+    ];
     const step = { origin: device.origin, record: device.recording(3), substitutes };
     for (const mode of ["eager", "captured"]) {
       assert.equal(graphs.has("k"), false);

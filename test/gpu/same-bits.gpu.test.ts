@@ -119,7 +119,7 @@ for (const dtype of WEIGHT_DTYPES) {
       for (const [i, hidden] of inputs.entries()) {
         const narrow = tensorOf(hidden, [hidden.length / HIDDEN, HIDDEN], dtype);
         const wide = (await moe.forward(narrow)).output.data;
-        // Replays read and write the tensors themselves, at another address in every step.
+        // Replays write the tensors themselves, at another address in every step.
         const kept: DeviceTensor[] = [];
         for (let step = 0; step < 5; step++) {
           const input = DeviceTensor.fromHost(device, narrow);
@@ -131,6 +131,43 @@ for (const dtype of WEIGHT_DTYPES) {
         for (const tensor of kept) tensor[Symbol.dispose]();
       }
     });
+  });
+}
+
+for (const dtype of WEIGHT_DTYPES) {
+  gpuTest(`replays that read and write the caller's tensors, ${dtype}`, async (device) => {
+    const random = randomFor(`gpu substitutes ${dtype}`);
+    const width = 256;
+    const base = plainSpec(width, 1, 24, 3);
+    const experts = gatedExperts(width, 150, { dtype, bias: true });
+    const aggregation = { ...base.aggregation, residual: true };
+    for (const shared of [undefined, { experts: gatedExperts(width, 70, { dtype }), gate: true }]) {
+      const layer = randomLayer(random, {
+        ...base,
+        experts,
+        aggregation,
+        ...(shared && { shared }),
+      });
+      await using moe = new MoELayer(layer.spec, layer.tensors, { device });
+      for (const tokens of [1, 4, 3, 64, 512]) {
+        for (const given of [false, true]) {
+          const kept: DeviceTensor[] = [];
+          for (let step = 0; step < 6; step++) {
+            const like = tensorOf(normal(random, tokens * width), [tokens, width], dtype);
+            const scores = tensorOf(normal(random, tokens * 24), [tokens, 24]);
+            const wide = (await moe.forward(like, given ? { logits: scores } : {})).output.data;
+            const hidden = DeviceTensor.fromHost(device, like);
+            const logits = DeviceTensor.fromHost(device, scores);
+            const { output } = await moe.forward(hidden, given ? { logits } : {});
+            kept.push(hidden, logits, output);
+            const expected = dtype === "float32" ? wide : rounded(wide, dtype);
+            assert.deepEqual(toFloat32(await output.toHost()), expected, `${tokens} ${given}`);
+            assert.deepEqual((await hidden.toHost()).data, like.data);
+          }
+          for (const tensor of kept) tensor[Symbol.dispose]();
+        }
+      }
+    }
   });
 }
 

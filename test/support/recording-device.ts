@@ -109,9 +109,9 @@ export class RecordingDevice implements Device {
   /** Buffers that copyRows() was called for, and from which element type. */
   readonly rowCopies: string[] = [];
   readonly budgets: ComputeBudgets[] = [];
-  /** Every submission: its entries, and whether a graph was launched. */
   /** How long a submission takes. */
   runMilliseconds = 0;
+  /** Every submission: its entries, and whether a graph was launched. */
   readonly runs: { readonly entries: readonly Enqueued[]; readonly graph: boolean }[] = [];
   /** Labels of buffers that were read, and whether while something ran. */
   readonly reads: { readonly label: string; readonly meanwhile: boolean }[] = [];

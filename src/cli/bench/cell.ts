@@ -13,6 +13,7 @@
 
 import { computeBudgetsOf } from "../../control/plan.ts";
 import { DeviceTensor } from "../../execution/device-tensor.ts";
+import { PLAN_SECONDS } from "../../layer/control-loop.ts";
 import type { MoELayer } from "../../layer/moe-layer.ts";
 import { relativeError } from "../../reference/index.ts";
 import { type DType, toFloat32 } from "../../tensor.ts";
@@ -35,8 +36,9 @@ import { type Work, workOf } from "./work.ts";
 const BATCHES = 8;
 /** Of them, those whose graphs take turns on the device's clock. */
 const GRAPHS = 4;
-/** Calls before timing starts: more than the steps between two plans, so graphs are captured and the plan has settled. */
+/** Calls before timing starts, and seconds of them: more than there are between two plans, so graphs are captured and the plan has settled. */
 const WARM_UP_CALLS = 12;
+const LEAST_WARM_UP_SECONDS = 4 * PLAN_SECONDS;
 /** Where a call takes so long, fewer must do; two, for the eager run and the capture. */
 const WARM_UP_SECONDS = 1;
 const LEAST_WARM_UP_CALLS = 2;
@@ -243,9 +245,10 @@ async function graphTiming(
 
 async function warmUp(call: (turn: number) => Promise<unknown>): Promise<void> {
   const started = performance.now();
-  for (let turn = 0; turn < WARM_UP_CALLS; turn++) {
+  for (let turn = 0; ; turn++) {
     const seconds = (performance.now() - started) / 1000;
-    if (turn >= LEAST_WARM_UP_CALLS && seconds > WARM_UP_SECONDS) break;
+    if (turn >= LEAST_WARM_UP_CALLS && seconds > WARM_UP_SECONDS) return;
+    if (turn >= WARM_UP_CALLS && seconds > LEAST_WARM_UP_SECONDS) return;
     await call(turn);
   }
 }

@@ -15,16 +15,25 @@ export class CpuBuffer implements DeviceBuffer {
   readonly byteLength: number;
   readonly label: string;
   readonly address: number;
+  /** Whether it is read as it is, whatever runs. */
+  readonly mirrored: boolean;
   readonly #block: Block;
   readonly #attached: CpuBuffer[] = [];
   #closed = false;
 
-  constructor(owner: BufferOwner, block: Block, byteLength: number, label: string) {
+  constructor(
+    owner: BufferOwner,
+    block: Block,
+    byteLength: number,
+    label: string,
+    mirrored: boolean,
+  ) {
     this.owner = owner;
     this.#block = block;
     this.address = block.address;
     this.byteLength = byteLength;
     this.label = label;
+    this.mirrored = mirrored;
   }
 
   /** Room in 32-bit elements, which is all that operators know. */

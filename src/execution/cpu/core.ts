@@ -7,7 +7,7 @@
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
 import { refusePromise, requireRecord } from "../checks.ts";
-import type { ComputeBudgets, DeviceBuffer, DeviceProperties } from "../device.ts";
+import type { AllocateOptions, ComputeBudgets, DeviceBuffer, DeviceProperties } from "../device.ts";
 import type { Operator } from "../operators.ts";
 import { ArgumentWriter } from "./arguments.ts";
 import { equalShares, type WorkerShares, workerShares } from "./budgets.ts";
@@ -70,9 +70,11 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     if (this.#pool.end !== undefined) throw this.#pool.end;
   }
 
-  allocate(byteLength: number, label: string, zeroed = true): CpuBuffer {
+  allocate(byteLength: number, label: string, options: AllocateOptions = {}): CpuBuffer {
     this.requireOpen();
-    return new CpuBuffer(this, this.memory.allocate(byteLength, label, zeroed), byteLength, label);
+    const { zeroed = true, mirrored = false } = options;
+    const block = this.memory.allocate(byteLength, label, zeroed);
+    return new CpuBuffer(this, block, byteLength, label, mirrored);
   }
 
   /** Submitted programs may still use the block, so it is given back when they are over. */
@@ -169,8 +171,7 @@ export class DeviceCore implements BufferOwner, ProjectionOwner, StreamOwner, Gr
     return buffer instanceof CpuBuffer && buffer.owner === this;
   }
 
-  copyInTurn(target: CpuBuffer, source: CpuBuffer): Promise<void> {
-    const bytes = Math.min(target.byteLength, source.byteLength);
+  copyInTurn(target: CpuBuffer, source: CpuBuffer, bytes: number): Promise<void> {
     const view = ({ address }: CpuBuffer) =>
       new Uint8Array(this.memory.wasm.buffer, address, bytes);
     return this.inTurn(() => view(target).set(view(source)));

@@ -39,6 +39,7 @@ import {
   checkRowSource,
   checkRowWidth,
 } from "../memory-checks.ts";
+import type { CpuBuffer } from "./buffer.ts";
 import { DeviceCore } from "./core.ts";
 import { compileKernels, instantiateKernels } from "./kernels.ts";
 import { DeviceMemory } from "./memory.ts";
@@ -97,10 +98,10 @@ export class CpuDevice implements Device {
     return this.#core.closed;
   }
 
-  /** The host reads all device memory at once, so `mirrored` changes nothing. */
+  /** The host reads all device memory at once: what is `mirrored` as it is, the rest when it is its turn. */
   allocate(byteLength: number, label: string, options: AllocateOptions = {}): DeviceBuffer {
     checkAllocation(label, options);
-    return this.#core.allocate(byteLength, label, options.zeroed);
+    return this.#core.allocate(byteLength, label, options);
   }
 
   write(target: DeviceBuffer, source: ArrayBufferView, byteOffset = 0): void {
@@ -112,9 +113,9 @@ export class CpuDevice implements Device {
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
     checkHostMemory("target", target);
     const bytes = this.#bytes(source, byteOffset, target.byteLength);
-    await this.#core.inTurn(() =>
-      new Uint8Array(target.buffer, target.byteOffset, target.byteLength).set(bytes),
-    );
+    const into = new Uint8Array(target.buffer, target.byteOffset, target.byteLength);
+    if ((source as CpuBuffer).mirrored) into.set(bytes);
+    else await this.#core.inTurn(() => into.set(bytes));
   }
 
   async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {

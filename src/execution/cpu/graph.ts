@@ -6,7 +6,7 @@
 import { DisposedError } from "../../errors.ts";
 import type { DeviceBuffer, Graph, Substitute } from "../device.ts";
 import type { Resource } from "../operator-checks.ts";
-import { checkSubstitutes } from "../substitute-checks.ts";
+import { checkedSubstitutes } from "../substitute-checks.ts";
 import type { CpuBuffer } from "./buffer.ts";
 import { buildProgram } from "./program.ts";
 import type { Recorder } from "./recorder.ts";
@@ -18,8 +18,8 @@ export interface GraphOwner {
   readonly closures: number;
   submit(image: Int32Array): Promise<void>;
   owns(buffer: DeviceBuffer): buffer is CpuBuffer;
-  /** Copies as much as both hold once everything submitted so far is over, and before what is submitted later. */
-  copyInTurn(target: CpuBuffer, source: CpuBuffer): Promise<void>;
+  /** Copies once everything submitted so far is over, and before what is submitted later. */
+  copyInTurn(target: CpuBuffer, source: CpuBuffer, bytes: number): Promise<void>;
 }
 
 /** @throws DisposedError naming the first resource that is closed */
@@ -52,14 +52,15 @@ export class CpuGraph implements Graph {
     const work: Promise<void>[] = [];
     try {
       this.#requireOpen();
-      checkSubstitutes(substitutes, (buffer) => owner.owns(buffer));
       if (substitutes.length === 0) return owner.submit(this.#image);
-      for (const { buffer, by, access } of substitutes) {
-        if (access === "read") work.push(owner.copyInTurn(buffer, by));
+      const isOwn = (buffer: DeviceBuffer): buffer is CpuBuffer => owner.owns(buffer);
+      const checked = checkedSubstitutes(substitutes, this.#resources, isOwn);
+      for (const { buffer, by, byteLength, access } of checked) {
+        if (access === "read") work.push(owner.copyInTurn(buffer, by, byteLength));
       }
       work.push(owner.submit(this.#image));
-      for (const { buffer, by, access } of substitutes) {
-        if (access === "write") work.push(owner.copyInTurn(by, buffer));
+      for (const { buffer, by, byteLength, access } of checked) {
+        if (access === "write") work.push(owner.copyInTurn(by, buffer, byteLength));
       }
     } catch (error) {
       return Promise.reject(error);

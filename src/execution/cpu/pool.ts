@@ -127,8 +127,16 @@ export class WorkerPool {
   inTurn(action: () => void): Promise<void> {
     return new Promise((resolve, reject) => {
       this.afterwards(() => {
-        if (this.#end !== undefined) reject(this.#end);
-        else resolve(action());
+        if (this.#end !== undefined) {
+          reject(this.#end);
+          return;
+        }
+        // What it throws is its caller's: nobody else's work hangs on it.
+        try {
+          resolve(action());
+        } catch (error) {
+          reject(error);
+        }
       });
     });
   }

@@ -17,7 +17,12 @@ import type { Driver } from "./driver/driver.ts";
 import { type IssuedKernel, type IssueSite, issue } from "./issue.ts";
 import type { BufferOwner, GpuBuffer } from "./memory.ts";
 import type { Recording } from "./recorder.ts";
-import { type GpuSubstitute, requireSubstitutes, Substitution } from "./substitution.ts";
+import {
+  type GpuSubstitute,
+  requireSubstitutes,
+  type SubstitutedKernel,
+  Substitution,
+} from "./substitution.ts";
 import type { Job } from "./timeline.ts";
 
 /** What a graph needs of the device it belongs to. */
@@ -41,6 +46,7 @@ export interface GraphOwner extends BufferOwner {
 /** A kernel as a node of the graph. */
 interface KernelNode extends IssuedKernel {
   readonly node: bigint;
+  readonly pointers: SubstitutedKernel["pointers"];
   /** Width of its grid for the budgets in force. */
   x: number;
 }
@@ -106,16 +112,17 @@ export class CudaGraph implements Graph, Job {
 
   /** Concurrent launches run one after the other. */
   launch(substitutes: readonly Substitute[] = NO_SUBSTITUTES): Promise<void> {
+    let checked = NO_SUBSTITUTES;
     try {
       this.requireOpen();
-      requireSubstitutes(substitutes, this.owner);
+      checked = requireSubstitutes(substitutes, this.#resources, this.owner);
     } catch (error) {
       return Promise.reject(error);
     }
-    if (substitutes.length === 0) return this.owner.submit(this);
+    if (checked.length === 0) return this.owner.submit(this);
     return this.owner.submit({
-      prepare: (budgets) => this.prepare(budgets, substitutes),
-      issue: () => this.#issueAround(substitutes),
+      prepare: (budgets) => this.prepare(budgets, checked),
+      issue: () => this.#issueAround(checked),
       finish: () => this.finish(),
     });
   }
@@ -175,7 +182,8 @@ export class CudaGraph implements Graph, Job {
     try {
       issue(this.#recording, site, this.budgets, (kernel, stream) => {
         const node = this.#driver.lastCapturedNode(stream);
-        this.#kernels.push({ ...kernel, node, x: kernel.work.launch.grid.x });
+        const { launch } = kernel.work;
+        this.#kernels.push({ ...kernel, node, pointers: launch.pointers(), x: launch.grid.x });
       });
     } catch (error) {
       this.#abandon();
@@ -210,16 +218,16 @@ export class CudaGraph implements Graph, Job {
   /** Puts the graph on the launch stream, between copies of what it cannot reach. */
   #issueAround(substitutes: readonly GpuSubstitute[]): void {
     const copied = substitutes.filter((each) => this.#substitution.copies(each));
-    for (const { buffer, by, access } of copied) if (access === "read") this.#copy(buffer, by);
-    this.issue();
-    for (const { buffer, by, access } of copied) if (access === "write") this.#copy(by, buffer);
-  }
-
-  /** As much as both hold. */
-  #copy(to: GpuBuffer, from: GpuBuffer): void {
-    const bytes = Math.min(to.byteLength, from.byteLength);
-    if (bytes > 0) {
+    const copy = (to: GpuBuffer, from: GpuBuffer, bytes: number) => {
+      if (bytes === 0) return;
       this.#driver.copyOnDevice(to.address, from.address, bytes, this.#launchStream);
+    };
+    for (const { buffer, by, byteLength, access } of copied) {
+      if (access === "read") copy(buffer, by, byteLength);
+    }
+    this.issue();
+    for (const { buffer, by, byteLength, access } of copied) {
+      if (access === "write") copy(by, buffer, byteLength);
     }
   }
 }

@@ -54,7 +54,7 @@ interface Later {
 const SIDE_PRIORITY = Number.MAX_SAFE_INTEGER;
 
 /**
- * @param issued told of every kernel whose grid follows the budgets, right after its launch
+ * @param issued told of every kernel of an operator's work, right after its launch
  * @throws CudaError if the driver refuses something; what was issued before it is not taken back
  */
 export function issue(

@@ -7,15 +7,19 @@
 
 import { InvalidArgumentError } from "../../errors.ts";
 import type { Substitute } from "../device.ts";
-import { checkSubstitutes } from "../substitute-checks.ts";
+import type { Resource } from "../operator-checks.ts";
+import { checkedSubstitutes, type OwnSubstitute } from "../substitute-checks.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";
 import { type Recording, worksOf } from "./recorder.ts";
 import type { KernelWork, Work } from "./work.ts";
 
-/** A substitute whose buffers are known to be the device's. */
-export interface GpuSubstitute extends Substitute {
-  readonly buffer: GpuBuffer;
-  readonly by: GpuBuffer;
+export type GpuSubstitute = OwnSubstitute<GpuBuffer>;
+
+/** A kernel of a graph. */
+export interface SubstitutedKernel {
+  readonly work: KernelWork;
+  /** Its parameters that are pointers, as they were captured. */
+  readonly pointers: readonly (readonly [string, bigint])[];
 }
 
 /** A parameter of a kernel that is an address in a buffer. */
@@ -36,7 +40,7 @@ interface Replaced<Node> {
 }
 
 /** The substitutes of one graph. @typeParam Node what the graph knows of a kernel */
-export class Substitution<Node extends { readonly work: KernelWork }> {
+export class Substitution<Node extends SubstitutedKernel> {
   readonly #recording: Recording;
   readonly #nodes: readonly Node[];
   readonly #replaced = new Map<GpuBuffer, Replaced<Node>>();
@@ -77,7 +81,7 @@ export class Substitution<Node extends { readonly work: KernelWork }> {
     const { address } = buffer;
     const places: Place<Node>[] = [];
     for (const node of this.#nodes) {
-      for (const [parameter, value] of node.work.launch.pointers()) {
+      for (const [parameter, value] of node.pointers) {
         if (isIn(buffer, value)) places.push({ node, parameter, offset: value - address });
       }
     }
@@ -87,22 +91,28 @@ export class Substitution<Node extends { readonly work: KernelWork }> {
   }
 }
 
-/** @throws InvalidArgumentError, DisposedError unless they can stand in for buffers of a graph of this device */
+/**
+ * @param used what the graph was captured with
+ * @throws InvalidArgumentError, DisposedError unless they can stand in for buffers of a graph of this device
+ */
 export function requireSubstitutes(
   substitutes: readonly Substitute[],
+  used: readonly Resource[],
   owner: BufferOwner,
-): asserts substitutes is readonly GpuSubstitute[] {
-  checkSubstitutes(
+): readonly GpuSubstitute[] {
+  const checked = checkedSubstitutes(
     substitutes,
+    used,
     (buffer): buffer is GpuBuffer => buffer instanceof GpuBuffer && buffer.owner === owner,
   );
-  for (const { buffer, by, access } of substitutes) {
+  for (const { buffer, by, access } of checked) {
     const mirrored = [buffer, ...(access === "write" ? [by] : [])].find(({ mirror }) => mirror);
     if (mirrored === undefined) continue;
     throw new InvalidArgumentError(
       `Buffer "${mirrored.label}" is mirrored: no other can stand in for it, nor it for one that is written.`,
     );
   }
+  return checked;
 }
 
 /** Whether this work has the buffer's address where it cannot be changed. @param beside of a kernel: whether it is no node that is known */

@@ -1,7 +1,8 @@
 /**
  * What passes between the host, buffers and weights, all of it on the launch stream
  * and so in the order of the calls: what is called or launched next comes after it. (Copies and reads
- * come after launches that wait for their turn, too; a copy then is waited for before that holds.)
+ * come after launches that wait for their turn, too; a copy then is waited for before that holds, and so is a read
+ * before its buffer is written. Of several reads at once, all but two wait until one of these is over.)
  * Copies and small writes do not wait for the GPU; large writes wait until the driver has
  * read their source. A GPU that reads pageable memory by itself does so only when it is the
  * copy's turn: there they are staged here, and only those that are more than LARGE_WRITE_BYTES

@@ -194,6 +194,31 @@ describe("streams and events", () => {
     const found = await floats(device, second);
     assert.ok(found.every((each) => each === 2));
     await Promise.all(launches);
+    // What its reader has given away by then is not read, and nothing else waits for it.
+    const into = new Float32Array(WIDTH);
+    const again = graph.launch();
+    const reading = device.read(second, into);
+    structuredClone(into, { transfer: [into.buffer] });
+    await assert.rejects(reading, TypeError);
+    await again;
+    await graph.launch();
+  });
+
+  it("reads what is mirrored as it is, whatever runs", async () => {
+    const work = new Averages();
+    const stream = anyStream();
+    const mirrored = device.allocate(4, "counts", { mirrored: true });
+    device.write(mirrored, Int32Array.of(7));
+    const output = room(device, WIDTH);
+    const graph = device.capture(stream, () => work.enqueue(stream, work.zero, work.zero, output));
+    let over = false;
+    const launch = graph.launch().then(() => {
+      over = true;
+    });
+    const counts = new Int32Array(1);
+    await device.read(mirrored, counts);
+    assert.deepEqual([...counts, over], [7, false]);
+    await launch;
   });
 
   it("launches graphs with other buffers in the place of their own, in the order of the calls", async () => {
@@ -202,12 +227,13 @@ describe("streams and events", () => {
     const [input, output] = [upload(device, new Float32Array(WIDTH)), room(device, WIDTH)];
     const graph = device.capture(stream, () => work.enqueue(stream, input, input, output));
     const values = [1, 5, 9];
+    const byteLength = WIDTH * 4;
     const outputs = values.map(() => room(device, WIDTH));
     const launches = values.map((value, i) => {
       const by = upload(device, new Float32Array(WIDTH).fill(value));
       return graph.launch([
-        { buffer: input, by, access: "read" },
-        { buffer: output, by: outputs[i] as DeviceBuffer, access: "write" },
+        { buffer: input, by, byteLength, access: "read" },
+        { buffer: output, by: outputs[i] as DeviceBuffer, byteLength, access: "write" },
       ]);
     });
     await Promise.all(launches);
@@ -222,7 +248,12 @@ describe("streams and events", () => {
       );
     await refused({}, /substitutes is .*must be an array/);
     await refused([{ buffer: input, by: {}, access: "read" }], /not both of the graph's device/);
-    await refused([{ buffer: input, by: output, access: "any" }], /access is "any"/);
+    const other = { buffer: input, by: outputs[0], byteLength, access: "read" };
+    await refused([{ ...other, access: "any" }], /access is "any"/);
+    await refused([{ ...other, byteLength: byteLength + 1 }], /so there are no 16385/);
+    await refused([{ ...other, buffer: outputs[1] }], /not one that the graph uses/);
+    await refused([other, other], /has two substitutes/);
+    await refused([other, { ...other, buffer: output, access: "write" }], /Take two buffers/);
   });
 
   it("refuses what cannot be ordered", async () => {

@@ -21,6 +21,7 @@ import {
 } from "../../support/layers.ts";
 import { between, normal, pick, randomFor } from "../../support/seed.ts";
 import { tensorOf, valuesOf } from "../../support/tensors.ts";
+import type { EmulatedDriver } from "./emulator/driver.ts";
 import { withEmulated } from "./emulator/harness.ts";
 import { brainBits, halfBits } from "./emulator/numbers.ts";
 
@@ -159,7 +160,7 @@ describe("tensors on an emulated GPU", () => {
             const like = tensorOf(normal(random, elements), shape, dtype);
             const host = { data: valuesOf(like), shape };
             const expected = (await layer.forward(host)).output;
-            // Replays take the tensors themselves, other ones in every step, and in between none.
+            // Replays write the tensors themselves, other ones in every step, and in between none.
             for (let step = 0; step < 5; step++) {
               if (step === 3) {
                 assert.deepEqual((await layer.forward(host)).output.data, expected.data);
@@ -180,4 +181,50 @@ describe("tensors on an emulated GPU", () => {
         }
       }
     }));
+
+  it("replays read the tensors themselves that lie as rows do, and logits, and copy nothing", () =>
+    withEmulated(async (device, driver) => {
+      const width = 128;
+      const random = randomFor("emulated substitutes");
+      for (const dtype of WEIGHT_DTYPES) {
+        const base = plainSpec(width, 1, 6, 2);
+        const experts = gatedExperts(width, 20, { dtype });
+        const aggregation = { ...base.aggregation, residual: true };
+        const made = randomLayer(random, { ...base, experts, aggregation });
+        await using layer = new MoELayer(made.spec, made.tensors, { device });
+        // Decode, and in lanes; as many tokens as the graph is for.
+        for (const tokens of [2, 16]) {
+          for (const given of [false, true]) {
+            let copies: number | undefined;
+            for (let step = 0; step < 6; step++) {
+              const like = tensorOf(normal(random, tokens * width), [tokens, width], dtype);
+              const scores = tensorOf(normal(random, tokens * 6), [tokens, 6]);
+              const host = { data: valuesOf(like), shape: like.shape };
+              const expected = await layer.forward(host, given ? { logits: scores } : {});
+              using hidden = DeviceTensor.fromHost(device, like);
+              using logits = DeviceTensor.fromHost(device, scores);
+              const before = transfersOf(driver);
+              const { output, stats } = await layer.forward(hidden, given ? { logits } : {});
+              if (stats.mode === "replayed") copies = transfersOf(driver) - before;
+              const bits = (await output.toHost()).data;
+              output[Symbol.dispose]();
+              const values = expected.output.data;
+              const round = dtype === "bfloat16" ? brainBits : halfBits;
+              assert.deepEqual(
+                bits,
+                dtype === "float32" ? values : Uint16Array.from(values, round),
+              );
+              assert.deepEqual((await hidden.toHost()).data, like.data);
+            }
+            assert.equal(copies, 0, `${dtype}, ${tokens} tokens`);
+          }
+        }
+      }
+    }));
 });
+
+/** Copies within the device so far, and kernels that are such. */
+function transfersOf(driver: EmulatedDriver): number {
+  const packed = [...driver.ran].filter(([name]) => name.startsWith("pack"));
+  return packed.reduce((sum, [, times]) => sum + times, driver.count("copyOnDevice"));
+}

@@ -4,7 +4,15 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { DisposedError, InvalidArgumentError } from "../../../src/errors.ts";
 import type { DeviceBuffer, Graph, Substitute } from "../../../src/execution/device.ts";
-import { type Average, enqueue, type FakeDevice, operand, readValue, withFake } from "./harness.ts";
+import {
+  type Average,
+  enqueue,
+  type FakeDevice,
+  OPERAND_BYTES,
+  operand,
+  readValue,
+  withFake,
+} from "./harness.ts";
 
 interface Parts {
   readonly input: DeviceBuffer;
@@ -30,8 +38,8 @@ const made = (value: number) => (value + 1) / 2 + value / 2 + 1;
 
 function standIns(parts: Parts, input: DeviceBuffer, output: DeviceBuffer): readonly Substitute[] {
   return [
-    { buffer: parts.input, by: input, access: "read" },
-    { buffer: parts.output, by: output, access: "write" },
+    { buffer: parts.input, by: input, byteLength: OPERAND_BYTES, access: "read" },
+    { buffer: parts.output, by: output, byteLength: OPERAND_BYTES, access: "write" },
   ];
 }
 
@@ -132,6 +140,47 @@ describe("substitutes of a launch", () => {
     });
   });
 
+  it("may be buffers of the graph's own, which have substitutes in other launches", async () => {
+    await withFake(async ({ device }) => {
+      const stream = device.createStream({ group: 0, priority: 0 });
+      const [a, b, c] = [operand(device, 2), operand(device, 20), operand(device, 50)];
+      const [between, output] = [operand(device), operand(device)];
+      const graph = device.capture(stream, () => {
+        enqueue(stream, { a, b: a, output: between });
+        enqueue(stream, { a: between, b, output });
+      });
+      const run = async (...substitutes: [DeviceBuffer, DeviceBuffer][]) => {
+        const each = { byteLength: OPERAND_BYTES, access: "read" } as const;
+        await graph.launch(substitutes.map(([buffer, by]) => ({ buffer, by, ...each })));
+        return readValue(device, output);
+      };
+      const of = (first: number, second: number) => (first + 1) / 2 + second / 2 + 1;
+      assert.equal(await run([a, b]), of(20, 20));
+      assert.equal(await run([b, c]), of(2, 50));
+      assert.equal(await run([a, b], [b, a]), of(20, 2));
+      assert.equal(await run(), of(2, 20));
+    });
+  });
+
+  it("are those that were given when the launch was asked for", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      const parts = twoKernels(fake);
+      const [output, another] = [operand(device, -1), operand(device, -1)];
+      driver.stalled = true;
+      const first = parts.graph.launch();
+      const substitutes = [...standIns(parts, operand(device, 4), output)] as {
+        by: DeviceBuffer;
+      }[];
+      const second = parts.graph.launch(substitutes as unknown as Substitute[]);
+      (substitutes[1] as { by: DeviceBuffer }).by = another;
+      driver.stalled = false;
+      await Promise.all([first, second]);
+      assert.equal(await readValue(device, output), made(4));
+      assert.equal(await readValue(device, another), -1);
+    });
+  });
+
   it("may be closed once the launch is under way, and are not handed out before it is over", async () => {
     await withFake(async (fake) => {
       const { device, driver } = fake;
@@ -155,19 +204,29 @@ describe("substitutes of a launch", () => {
       const by = operand(device);
       const closed = operand(device, undefined, "closed");
       closed[Symbol.dispose]();
+      const unused = operand(device, undefined, "unused");
       const mirrored = device.allocate(16, "counts", { mirrored: true });
       const { input, output } = parts;
+      const read = { buffer: input, by, byteLength: OPERAND_BYTES, access: "read" };
+      const write = { ...read, buffer: output, access: "write" };
       await withFake(async ({ device: other }) => {
         const foreign = operand(other);
         const cases: readonly [unknown, RegExp, unknown?][] = [
-          [{ buffer: input, by, access: "read" }, /substitutes is .*must be an array/],
+          [read, /substitutes is .*must be an array/],
           [[null], /a substitute is null/],
-          [[{ buffer: input, by: foreign, access: "read" }], /not both of the graph's device/],
-          [[{ buffer: foreign, by, access: "read" }], /not both of the graph's device/],
-          [[{ buffer: input, by: closed, access: "read" }], /Buffer "closed"/, DisposedError],
-          [[{ buffer: input, by, access: "both" }], /access is "both"; it must be "read" or/],
-          [[{ buffer: output, by: mirrored, access: "write" }], /"counts" is mirrored/],
-          [[{ buffer: mirrored, by, access: "read" }], /"counts" is mirrored/],
+          [[{ ...read, by: foreign }], /not both of the graph's device/],
+          [[{ ...read, buffer: foreign }], /not both of the graph's device/],
+          [[{ ...read, by: closed }], /Buffer "closed"/, DisposedError],
+          [
+            [{ ...read, byteLength: OPERAND_BYTES + 1 }],
+            /"input" has 16 bytes, so there are no 17/,
+          ],
+          [[{ ...read, byteLength: undefined }], /there are no undefined/],
+          [[{ ...read, access: "both" }], /access is "both"; it must be "read" or/],
+          [[{ ...read, buffer: unused }], /"unused" is not one that the graph uses/],
+          [[read, read], /"input" has two substitutes/],
+          [[read, write], /would be written in the place of one .* Take two buffers/],
+          [[{ ...write, by: mirrored }], /"counts" is mirrored/],
         ];
         for (const [substitutes, pattern, type = InvalidArgumentError] of cases) {
           await assert.rejects(
@@ -178,7 +237,7 @@ describe("substitutes of a launch", () => {
         }
       });
       assert.equal(driver.launches.length, 0);
-      await parts.graph.launch([{ buffer: input, by: mirrored, access: "read" }]);
+      await parts.graph.launch([{ ...read, by: mirrored }] as Substitute[]);
       assert.equal(await readValue(device, output), made(0));
     });
   });

@@ -137,7 +137,7 @@ export class KernelSet implements Disposable {
     }
   }
 
-  /** All kernels that serve for these values, in the manifest's order. */
+  /** All kernels that serve for these values, those of an operator in the manifest's order. */
   all(selects: Selects): Kernel[] {
     return this.#of(selects).filter(({ entry }) => serves(entry, selects));
   }
