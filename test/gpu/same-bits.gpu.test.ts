@@ -141,14 +141,18 @@ for (const dtype of WEIGHT_DTYPES) {
     const base = plainSpec(width, 1, 24, 3);
     const experts = gatedExperts(width, 150, { dtype, bias: true });
     const aggregation = { ...base.aggregation, residual: true };
-    for (const shared of [undefined, { experts: gatedExperts(width, 70, { dtype }), gate: true }]) {
-      const layer = randomLayer(random, {
-        ...base,
-        experts,
-        aggregation,
-        ...(shared && { shared }),
-      });
-      await using moe = new MoELayer(layer.spec, layer.tensors, { device });
+    const shared = { experts: gatedExperts(width, 70, { dtype }), gate: true };
+    const some: [Partial<LayerSpec>, Options][] = [
+      [{}, {}],
+      [{ shared }, {}],
+      [{}, { streams: 3 }],
+    ];
+    if (device.properties.realisations.partitioned.available) {
+      some.push([{}, { streams: 3, slices: { realisation: "partitioned" } }]);
+    }
+    for (const [more, options] of some) {
+      const layer = randomLayer(random, { ...base, experts, aggregation, ...more });
+      await using moe = new MoELayer(layer.spec, layer.tensors, { device, ...options });
       for (const tokens of [1, 4, 3, 64, 512]) {
         for (const given of [false, true]) {
           const kept: DeviceTensor[] = [];
@@ -161,7 +165,8 @@ for (const dtype of WEIGHT_DTYPES) {
             const { output } = await moe.forward(hidden, given ? { logits } : {});
             kept.push(hidden, logits, output);
             const expected = dtype === "float32" ? wide : rounded(wide, dtype);
-            assert.deepEqual(toFloat32(await output.toHost()), expected, `${tokens} ${given}`);
+            const what = `${tokens} tokens, ${JSON.stringify({ given, ...options, ...more })}`;
+            assert.deepEqual(toFloat32(await output.toHost()), expected, what);
             assert.deepEqual((await hidden.toHost()).data, like.data);
           }
           for (const tensor of kept) tensor[Symbol.dispose]();

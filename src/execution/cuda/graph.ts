@@ -95,7 +95,9 @@ export class CudaGraph implements Graph, Job {
     this.budgets = budgets;
     this.#applied = budgets;
     this.#graph = this.#capture();
-    this.#substitution = new Substitution(recording, this.#kernels);
+    // The driver (580) changes no node that was captured in a green context.
+    const fixed = budgets.partitions !== undefined;
+    this.#substitution = new Substitution(recording, this.#kernels, fixed);
     try {
       this.#exec = this.#driver.instantiateGraph(this.#graph);
     } catch (error) {

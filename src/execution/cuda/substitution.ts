@@ -43,11 +43,14 @@ interface Replaced<Node> {
 export class Substitution<Node extends SubstitutedKernel> {
   readonly #recording: Recording;
   readonly #nodes: readonly Node[];
+  readonly #fixed: boolean;
   readonly #replaced = new Map<GpuBuffer, Replaced<Node>>();
 
-  constructor(recording: Recording, nodes: readonly Node[]) {
+  /** @param fixed whether parameters cannot be changed at all */
+  constructor(recording: Recording, nodes: readonly Node[], fixed: boolean) {
     this.#recording = recording;
     this.#nodes = nodes;
+    this.#fixed = fixed;
   }
 
   /**
@@ -86,7 +89,9 @@ export class Substitution<Node extends SubstitutedKernel> {
       }
     }
     const within = new Set<Work>(this.#nodes.map(({ work }) => work));
-    const fixed = worksOf(this.#recording).some((work) => holds(work, buffer, !within.has(work)));
+    const fixed =
+      this.#fixed ||
+      worksOf(this.#recording).some((work) => holds(work, buffer, !within.has(work)));
     return { buffer, address, places: fixed ? undefined : places };
   }
 }

@@ -186,12 +186,15 @@ describe("tensors on an emulated GPU", () => {
     withEmulated(async (device, driver) => {
       const width = 128;
       const random = randomFor("emulated substitutes");
+      const realisation = "partitioned";
       for (const dtype of WEIGHT_DTYPES) {
         const base = plainSpec(width, 1, 6, 2);
         const experts = gatedExperts(width, 20, { dtype });
         const aggregation = { ...base.aggregation, residual: true };
         const made = randomLayer(random, { ...base, experts, aggregation });
-        await using layer = new MoELayer(made.spec, made.tensors, { device });
+        const partitioned = pick(random, [false, true]);
+        const options = partitioned ? { streams: 3, slices: { realisation } as const } : {};
+        await using layer = new MoELayer(made.spec, made.tensors, { device, ...options });
         // Decode, and in lanes; as many tokens as the graph is for.
         for (const tokens of [2, 16]) {
           for (const given of [false, true]) {
@@ -216,7 +219,7 @@ describe("tensors on an emulated GPU", () => {
               );
               assert.deepEqual((await hidden.toHost()).data, like.data);
             }
-            assert.equal(copies, 0, `${dtype}, ${tokens} tokens`);
+            if (!partitioned) assert.equal(copies, 0, `${dtype}, ${tokens} tokens`);
           }
         }
       }

@@ -313,7 +313,14 @@ export class FakeStreams extends FakeCalls {
       });
       return;
     }
-    const node = { handle: this.handle(), after: new Set(stream.after), run, launch, freeze };
+    const node = {
+      handle: this.handle(),
+      after: new Set(stream.after),
+      run,
+      launch,
+      // No node of a green context can be changed.
+      freeze: stream.partition === undefined ? freeze : undefined,
+    };
     capture.nodes.push(node);
     stream.after = new Set([node]);
   }

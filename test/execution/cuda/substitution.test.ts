@@ -126,6 +126,23 @@ describe("substitutes of a launch", () => {
     });
   });
 
+  it("are copied where the graph has partitions, whose nodes the driver does not change", async () => {
+    await withFake(async (fake) => {
+      const { device, driver } = fake;
+      device.setComputeBudgets({ realisation: "partitioned", units: [8, 16] });
+      const parts = twoKernels(fake);
+      const [input, output] = [operand(device, 7), operand(device, -1)];
+      await parts.graph.launch(standIns(parts, input, output));
+      assert.equal(await readValue(device, output), made(7));
+      assert.equal(driver.count("setNodeLaunch"), 0);
+      assert.equal(driver.count("copyOnDevice"), 2);
+      await parts.graph.launch(standIns(parts, operand(device, 3), operand(device)));
+      device.write(parts.input, new Float32Array(4).fill(1));
+      await parts.graph.launch();
+      assert.equal(await readValue(device, parts.output), made(1));
+    });
+  });
+
   it("are tried again after the driver refused them", async () => {
     await withFake(async (fake) => {
       const { device, driver } = fake;
