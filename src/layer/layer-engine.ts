@@ -31,7 +31,7 @@ import { ControlLoop } from "./control-loop.ts";
 import { type Fetched, fetchStep } from "./fetched.ts";
 import type { ForwardResult, ForwardStats, LayerOptions, LayerStatistics } from "./forward.ts";
 import { LayerModules } from "./layer-modules.ts";
-import { recordStep, type StepParts } from "./step.ts";
+import { recordStep, type StepParts, type StepScope } from "./step.ts";
 import { StepKeys } from "./step-keys.ts";
 import { StreamPool } from "./stream-pool.ts";
 
@@ -154,34 +154,15 @@ export class LayerEngine implements Disposable {
     const logitsType = logits && logitsTypeOf(device, logits);
     const scope = { mostTokens, outputType, ...(logitsType && { logitsType }) };
     const key = this.#keys.get(plan, assignment.laneKey, scope);
-    const substitutes: Substitute[] = [];
+    // Only what is launched as a graph can read and write the caller's own tensors.
     const replays = output !== undefined && this.#graphs.has(key);
-    // A graph reads and writes the caller's own tensors, in the place of these buffers, if they have room for as much.
-    const takes = (buffer: DeviceBuffer, tensor: Tensor | DeviceTensor, byteLength: number) => {
-      const fits =
-        replays && tensor instanceof DeviceTensor && tensor.buffer.byteLength >= byteLength;
-      if (fits) substitutes.push({ buffer, by: tensor.buffer, byteLength, access: "read" });
-      return fits;
-    };
+    const substitutes: Substitute[] = [];
     if (replays) {
       const { byteLength } = output.buffer;
       substitutes.push({ buffer: buffers.output, by: output.buffer, byteLength, access: "write" });
+      substitutes.push(...this.#readInPlace(request, buffers, scope));
     }
-    const { hidden } = buffers.layouts;
-    const asRows = input.dtype === hidden.dtype && hidden.width === hidden.pitch;
-    if (!(asRows && takes(buffers.hidden, input, rowBytes(hidden, mostTokens)))) {
-      if (input instanceof DeviceTensor) {
-        await device.copyRows(buffers.hidden, hidden, input.buffer, input.dtype, tokens);
-      } else {
-        device.writeRows(buffers.hidden, hidden, input);
-      }
-    }
-    if (logits && logitsType) {
-      const bytes = mostTokens * this.#spec.router.experts * BYTES_PER_ELEMENT[logitsType];
-      if (!takes(buffers.logits, logits, bytes)) {
-        await writeLogits(device, buffers.logits, logits, logitsType);
-      }
-    }
+    await this.#bring(request, buffers, substitutes, logitsType);
     if (this.#tokens[0] !== tokens) {
       device.write(buffers.tokens, Int32Array.of(tokens));
       this.#tokens[0] = tokens;
@@ -224,6 +205,49 @@ export class LayerEngine implements Disposable {
     const { streams: lanes } = assignment;
     const run = { buffers, tokens, plan, inLanes, streams: lanes, ...ended.value };
     return this.#finish(fetched.value, run);
+  }
+
+  /** The tensors of a request that lie as the step's buffers do and have room for as much: operators may read rows past the last token. */
+  #readInPlace(
+    { input, logits }: StepRequest,
+    buffers: StepBuffers,
+    { mostTokens, logitsType }: StepScope,
+  ): readonly Substitute[] {
+    const found: Substitute[] = [];
+    const offer = (buffer: DeviceBuffer, tensor: Tensor | DeviceTensor, byteLength: number) => {
+      if (!(tensor instanceof DeviceTensor) || tensor.buffer.byteLength < byteLength) return;
+      found.push({ buffer, by: tensor.buffer, byteLength, access: "read" });
+    };
+    const { hidden } = buffers.layouts;
+    if (input.dtype === hidden.dtype && hidden.width === hidden.pitch) {
+      offer(buffers.hidden, input, rowBytes(hidden, mostTokens));
+    }
+    if (logits && logitsType) {
+      const values = mostTokens * this.#spec.router.experts;
+      offer(buffers.logits, logits, values * BYTES_PER_ELEMENT[logitsType]);
+    }
+    return found;
+  }
+
+  /** Brings hidden states and logits to the step's buffers, but for those that have substitutes. */
+  async #bring(
+    { input, logits }: StepRequest,
+    buffers: StepBuffers,
+    substitutes: readonly Substitute[],
+    logitsType: DType | undefined,
+  ): Promise<void> {
+    const device = this.#device;
+    const { layouts, hidden, logits: scores } = buffers;
+    const has = (buffer: DeviceBuffer) => substitutes.some((each) => each.buffer === buffer);
+    if (!(input instanceof DeviceTensor)) {
+      device.writeRows(hidden, layouts.hidden, input);
+    } else if (!has(hidden)) {
+      const tokens = sizeOf(input.shape) / this.#spec.hiddenSize;
+      await device.copyRows(hidden, layouts.hidden, input.buffer, input.dtype, tokens);
+    }
+    if (logits && logitsType && !has(scores)) {
+      await writeLogits(device, scores, logits, logitsType);
+    }
   }
 
   statistics(): LayerStatistics {
