@@ -20,6 +20,13 @@ export interface Resource {
   readonly label: string;
 }
 
+/** @throws DisposedError naming the first resource that is closed */
+export function requireOpen(resources: Iterable<Resource>): void {
+  for (const resource of resources) {
+    if (resource.closed) throw new DisposedError(`"${resource.label}", which the work uses,`);
+  }
+}
+
 /** The part that needs no buffers. */
 export interface OperatorChecks {
   fail(what: string, remedy: string): never;

@@ -112,15 +112,17 @@ export class CpuDevice implements Device {
 
   async read(source: DeviceBuffer, target: ArrayBufferView, byteOffset = 0): Promise<void> {
     checkHostMemory("target", target);
-    const bytes = this.#bytes(source, byteOffset, target.byteLength);
+    const from = this.#range(source, byteOffset, target.byteLength);
+    const bytes = this.#view(from, byteOffset, target.byteLength);
     const into = new Uint8Array(target.buffer, target.byteOffset, target.byteLength);
-    if ((source as CpuBuffer).mirrored) into.set(bytes);
+    if (from.mirrored) into.set(bytes);
     else await this.#core.inTurn(() => into.set(bytes));
   }
 
   async copy(target: DeviceBuffer, source: DeviceBuffer, byteLength: number): Promise<void> {
-    const [to, from] = [this.#bytes(target, 0, byteLength), this.#bytes(source, 0, byteLength)];
-    await this.#core.inTurn(() => to.set(from));
+    const to = this.#range(target, 0, byteLength);
+    const from = this.#range(source, 0, byteLength);
+    await this.#core.copyInTurn(to, from, byteLength);
   }
 
   memory(): MemoryUsage {
@@ -221,13 +223,22 @@ export class CpuDevice implements Device {
 
   /** Bytes `begin` to `begin + length - 1` of a buffer, if it has them. */
   #bytes(buffer: DeviceBuffer, begin: number, length: number): Uint8Array {
+    return this.#view(this.#range(buffer, begin, length), begin, length);
+  }
+
+  #view({ address }: CpuBuffer, begin: number, length: number): Uint8Array {
+    return new Uint8Array(this.#core.memory.wasm.buffer, address + begin, length);
+  }
+
+  /** A buffer of this device that has these bytes. */
+  #range(buffer: DeviceBuffer, begin: number, length: number): CpuBuffer {
     this.#core.requireOpen();
     if (!this.#core.owns(buffer)) {
       throw new InvalidArgumentError("The buffer is not one of this device.");
     }
     if (buffer.closed) throw new DisposedError(`Buffer "${buffer.label}"`);
     checkRange(buffer, begin, length);
-    return new Uint8Array(this.#core.memory.wasm.buffer, buffer.address + begin, length);
+    return buffer;
   }
 }
 

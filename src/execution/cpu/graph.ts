@@ -5,7 +5,7 @@
 
 import { DisposedError } from "../../errors.ts";
 import type { DeviceBuffer, Graph, Substitute } from "../device.ts";
-import type { Resource } from "../operator-checks.ts";
+import { type Resource, requireOpen } from "../operator-checks.ts";
 import { checkedSubstitutes } from "../substitute-checks.ts";
 import type { CpuBuffer } from "./buffer.ts";
 import { buildProgram } from "./program.ts";
@@ -20,13 +20,6 @@ export interface GraphOwner {
   owns(buffer: DeviceBuffer): buffer is CpuBuffer;
   /** Copies once everything submitted so far is over, and before what is submitted later. */
   copyInTurn(target: CpuBuffer, source: CpuBuffer, bytes: number): Promise<void>;
-}
-
-/** @throws DisposedError naming the first resource that is closed */
-export function requireOpen(resources: Iterable<Resource>): void {
-  for (const resource of resources) {
-    if (resource.closed) throw new DisposedError(`"${resource.label}", which the work uses,`);
-  }
 }
 
 export class CpuGraph implements Graph {
@@ -52,9 +45,9 @@ export class CpuGraph implements Graph {
     const work: Promise<void>[] = [];
     try {
       this.#requireOpen();
-      if (substitutes.length === 0) return owner.submit(this.#image);
       const isOwn = (buffer: DeviceBuffer): buffer is CpuBuffer => owner.owns(buffer);
       const checked = checkedSubstitutes(substitutes, this.#resources, isOwn);
+      if (checked.length === 0) return owner.submit(this.#image);
       for (const { buffer, by, byteLength, access } of checked) {
         if (access === "read") work.push(owner.copyInTurn(buffer, by, byteLength));
       }

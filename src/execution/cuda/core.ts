@@ -8,6 +8,7 @@
 import { DisposedError, InvalidArgumentError, type NexusError } from "../../errors.ts";
 import { refusePromise, requireRecord } from "../checks.ts";
 import type { AllocateOptions, ComputeBudgets } from "../device.ts";
+import { requireOpen } from "../operator-checks.ts";
 import type { Operator } from "../operators.ts";
 import { CudaBudgets } from "./budgets.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
@@ -16,7 +17,7 @@ import type { Context } from "./driver/context.ts";
 import type { DeviceFacts, Driver } from "./driver/driver.ts";
 import { EventPool } from "./driver/events.ts";
 import { FaultWord } from "./faults.ts";
-import { CudaGraph, type GraphOwner, requireOpen } from "./graph.ts";
+import { CudaGraph, type GraphOwner } from "./graph.ts";
 import { type IssueSite, issue } from "./issue.ts";
 import { LaunchArena, type NativeMemory } from "./launch/arena.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";

@@ -11,7 +11,7 @@
 
 import { DisposedError, type NexusError } from "../../errors.ts";
 import type { Graph, Substitute } from "../device.ts";
-import type { Resource } from "../operator-checks.ts";
+import { type Resource, requireOpen } from "../operator-checks.ts";
 import type { CudaBudgets } from "./budgets.ts";
 import type { Driver } from "./driver/driver.ts";
 import { type IssuedKernel, type IssueSite, issue } from "./issue.ts";
@@ -52,13 +52,6 @@ interface KernelNode extends IssuedKernel {
 }
 
 const NO_SUBSTITUTES: readonly GpuSubstitute[] = [];
-
-/** @throws DisposedError naming the first resource that is closed */
-export function requireOpen(resources: Iterable<Resource>): void {
-  for (const resource of resources) {
-    if (resource.closed) throw new DisposedError(`"${resource.label}", which the work uses,`);
-  }
-}
 
 export class CudaGraph implements Graph, Job {
   readonly nodes: number;

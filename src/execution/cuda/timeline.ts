@@ -102,17 +102,12 @@ export class Timeline {
    * that waits. Resolves when it is there, or later.
    */
   async inTurn(enqueue: () => void, budgets: CudaBudgets): Promise<void> {
-    if (this.#end !== undefined) throw this.#end;
-    if (this.#queue.length === 0) enqueue();
-    else await this.submit({ ...NOTHING, issue: enqueue }, budgets);
+    await this.#put(enqueue, budgets);
   }
 
   /** As `inTurn`, but resolves when it is done. */
   async carriedOut(enqueue: () => void, budgets: CudaBudgets): Promise<void> {
-    if (this.#end !== undefined) throw this.#end;
-    if (this.#queue.length > 0) return this.submit({ ...NOTHING, issue: enqueue }, budgets);
-    enqueue();
-    return this.reached();
+    await (this.#put(enqueue, budgets) ?? this.reached());
   }
 
   /** Resolves once everything handed to the launch stream so far is done. */
@@ -171,6 +166,14 @@ export class Timeline {
       // The GPU failed: nothing runs on it any more.
     }
     this.#perform(this.#leftovers.splice(0));
+  }
+
+  /** @returns undefined if it is there; else what resolves when it is there and done */
+  #put(enqueue: () => void, budgets: CudaBudgets): Promise<void> | undefined {
+    if (this.#end !== undefined) throw this.#end;
+    if (this.#queue.length > 0) return this.submit({ ...NOTHING, issue: enqueue }, budgets);
+    enqueue();
+    return undefined;
   }
 
   /** Issues the next submission, if there is one. */

@@ -148,9 +148,9 @@ export class Transfers implements WeightUploader {
     checkRowSource(layout, source);
     const { data, dtype } = source;
     const rows = sizeOf(source.shape) / layout.width;
-    checkRows(buffer, layout, dtype, rows);
     const few = rowBytes(layout, rows) <= SMALL_WRITE_BYTES;
     if (few && data instanceof Float32Array && layout.dtype !== "float32") {
+      checkRows(buffer, layout, rows);
       buffer.mirrorCurrent = false;
       this.upload(buffer.address, roundedRows(data, layout, rows));
       return;

@@ -62,22 +62,22 @@ export function packWork(context: LaunchContext, packing: Packing): OwnKernelWor
   );
 }
 
+/** A layout of this device. */
+type GpuRowLayout = RowLayout & { readonly dtype: RowType };
+
 /**
  * @param target checked to be open and of this device
  * @param layout checked to be one of some device
- * @param dtype of the rows that go into it
  * @param rows checked to be a number of rows
- * @throws InvalidArgumentError if they, the type or the sizes do not fit
+ * @throws InvalidArgumentError if they or the sizes do not fit
  */
 export function checkRows(
   target: CudaBuffer,
   layout: RowLayout,
-  dtype: DType,
   rows: number,
-): asserts dtype is RowType {
+): asserts layout is GpuRowLayout {
   const { width, pitch } = layout;
   requireRowType("Rows", layout.dtype);
-  requireRowType("Source rows", dtype);
   if (pitch !== padded(width)) {
     throw new InvalidArgumentError(
       `Rows of ${width} values at a pitch of ${pitch} are not this device's layout. Use what rowLayout() gives.`,
@@ -90,7 +90,13 @@ export function checkRows(
   );
 }
 
-/** Dense rows [rows, width] in device memory into a layout, as `checkRows` wants them: a copy where they lie that way already, nothing for no rows. */
+/**
+ * Dense rows [rows, width] in device memory into a layout: a copy where they lie that way already.
+ *
+ * @param target, layout and rows as for `checkRows`
+ * @returns nothing for no rows
+ * @throws InvalidArgumentError if they, the type or the sizes do not fit
+ */
 export function rowsWork(
   context: LaunchContext,
   target: CudaBuffer,
@@ -99,9 +105,9 @@ export function rowsWork(
   dtype: DType,
   rows: number,
 ): (Work | OwnKernelWork)[] {
-  checkRows(target, layout, dtype, rows);
+  checkRows(target, layout, rows);
+  requireRowType("Source rows", dtype);
   const { width, pitch } = layout;
-  requireRowType("Rows", layout.dtype);
   if (rows === 0) return [];
   if (dtype === layout.dtype && width === pitch) {
     return [{ kind: "copy", target: target.address, source, bytes: rowBytes(layout, rows) }];
