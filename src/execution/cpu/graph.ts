@@ -4,6 +4,7 @@
  */
 
 import { DisposedError } from "../../errors.ts";
+import { runBetweenCopies } from "../copied-substitutes.ts";
 import type { DeviceBuffer, Graph, Substitute } from "../device.ts";
 import { type Resource, requireOpen } from "../operator-checks.ts";
 import { checkedSubstitutes } from "../substitute-checks.ts";
@@ -48,13 +49,11 @@ export class CpuGraph implements Graph {
       const isOwn = (buffer: DeviceBuffer): buffer is CpuBuffer => owner.owns(buffer);
       const checked = checkedSubstitutes(substitutes, this.#resources, isOwn);
       if (checked.length === 0) return owner.submit(this.#image);
-      for (const { buffer, by, byteLength, access } of checked) {
-        if (access === "read") work.push(owner.copyInTurn(buffer, by, byteLength));
-      }
-      work.push(owner.submit(this.#image));
-      for (const { buffer, by, byteLength, access } of checked) {
-        if (access === "write") work.push(owner.copyInTurn(by, buffer, byteLength));
-      }
+      runBetweenCopies(
+        checked,
+        (target, source, bytes) => work.push(owner.copyInTurn(target, source, bytes)),
+        () => work.push(owner.submit(this.#image)),
+      );
     } catch (error) {
       return Promise.reject(error);
     }

@@ -10,6 +10,7 @@
  */
 
 import { DisposedError, type NexusError } from "../../errors.ts";
+import { runBetweenCopies } from "../copied-substitutes.ts";
 import type { Graph, Substitute } from "../device.ts";
 import { type Resource, requireOpen } from "../operator-checks.ts";
 import type { CudaBudgets } from "./budgets.ts";
@@ -217,12 +218,6 @@ export class CudaGraph implements Graph, Job {
       if (bytes === 0) return;
       this.#driver.copyOnDevice(to.address, from.address, bytes, this.#launchStream);
     };
-    for (const { buffer, by, byteLength, access } of copied) {
-      if (access === "read") copy(buffer, by, byteLength);
-    }
-    this.issue();
-    for (const { buffer, by, byteLength, access } of copied) {
-      if (access === "write") copy(by, buffer, byteLength);
-    }
+    runBetweenCopies(copied, copy, () => this.issue());
   }
 }
