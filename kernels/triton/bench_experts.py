@@ -119,7 +119,7 @@ class Step:
         self.height, self.x = height, x
 
     def walk(self, w):
-        """As src/execution/cuda/operators/project.ts has it, for more weights than the L2 holds."""
+        """As src/execution/cuda/operators/lane.ts has it, for more weights than the L2 holds."""
         size, l2 = w[0].numel() * w.element_size(), torch.cuda.get_device_properties(0).L2_cache_size
         large = size > l2 / 4
         share = self.tokens * self.weights.top_k / self.weights.experts

@@ -50,7 +50,7 @@ def check(code, call):
 
 SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double}
 # Element type and size as cuTensorMapEncodeTiled names them.
-TENSOR_MAP_TYPES = {torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
+TENSOR_MAP_TYPES = {torch.int32: 3, torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
 
 
 class TensorMap:

@@ -16,6 +16,7 @@ import torch
 import launch
 from buckets import SPARE_TILES, Buckets, groups, list_counts, with_room
 from check_many import check_many
+from check_packed import check_packed
 from check_routed import check_routed
 from check_spent import check_spent
 from launch import Bundle
@@ -363,6 +364,7 @@ def run_all(bundle, seed):
                         gated, bias=True)
             check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
     check_many(checks, bundle, multiprocessors)
+    check_packed(checks, bundle, multiprocessors)
     check_routed(checks, bundle)
     check_spent(checks, bundle, multiprocessors)
     check_dense(checks, bundle, multiprocessors)

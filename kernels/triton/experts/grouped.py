@@ -43,10 +43,10 @@ from routing.bucket import GROUP_SHIFT
 
 from .activation import activate, join_gate
 
-# Bits of `options`, part of the ABI. (HALF_TIME, IN_STEP, CLAIM and KEEP: of many.py.)
+# Bits of `options`, part of the ABI. (HALF_TIME, IN_STEP, CLAIM and KEEP: of many.py; BIAS_LAST: of packed.py.)
 OPTIONS = {
     **{"gather": 1, "bias": 2, "input_scale": 4, "dense": 8, "half_time": 16, "in_step": 32, "claim": 64},
-    **{"read_once": 128, "keep": 256},
+    **{"read_once": 128, "keep": 256, "bias_last": 512},
 }
 GATHER = tl.constexpr(OPTIONS["gather"])
 BIAS = tl.constexpr(OPTIONS["bias"])
@@ -57,6 +57,7 @@ IN_STEP = tl.constexpr(OPTIONS["in_step"])
 CLAIM = tl.constexpr(OPTIONS["claim"])
 READ_ONCE = tl.constexpr(OPTIONS["read_once"])
 KEEP = tl.constexpr(OPTIONS["keep"])
+BIAS_LAST = tl.constexpr(OPTIONS["bias_last"])
 # Columns of a panel of weights: 128 bytes in 16 bits each, the widest box of a tensor map that the tensor cores read.
 PANEL = tl.constexpr(64)
 

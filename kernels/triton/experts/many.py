@@ -15,7 +15,7 @@ tile's steps without multiplying, by code of its own, and the tensor cores have 
 barriers (in their steps, ptx_checks.py counts them): PTX counts warps that arrive at a barrier, wherever they come from, as long
 as those of a warp come together. compute-sanitizer's synccheck wants all to come from one place and reports these. With 256
 rows for every expert, give or take, half of the experts have such a tile. Where weights are large and pieces are dealt it costs more
-than it gains: the runtime decides (operators/project.ts).
+than it gains: the runtime decides (operators/lane.ts).
 
 Ahead. A second product (X_DESCRIPTOR) starts early behind a product only, so it finds its list complete, and asks for its
 first weights before it waits for that one's end (overlap.py): while the last tiles of the first product are at work, memory
@@ -69,7 +69,7 @@ FOUND = gl.constexpr(4)
 
 
 @gluon.jit
-def _slots(first, rows, order, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
+def slots_of(first, rows, order, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
     """Slots of a tile's rows: a load of its own, so that what it takes can pass unwaited for."""
     r = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
     return gl.load(order + first + r, mask=(r < rows) & (gather != 0), other=0)
@@ -188,7 +188,7 @@ def _product(
     for i in range(looked_up, found):
         acc, stage, phase = _step(acc, stage, phase, operands, this, i, True, X_DESCRIPTOR, STAGES, COPIES, MULTIPLY)
     if not X_DESCRIPTOR:
-        slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
+        slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
     if in_step:
         gl.atomic_add(begun, 1, sem="relaxed")
     for i in range(found, steps):
@@ -216,7 +216,7 @@ def _bias(bias, matrix, column, n, there, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def _store(out, result, first, rows, column, width, out_pitch, keep=False):
+def store_rows(out, result, first, rows, column, width, out_pitch, keep=False):
     """Stores a tile's rows, as far as they are valid and the output is wide; if `keep`, so that the L2 gives them up last (l2.py)."""
     BLOCK_M: gl.constexpr = result.shape[0]
     COLUMNS: gl.constexpr = result.shape[1]
@@ -326,7 +326,7 @@ def project_many(
         begin(DEPENDENT)
         pointers = 0
     else:
-        slots = _slots(first, rows, order, gather, BLOCK_M, COPIES)
+        slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
         pointers = _pointers(x, first, slots, x_pitch, top_k, gather, BLOCK_M, BLOCK_K, COPIES)
     next_bias = _bias(bias, matrix, column, n, there, BLOCK_N) if BIAS else 0
     for s in gl.static_range(STAGES - 1):
@@ -364,13 +364,13 @@ def project_many(
                 acc = gl.convert_layout(acc.permute([1, 0]), TURNED)
             gate, value = acc.reshape([BLOCK_M, BLOCK_N // 2, 2]).split()
             result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
-            _store(out, result, first, rows, column // 2, width, out_pitch, keep)
+            store_rows(out, result, first, rows, column // 2, width, out_pitch, keep)
         elif SWAPPED:
-            _store(out, acc.permute([1, 0]), first, rows, column, width, out_pitch)
+            store_rows(out, acc.permute([1, 0]), first, rows, column, width, out_pitch)
         else:
             left, right = acc.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
-            _store(out, left, first, rows, column, width, out_pitch)
-            _store(out, right, first, rows, column + BLOCK_N // 2, width, out_pitch)
+            store_rows(out, left, first, rows, column, width, out_pitch)
+            store_rows(out, right, first, rows, column + BLOCK_N // 2, width, out_pitch)
         matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
     if not X_DESCRIPTOR:
         async_copy.wait_group(0)

@@ -6,6 +6,7 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import replace
 
+from .packed import packed_variants
 from .products import (
     DECODE_SECOND,
     MANY_TILES,
@@ -95,6 +96,8 @@ def variants(architecture):
         for block_m, tile in tiles["coded"].items():
             for gated in (True, False):
                 found.append(project(element, gated, "coded", tile, ptx=block_m == PTX_ROWS))
+    if architecture == 90:
+        found += packed_variants()
     for block_m, tile in tiles["float32"].items():
         for precision in ("ieee", "tf32"):
             for gated in (True, False):

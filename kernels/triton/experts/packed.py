@@ -1,0 +1,479 @@
+"""The products of many.py on weights of 12 bits (packed_words.py), on sm_90: the same numbers from three quarters of the bytes.
+
+Up to 1024 tokens or so products wait for weights, so less time means fewer bytes. What is multiplied is the same, in the same
+order, so bits are those of plain weights. Weights are the first operand, out^T = w . x^T, whatever the height of tiles: only that
+one can come from registers, in which weights are expanded.
+
+Twelve warps. Four ask: they walk through the pieces of a program (pieces.py), and for each step ask for a panel's words by TMA, a
+copy a plane, and for rows of x by TMA or, gathered, by ordinary asynchronous copies, as soon as a stage is free. Two warp groups
+expand and multiply half of a piece's columns each, in one block of 64 or two, and know nothing of each other, so that one expands
+while the other multiplies. A group looks up the next step's words while the tensor cores have this step's weights.
+
+What a piece is the asking warps tell the others in `box`, before the barrier of its first step: its matrix, first row, rows and
+block of columns; no rows: that was all. An entry is read before its stage is free again, and there are more entries than stages.
+
+Patches are few: of normally distributed weights six in 100,000 need one, so in a step one group of 16 rows in 16 has any. A warp
+looks at the flags of its own 16 rows, 32 steps at a time, and asks for a step's patches one step before. These numbers differ
+between warps, which Gluon's scalars do not know, and need not.
+
+Parameters are many.py's, as far as they go; `w` is a tensor map over words. Sums begin with a bias, as many.py's do, or end with it if
+the options say so, as grouped.py's do: which of these would multiply plain weights decides. What is left to other kernels: dense products,
+input scales, activations by a code.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from l2 import read_once
+from overlap import begin
+from routing.bucket import BEGUN
+
+from .activation import join_gate
+from .grouped import BIAS_LAST, CLAIM, GATHER, IN_STEP, KEEP, PANEL, READ_ONCE, find_tile
+from .many import CLAIMED, FOUND, LOOKED_UP, slots_of, store_rows
+from .packed_words import (
+    BLOCK_ROWS,
+    FLAG_BITS,
+    GROUP_ROWS,
+    PATCHES,
+    PLANE_COLUMNS,
+    PLANE_ROWS,
+    PLANES,
+    halves,
+    operand,
+    patched,
+    plain_row,
+)
+from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
+
+# int64 numbers that hold a group's patches in a panel.
+RECORDS = gl.constexpr(PATCHES.value // 4)
+# Warp groups that multiply, each one block of 64 columns or two.
+GROUPS = gl.constexpr(2)
+# Warps of each, and those that ask.
+WARPS = gl.constexpr(4)
+# Entries of the box: more than stages.
+BOX = gl.constexpr(8)
+# All of an entry in each thread.
+ENTRY = gl.constexpr(gl.BlockedLayout([4], [32], [WARPS.value], [0]))
+
+
+@gluon.jit
+def _tell(box, turn, matrix, first, rows, column):
+    i = gl.arange(0, 4, layout=ENTRY)
+    box.index(turn % BOX).store(gl.where(i == 0, matrix, gl.where(i == 1, first, gl.where(i == 2, rows, column))))
+
+
+@gluon.jit
+def _told(box, turn):
+    i = gl.arange(0, 4, layout=ENTRY)
+    entry = box.index(turn % BOX).load(ENTRY)
+    return (
+        gl.sum(gl.where(i == 0, entry, 0), axis=0),
+        gl.sum(gl.where(i == 1, entry, 0), axis=0),
+        gl.sum(gl.where(i == 2, entry, 0), axis=0),
+        gl.sum(gl.where(i == 3, entry, 0), axis=0),
+    )
+
+
+@gluon.jit
+def _next_stage(stage, phase, STAGES: gl.constexpr):
+    stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+    return stage, gl.where(stage == 0, phase ^ 1, phase)
+
+
+@gluon.jit
+def _sources(first, slots, top_k, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
+    """Rows of x for a tile's rows. Where they are is worked out in every step, as addresses would take twice the registers."""
+    row = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
+    return gl.where(gather != 0, slots // top_k, row)
+
+
+@gluon.jit
+def _ask_steps(
+    begin, end, operands, tile, stage, phase, STAGES: gl.constexpr, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr
+):
+    """Asks for words and rows of a tile's steps, each once a stage is free.
+
+    `tile`: its first block of all blocks of words, where its rows of x are, its first row and its rows.
+    """
+    x, x_pitch, w, blocks, buffers = operands
+    block, sources, first, rows = tile
+    a, b, filled, free, box = buffers
+    word_bytes: gl.constexpr = PLANES * b.shape[1] * PLANE_ROWS * PLANE_COLUMNS * 4
+    row_bytes: gl.constexpr = a.shape[1] * a.shape[2] * 2 if X_DESCRIPTOR else 0
+    for step in range(begin, end):
+        mbarrier.wait(free.index(stage), phase ^ 1)
+        mbarrier.expect(filled.index(stage), word_bytes + row_bytes)
+        for plane in gl.static_range(PLANES):
+            words = b.index(stage * PLANES + plane)
+            tma.async_copy_global_to_shared(w, [block + step * blocks, plane, 0, 0], filled.index(stage), words)
+        if X_DESCRIPTOR:
+            tma.async_copy_global_to_shared(x, [first, step * PANEL], filled.index(stage), a.index(stage))
+        else:
+            r = gl.arange(0, a.shape[1], layout=gl.SliceLayout(1, COPIES))
+            ks = step * PANEL + gl.arange(0, PANEL, layout=gl.SliceLayout(0, COPIES))
+            at = x + sources.to(gl.int64)[:, None] * x_pitch + ks[None, :]
+            async_copy.async_copy_global_to_shared(a.index(stage), at, mask=(r < rows)[:, None])
+            async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+        stage, phase = _next_stage(stage, phase, STAGES)
+    return stage, phase
+
+
+@gluon.jit
+def _ask(
+    x, w, x_pitch, walked, buffers,
+    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What the asking warps do."""
+    tiles, tile_count, order, n, k, top_k, options = walked
+    COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    a, b, filled, free, box = buffers
+    claims = gl.allocate_shared_memory(gl.int32, [32 * WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    programs = gl.num_programs(0)
+    columns = gl.cdiv(n, BLOCK_N)
+    gather = options & GATHER
+    row_tiles = gl.load(tile_count)
+    total = row_tiles * columns
+    busy = gl.load(tile_count + 1) * columns
+    walk = (total, busy, columns, row_tiles, 1, tiles, 0, 0, 0)
+    steps = k // PANEL
+    blocks = n // BLOCK_ROWS
+    operands = (x, x_pitch, w, blocks, buffers)
+    claim = (options & CLAIM) != 0
+    in_step = (options & IN_STEP) != 0
+    once = options & READ_ONCE
+    begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
+    further = gl.where(busy > 0, 1, 0)
+    claimed_at = gl.maximum(steps - CLAIMED, 0)
+    looked_up = gl.maximum(steps - LOOKED_UP, 0)
+    found = gl.maximum(steps - FOUND, 0)
+
+    place = gl.program_id(0)
+    work = place
+    matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    stage = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    sources = 0
+    if not X_DESCRIPTOR:
+        slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
+        sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
+    turn = 0
+    while work < total:
+        _tell(box, turn, matrix, first, rows, column // BLOCK_ROWS)
+        read_once(gl.where(alone, once, 0))
+        turn += 1
+        place = next_place(place, further, programs)
+        dealt = turn * programs + place
+        wait = in_step & (dealt < total)
+        tile = (matrix * steps * blocks + column // BLOCK_ROWS, sources, first, rows)
+        stage, phase = _ask_steps(0, claimed_at, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        number = ask_for_claim(begun, claim)
+        stage, phase = _ask_steps(claimed_at, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        work = gl.where(claim, claimed_piece(number, claims, begun, claim, programs, total), dealt)
+        next_matrix, next_first, next_rows, next_column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+        stage, phase = _ask_steps(looked_up, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        if not X_DESCRIPTOR:
+            slots = slots_of(next_first, next_rows, order, gather, BLOCK_M, COPIES)
+        if wait:
+            gl.atomic_add(begun, 1, sem="relaxed")
+        stage, phase = _ask_steps(found, steps, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
+        if not X_DESCRIPTOR:
+            sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
+        if wait:
+            wait_for(begun, begun_by_round(turn, programs, total))
+    # That was all.
+    mbarrier.wait(free.index(stage), phase ^ 1)
+    _tell(box, turn, 0, 0, 0, 0)
+    if not X_DESCRIPTOR:
+        async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+    mbarrier.arrive(filled.index(stage), count=1)
+
+
+@gluon.jit
+def _warp(zero):
+    """Which warp of its warp group this is: a number that differs between warps."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 warp; mov.u32 warp, %tid.x; shr.u32 warp, warp, 5; and.b32 warp, warp, 3; add.u32 $0, warp, $1; }",
+        "=r,r",
+        [zero],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _flags_of(flags, word, step, flag_words, inside, BLOCKS: gl.constexpr):
+    """Flags of a warp's groups, 32 bits for each block, of which the lowest is this panel's; and if any has patches in it."""
+    anew = step % FLAG_BITS == 0
+    at = flags + step // FLAG_BITS
+    found = gl.load(at, mask=anew & (inside > 0), other=0)
+    if BLOCKS == 2:
+        # What comes in at a word's end is gone when it comes to its beginning.
+        second = gl.load(at + BLOCK_ROWS // GROUP_ROWS * flag_words, mask=anew & (inside > BLOCK_ROWS), other=0)
+        found = (second.to(gl.int64) << FLAG_BITS) | (found.to(gl.int64) & 0xFFFFFFFF)
+    word = gl.where(anew, found, word >> 1)
+    if BLOCKS == 2:
+        flag = (word & ((1 << FLAG_BITS) | 1)) != 0
+    else:
+        flag = (word & 1) != 0
+    return word, flag
+
+
+@gluon.jit
+def _patches_of(records, patches, step, groups, flag, inside, BLOCKS: gl.constexpr):
+    """A panel's patches of a warp's groups, if there are any; else what was there. Four to a number, two numbers a group."""
+    if flag:
+        at = patches + step.to(gl.int64) * groups * RECORDS
+        first, second, third, fourth = records
+        first = gl.load(at, mask=inside > 0, other=0)
+        second = gl.load(at + 1, mask=inside > 0, other=0)
+        if BLOCKS == 2:
+            at += BLOCK_ROWS // GROUP_ROWS * RECORDS
+            third = gl.load(at, mask=inside > BLOCK_ROWS, other=0)
+            fourth = gl.load(at + 1, mask=inside > BLOCK_ROWS, other=0)
+        records = first, second, third, fourth
+    return records
+
+
+@gluon.jit
+def _filled(filled, stage, phase, X_DESCRIPTOR: gl.constexpr):
+    """Waits until a stage's operands are there."""
+    mbarrier.wait(filled.index(stage), phase)
+    if not X_DESCRIPTOR:
+        # What ordinary copies wrote is read by the tensor cores.
+        fence_async_shared()
+
+
+@gluon.jit
+def _block(b, stage, block, flag, first, second):
+    """A step's weights of one of its blocks."""
+    words = halves((
+        b.index(stage * PLANES).slice(block, 1),
+        b.index(stage * PLANES + 1).slice(block, 1),
+        b.index(stage * PLANES + 2).slice(block, 1),
+    ))  # fmt: skip
+    if flag:
+        words = patched(patched(words, first), second)
+    return words
+
+
+@gluon.jit
+def _weights(b, stage, flag, records, GROUP: gl.constexpr, BLOCKS: gl.constexpr):
+    """A step's weights of a warp group."""
+    first, second, third, fourth = records
+    words = _block(b, stage, GROUP * BLOCKS, flag, first, second)
+    others = _block(b, stage, GROUP * BLOCKS + 1, flag, third, fourth) if BLOCKS == 2 else 0
+    return words, others
+
+
+@gluon.jit
+def _bias(bias, scale, last, there):
+    """(what sums, without their scale, begin with; what is added to them at the end)"""
+    bias = gl.load(bias, mask=there, other=0.0)
+    last = last | (scale == 0)
+    return gl.where(last, 0.0, bias / gl.where(scale == 0, 1.0, scale)), gl.where(last, bias, 0.0)
+
+
+@gluon.jit
+def _issued(sums, more, weights, rows, SUMS: gl.constexpr, BLOCKS: gl.constexpr):
+    """Issues a step's products."""
+    rows = rows.permute((1, 0))
+    first, second = weights
+    a = operand(first, SUMS)
+    if BLOCKS == 2:
+        b = operand(second, SUMS)
+        sums = warpgroup_mma(a, rows, sums, is_async=True)
+        more = warpgroup_mma(b, rows, more, is_async=True)
+    else:
+        sums = warpgroup_mma(a, rows, sums, is_async=True)
+    return sums, more
+
+
+@gluon.jit
+def _finished(sums, more, free, stage, BLOCKS: gl.constexpr):
+    """Waits for a step's products, and says that its stage is free."""
+    if BLOCKS == 2:
+        sums, more = warpgroup_mma_wait(0, deps=[sums, more])
+    else:
+        sums = warpgroup_mma_wait(0, deps=[sums])
+    # All warps have read it.
+    gl.thread_barrier()
+    mbarrier.arrive(free.index(stage), count=1)
+    return sums, more
+
+
+@gluon.jit
+def _store(
+    sums, scale, bias, column, tile, output, activation, GATED: gl.constexpr, ACTIVATION: gl.constexpr, BIAS: gl.constexpr
+):
+    """Stores a block's results, as far as there are columns. `scale`, `bias`: of its rows of weights, what sums did not begin with."""
+    first, rows = tile
+    out, width, out_pitch, keep = output
+    BLOCK_M: gl.constexpr = sums.shape[1]
+    # A row of zeros: whatever its words are.
+    sums = gl.where((scale == 0)[:, None], 0.0, sums * scale[:, None])
+    if BIAS:
+        sums = sums + bias[:, None]
+    # From the order of the first operand's rows to that of columns.
+    sums = sums.reshape([BLOCK_ROWS // GROUP_ROWS, 2, GROUP_ROWS // 2, BLOCK_M])
+    if GATED:
+        code, linear, cubic, limit, shift = activation
+        gate, value = sums.permute([0, 2, 3, 1]).split()
+        result = join_gate(gate, value, code, linear, cubic, limit, shift, ACTIVATION)
+        result = result.reshape([BLOCK_ROWS // 2, BLOCK_M]).permute([1, 0])
+        store_rows(out, result, first, rows, column // 2, width, out_pitch, keep)
+    else:
+        result = sums.permute([0, 2, 1, 3]).reshape([BLOCK_ROWS, BLOCK_M]).permute([1, 0])
+        store_rows(out, result, first, rows, column, width, out_pitch)
+
+
+@gluon.jit
+def _multiply(
+    product, activation, buffers,
+    GROUP: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, BIAS: gl.constexpr, X_DESCRIPTOR: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCKS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What a warp group does that expands and multiplies."""
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
+    ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
+    scales, flags, patches, bias, out, n, k, out_pitch, options = product
+    a, b, filled, free, box = buffers
+    steps = k // PANEL
+    groups = n // GROUP_ROWS
+    flag_words = gl.cdiv(steps, FLAG_BITS)
+    bias_last = (options & BIAS_LAST) != 0
+    output = (out, n // 2 if GATED else n, out_pitch, (options & KEEP) != 0)
+    stage = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    turn = 0
+    _filled(filled, 0, 0, X_DESCRIPTOR)
+    matrix, first, rows, block = _told(box, 0)
+    while rows > 0:
+        # Told in blocks, so that it is known to be a multiple: stores are of 16 bytes.
+        column = (block + GROUP * BLOCKS) * BLOCK_ROWS
+        # A piece may go on beyond the last column, by whole blocks.
+        inside = n - column
+        row = matrix * n + column + plain_row(gl.arange(0, BLOCK_ROWS, layout=ROWS))
+        scale = gl.load(scales + row, mask=inside > 0, other=0.0)
+        second_scale = scale
+        if BLOCKS == 2:
+            second_scale = gl.load(scales + BLOCK_ROWS + row, mask=inside > BLOCK_ROWS, other=0.0)
+        group = column // GROUP_ROWS + _warp(0)
+        flags_there = flags + (matrix * groups + group) * flag_words
+        patches_there = patches + (matrix.to(gl.int64) * steps * groups + group) * RECORDS
+        none = gl.to_tensor(0).to(gl.int64)
+        word = none if BLOCKS == 2 else gl.to_tensor(0)
+        word, flag = _flags_of(flags_there, word, gl.to_tensor(0), flag_words, inside, BLOCKS)
+        records = _patches_of((none, none, none, none), patches_there, gl.to_tensor(0), groups, flag, inside, BLOCKS)
+        sums = gl.zeros([BLOCK_ROWS, BLOCK_M], gl.float32, layout=SUMS)
+        more = sums if BLOCKS == 2 else 0
+        biases = scale
+        second_biases = scale
+        if BIAS:
+            begun, biases = _bias(bias + row, scale, bias_last, inside > 0)
+            sums = sums + begun[:, None]
+            if BLOCKS == 2:
+                begun, second_biases = _bias(bias + BLOCK_ROWS + row, second_scale, bias_last, inside > BLOCK_ROWS)
+                more = more + begun[:, None]
+        weights = _weights(b, stage, flag, records, GROUP, BLOCKS)
+        for i in range(1, steps):
+            sums, more = _issued(sums, more, weights, a.index(stage), SUMS, BLOCKS)
+            word, flag = _flags_of(flags_there, word, i, flag_words, inside, BLOCKS)
+            records = _patches_of(records, patches_there, i, groups, flag, inside, BLOCKS)
+            next_stage, next_phase = _next_stage(stage, phase, STAGES)
+            _filled(filled, next_stage, next_phase, X_DESCRIPTOR)
+            # While this step's are multiplied.
+            weights = _weights(b, next_stage, flag, records, GROUP, BLOCKS)
+            sums, more = _finished(sums, more, free, stage, BLOCKS)
+            stage, phase = next_stage, next_phase
+        sums, more = _issued(sums, more, weights, a.index(stage), SUMS, BLOCKS)
+        sums, more = _finished(sums, more, free, stage, BLOCKS)
+        stage, phase = _next_stage(stage, phase, STAGES)
+
+        tile = (first, rows)
+        _store(sums, scale, biases, column, tile, output, activation, GATED, ACTIVATION, BIAS)
+        if BLOCKS == 2:
+            beside = column + BLOCK_ROWS
+            _store(more, second_scale, second_biases, beside, tile, output, activation, GATED, ACTIVATION, BIAS)
+        turn += 1
+        _filled(filled, stage, phase, X_DESCRIPTOR)
+        matrix, first, rows, block = _told(box, turn)
+
+
+@gluon.jit
+def project_packed(
+    x,
+    w,
+    scales,
+    flags,
+    patches,
+    bias,
+    out,
+    tiles,
+    tile_count,
+    order,
+    n,
+    k,
+    x_pitch,
+    out_pitch,
+    top_k,
+    options,
+    code,
+    linear,
+    cubic,
+    limit,
+    shift,
+    GATED: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    BIAS: gl.constexpr,
+    X_DESCRIPTOR: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr,
+    MULTIPLYING_REGISTERS: gl.constexpr,
+    ASKING_REGISTERS: gl.constexpr,
+    DEPENDENT: gl.constexpr,
+):
+    BLOCKS: gl.constexpr = BLOCK_N // BLOCK_ROWS // GROUPS
+    gl.static_assert(BLOCKS == 1 or BLOCKS == 2, "a warp group has one block of 64 columns or two")
+    gl.static_assert(STAGES < BOX, "an entry of the box is read before it is written again")
+    ELEMENT: gl.constexpr = out.dtype.element_ty
+    A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, PANEL], ELEMENT)
+    B: gl.constexpr = gl.NVMMASharedLayout(128, 32, 4)
+    a = gl.allocate_shared_memory(ELEMENT, [STAGES, BLOCK_M, PANEL], A)
+    b = gl.allocate_shared_memory(gl.int32, [STAGES * PLANES, BLOCK_N // BLOCK_ROWS, 1, PLANE_ROWS, PLANE_COLUMNS], B)
+    filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    box = gl.allocate_shared_memory(gl.int32, [BOX, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    # Whoever tells the barrier what comes by TMA arrives, and each thread once its gathered rows are there.
+    ARRIVALS: gl.constexpr = 1 if X_DESCRIPTOR else 1 + 32 * WARPS
+    for s in gl.static_range(STAGES):
+        mbarrier.init(filled.index(s), count=ARRIVALS)
+        mbarrier.init(free.index(s), count=GROUPS)
+    fence_async_shared()
+    gl.thread_barrier()
+    begin(DEPENDENT)
+    buffers = (a, b, filled, free, box)
+    product = (scales, flags, patches, bias, out, n, k, out_pitch, options)
+    walked = (tiles, tile_count, order, n, k, top_k, options)
+    activation = (code, linear, cubic, limit, shift)
+    gl.warp_specialize(
+        [
+            (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+            (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+            (_ask, (x, w, x_pitch, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+        ],
+        [WARPS, WARPS],
+        [MULTIPLYING_REGISTERS, ASKING_REGISTERS],
+    )

@@ -1,0 +1,109 @@
+"""Products of experts on weights of 12 bits, and what packs them: experts/packed.py and pack_weights.py."""
+
+from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16
+
+from experts import packed, pack_weights
+from experts.packed_words import BLOCK_ROWS, PLANE_COLUMNS, PLANE_ROWS
+
+from .products import ACTIVATION_ARGUMENTS, ACTIVATION_SETS, PADDING, persistent_tiles
+from .variant import ELEMENTS, Variant
+
+# The only type that has so many bits of exponent and so few of mantissa.
+ELEMENT = "bfloat16"
+SHORT = ELEMENTS[ELEMENT]
+# (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As many
+# stages as a block's shared memory holds beside the rows that are stored, seven at most (packed.BOX); of registers twice the ones and once
+# the others are 504, what 12 warps have.
+# Both products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 211 and 204, second 105 and 106; of
+# mixtral-8x7b on tiles of 64 495 and 493, 240 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; of medium, which has
+# few pieces, 40 and 43, 22.1 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64: 1 to 3 % more where products wait for
+# weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
+FIRST_TILES = {128: (256, 5, 224, 56), 64: (256, 6, 200, 104), 32: (256, 7, 200, 104)}
+SECOND_TILES = {128: (256, 5, 224, 56), 64: (128, 7, 208, 88), 32: (128, 7, 208, 88)}
+
+
+def project_packed(gated, block_m, bias):
+    """The first product of a layer, which gathers its rows, if gated; else the second, whose rows lie in order."""
+    block_n, stages, multiplying, asking = (FIRST_TILES if gated else SECOND_TILES)[block_m]
+    activations = "logistic" if gated else "identity"
+    words_box = [block_n // BLOCK_ROWS.value, 1, PLANE_ROWS.value, PLANE_COLUMNS.value]
+    rows = f"tensordesc<{SHORT}[{block_m}, {PADDING}],{NVMMASharedLayout.get_default_for([block_m, PADDING], bfloat16)!r}>"
+    words = f"tensordesc<i32[{', '.join(map(str, words_box))}],{NVMMASharedLayout(128, 32, 4)!r}>"
+    return Variant(
+        name=f"project_{'gated' if gated else 'plain'}_{activations}_{'bias_' if bias else ''}{SHORT}_packed{block_m}",
+        function=packed.project_packed,
+        arguments={
+            "x": f"*{SHORT}" if gated else rows,
+            "w": words,
+            "scales": "*fp32",
+            "flags": "*i32",
+            "patches": "*i64",
+            "bias": "*fp32",
+            "out": f"*{SHORT}",
+            "tiles": "*i32",
+            "tile_count": "*i32",
+            "order": "*i32",
+            "n": "i32",
+            "k": "i32",
+            "x_pitch": "i32",
+            "out_pitch": "i32",
+            "top_k": "i32",
+            "options": "i32",
+            **ACTIVATION_ARGUMENTS,
+        },
+        constants={
+            "GATED": gated,
+            "ACTIVATION": ACTIVATION_SETS[activations].value,
+            "BIAS": bias,
+            "X_DESCRIPTOR": not gated,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "STAGES": stages,
+            "MULTIPLYING_REGISTERS": multiplying,
+            "ASKING_REGISTERS": asking,
+        },
+        divisible=(*(["x"] if gated else []), "scales", "flags", "patches", "bias", "out", "n", "k", "x_pitch", "out_pitch"),
+        num_warps=packed.WARPS.value,
+        num_stages=stages,
+        grid=persistent_tiles(block_n),
+        selects={
+            "operator": "project_packed",
+            "element": ELEMENT,
+            "gated": gated,
+            "activations": activations,
+            "rows_per_tile": block_m,
+            "bias": bias,
+            "gather": gated,
+            "k": {"least": PADDING},
+        },
+    )
+
+
+def pack_weights_variant():
+    return Variant(
+        name=f"pack_weights_{SHORT}",
+        function=pack_weights.pack_weights,
+        arguments={
+            "source": f"*{SHORT}",
+            "words": "*i32",
+            "scales": "*fp32",
+            "flags": "*i32",
+            "patches": "*i64",
+            "failures": "*i32",
+            "matrices": "i32",
+            "n": "i32",
+            "k": "i32",
+            "valid_columns": "i32",
+        },
+        constants={},
+        divisible=("source", "words", "n", "k"),
+        num_warps=4,
+        num_stages=1,
+        grid=persistent_tiles(pack_weights.GROUP_ROWS.value),
+        selects={"operator": "pack_weights", "element": ELEMENT},
+    )
+
+
+def packed_variants():
+    products = [project_packed(gated, rows, bias) for rows in FIRST_TILES for gated in (True, False) for bias in (False, True)]
+    return [*products, pack_weights_variant()]
