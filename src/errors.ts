@@ -62,6 +62,24 @@ export class OutOfDeviceMemoryError extends NexusError {
   }
 }
 
+/** Weights cannot be packed without loss: `packWeights` is not for them. */
+export class UnpackableWeightsError extends NexusError {
+  /** Index of the matrix; undefined where all matrices of a projection were written at once. */
+  readonly matrix: number | undefined;
+  /** Blocks of 16 rows and 64 columns whose weights did not fit. */
+  readonly blocks: number;
+
+  constructor(label: string, matrix: number | undefined, blocks: number) {
+    const which = matrix === undefined ? `"${label}"` : `Matrix ${matrix} of "${label}"`;
+    super(
+      "ERR_UNPACKABLE_WEIGHTS",
+      `${which} cannot be packed without loss: ${blocks} blocks of 16 rows x 64 columns hold NaN, infinities, or too many weights that are far smaller than the others of their row. Leave packWeights out.`,
+    );
+    this.matrix = matrix;
+    this.blocks = blocks;
+  }
+}
+
 /** The device asked for is not there or cannot be used. */
 export class DeviceUnavailableError extends NexusError {
   constructor(message: string, options?: ErrorOptions) {

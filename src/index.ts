@@ -67,7 +67,7 @@ export {
   type StreamSchedulerOptions,
 } from "./control/stream-scheduler.ts";
 export { Buckets, type DroppedSlot } from "./data/buckets.ts";
-export { Experts } from "./data/experts.ts";
+export { Experts, type ExpertsOptions } from "./data/experts.ts";
 export type {
   ExpertTensors,
   LayerTensors,
@@ -93,6 +93,7 @@ export {
   NexusError,
   OutOfDeviceMemoryError,
   ShapeError,
+  UnpackableWeightsError,
 } from "./errors.ts";
 export type { MigInstance } from "./execution/cuda/mig/instances.ts";
 export { MigPool, type MigPoolOptions, MigWorker, openMigPool } from "./execution/cuda/mig/pool.ts";
@@ -115,6 +116,7 @@ export type {
   RowLayout,
   Stream,
   StreamOptions,
+  WeightPacking,
 } from "./execution/device.ts";
 export { DeviceTensor } from "./execution/device-tensor.ts";
 export { defaultDevice, type OpenDeviceOptions, openDevice } from "./execution/open.ts";

@@ -151,6 +151,7 @@ const EXPORTS = [
   "SliceManager",
   "StaticPolicy",
   "StreamScheduler",
+  "UnpackableWeightsError",
   "defaultDevice",
   "openDevice",
   "openMigPool",

@@ -2,13 +2,19 @@
 
 import type { EnergyReading } from "../control/energy-monitor.ts";
 import type { LayerSpec } from "../data/spec.ts";
-import type { DeviceKind } from "../execution/device.ts";
+import type { DeviceKind, Packing } from "../execution/device.ts";
 import type { DeviceSummary } from "./device.ts";
 import { formatBytes, formatNumber, LINE_WIDTH, plural, wrap } from "./terminal/format.ts";
 import type { Style } from "./terminal/style.ts";
 
 /** What a compute unit is called: streaming multiprocessors of a GPU, worker threads of the CPU device. */
 export const UNIT_NAMES: Readonly<Record<DeviceKind, string>> = { cpu: "thread", cuda: "SM" };
+
+/** Said behind the element type of weights: how they are kept, unless it is as they are. */
+export function packedWords(packed: Packing): string {
+  if (packed === "beside") return " as it is and packed in 12 bits";
+  return packed ? " packed in 12 bits" : "";
+}
 
 /** Columns that the name of a fact takes. */
 const NAME_COLUMNS = 10;
@@ -21,7 +27,12 @@ export function describeDevice(device: DeviceSummary): string {
   return [...facts, ...features].join(", ");
 }
 
-export function describeSpec(spec: LayerSpec, weightBytes: number): string {
+/** @param packed how the routed experts' weights are kept */
+export function describeSpec(
+  spec: LayerSpec,
+  weightBytes: number,
+  packed: Packing = false,
+): string {
   const { router, experts } = spec;
   const { rule } = router;
   const form = experts.form === "gated" ? "gated" : `${experts.depth}-layer`;
@@ -30,7 +41,7 @@ export function describeSpec(spec: LayerSpec, weightBytes: number): string {
   return (
     `${plural(router.experts, "expert")}, top-${router.topK} (${rule.scoring}${renormalized})${shared}, ` +
     `hidden ${spec.hiddenSize}, intermediate ${experts.intermediateSize} (${form} ${experts.activation.kind}), ` +
-    `${experts.dtype} weights, ${formatBytes(weightBytes)}`
+    `${experts.dtype} weights${packedWords(packed)}, ${formatBytes(weightBytes)}`
   );
 }
 

@@ -1,7 +1,7 @@
 /** The device a command runs on: from flags to an open device, and to what reports say about it. */
 
-import { InvalidArgumentError } from "../errors.ts";
-import type { Device, DeviceProperties } from "../execution/device.ts";
+import { DeviceUnavailableError, InvalidArgumentError } from "../errors.ts";
+import type { Device, DeviceProperties, Packing } from "../execution/device.ts";
 import { openDevice } from "../execution/open.ts";
 
 export interface DeviceFlags {
@@ -12,6 +12,8 @@ export interface DeviceFlags {
   readonly gpu?: number;
   /** How a GPU multiplies float32 rows, where one is used. */
   readonly float32?: "ieee" | "tf32";
+  /** How weights are to be kept; packed ones take a GPU. */
+  readonly packWeights?: Packing;
 }
 
 export interface DeviceSummary
@@ -24,15 +26,22 @@ export interface DeviceSummary
 }
 
 /**
- * --threads asks for the CPU and --gpu for a GPU; --float32 asks for neither, as in openDevice().
+ * --threads asks for the CPU and --gpu for a GPU; --float32 asks for neither, as in openDevice(), nor does --pack-weights.
  *
  * @throws InvalidArgumentError if the flags contradict each other
  * @throws DeviceUnavailableError saying why, and what would change that
  */
 export async function openFromFlags(flags: DeviceFlags): Promise<Device> {
-  const { device, threads, gpu, float32 } = flags;
+  const { device, threads, gpu, float32, packWeights = false } = flags;
   const forCpu = threads === undefined ? undefined : "--threads";
-  const forGpu = gpu !== undefined ? "--gpu" : float32 !== undefined ? "--float32" : undefined;
+  const forGpu =
+    gpu !== undefined
+      ? "--gpu"
+      : float32 !== undefined
+        ? "--float32"
+        : packWeights
+          ? "--pack-weights"
+          : undefined;
   if (forCpu !== undefined && forGpu !== undefined) {
     throw new InvalidArgumentError(
       `${forCpu} is for the CPU device and ${forGpu} for a GPU. Leave one of them out.`,
@@ -47,12 +56,18 @@ export async function openFromFlags(flags: DeviceFlags): Promise<Device> {
     throw new InvalidArgumentError(`${forGpu} is for a GPU. Drop ${forGpu}, or drop --device cpu.`);
   }
   const implied = forCpu !== undefined ? "cpu" : gpu !== undefined ? "cuda" : "auto";
-  return openDevice({
+  const opened = await openDevice({
     kind: device === "auto" ? implied : device,
     ...(threads !== undefined && { threads }),
     ...(gpu !== undefined && { ordinal: gpu }),
     ...(float32 !== undefined && { float32 }),
   });
+  const { packsWeights } = opened.properties;
+  if (!packWeights || packsWeights.available) return opened;
+  await opened.close();
+  throw new DeviceUnavailableError(
+    `Weights cannot be packed here: ${packsWeights.reason} Drop --pack-weights.`,
+  );
 }
 
 export async function summaryOf({ properties }: Device): Promise<DeviceSummary> {

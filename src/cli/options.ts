@@ -6,6 +6,7 @@
 import { type Command, InvalidArgumentError as InvalidOptionError, Option } from "commander";
 import { quote } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
+import type { Packing } from "../execution/device.ts";
 
 /** Reads a whole number of `least` to `most`. */
 export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER) {
@@ -15,6 +16,13 @@ export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER) {
     const range = most === Number.MAX_SAFE_INTEGER ? `${least} or more` : `${least} to ${most}`;
     throw new InvalidOptionError(`It must be a whole number, ${range}.`);
   };
+}
+
+/** Reads how weights are to be packed: instead of the plain ones, or beside them. */
+function packing(text: string): Packing {
+  if (text === "instead") return true;
+  if (text === "beside") return text;
+  throw new InvalidOptionError("It must be instead or beside.");
 }
 
 /** Reads a path, which may be any text but none at all. */
@@ -58,6 +66,13 @@ export function withDeviceOptions(command: Command): Command {
         "how a GPU, if one is used, multiplies float32 (default: ieee)",
       ).choices(["ieee", "tf32"]),
     );
+}
+
+export function packWeightsOption(): Option {
+  return new Option(
+    "--pack-weights <how>",
+    "keep the routed experts' bfloat16 weights in 12 bits each, without loss, instead of or beside those as they are (GPU of sm_90)",
+  ).argParser(packing);
 }
 
 export function jsonOption(): Option {

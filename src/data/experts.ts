@@ -10,6 +10,7 @@ import { type Fields, requireOptions } from "../execution/checks.ts";
 import type {
   Device,
   DeviceBuffer,
+  Packing,
   Projection,
   ProjectionSpec,
   Stream,
@@ -18,6 +19,7 @@ import { defaultDevice } from "../execution/open.ts";
 import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
 import type { DType, MatrixView } from "../tensor.ts";
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
+import { checkPackable, requirePacking } from "./packing.ts";
 import type { ExpertsSpec } from "./spec.ts";
 import { productCount } from "./step-buffers.ts";
 import { validateExpertCount, validateExpertsSpec } from "./validate.ts";
@@ -25,7 +27,27 @@ import type { ProductWeights } from "./weights.ts";
 
 const NO_ACTIVATION: Activation = { kind: "none" };
 
-const OPTIONS: Fields<{ device?: Device }> = { device: true };
+/** Where experts made of tensors go, and how their weights are kept. */
+export interface ExpertsOptions {
+  /** Default: the device of `defaultDevice()`. */
+  readonly device?: Device;
+  /**
+   * Keep bfloat16 weights in 12 bits each, without loss, where the device can (`properties.packsWeights`); `"beside"`: as they are, too.
+   * For gated experts whose routing weights apply to the output. Default: false.
+   */
+  readonly packWeights?: Packing;
+}
+
+const OPTIONS: Fields<ExpertsOptions> = { device: true, packWeights: true };
+
+/** What is particular about experts that are loaded. */
+export interface LoadOptions {
+  /** See `rowWeightsOf`; default: the experts' own element type. */
+  readonly rowWeights?: DType;
+  readonly packWeights?: Packing;
+  /** Writes all of the weights, instead of the source. */
+  readonly fill?: (products: readonly Projection[]) => Promise<void>;
+}
 
 /** The experts' weights, on a device and ready to be scheduled. */
 export class Experts implements Disposable {
@@ -35,6 +57,8 @@ export class Experts implements Disposable {
   readonly count: number;
   /** Element type of weights that the rows they work on are laid out for. */
   readonly rowWeights: DType;
+  /** How the weights are kept. */
+  readonly packed: Packing;
   readonly #products: readonly Projection[];
   #closed = false;
 
@@ -43,12 +67,14 @@ export class Experts implements Disposable {
     spec: ExpertsSpec,
     count: number,
     rowWeights: DType,
+    packed: Packing,
     products: readonly Projection[],
   ) {
     this.device = device;
     this.spec = spec;
     this.count = count;
     this.rowWeights = rowWeights;
+    this.packed = packed;
     this.#products = products;
   }
 
@@ -56,37 +82,36 @@ export class Experts implements Disposable {
    * Copies host tensors to a device.
    *
    * @param tensors per-expert or packed; see ExpertTensors for the layouts
-   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together
-   * @throws OutOfDeviceMemoryError
+   * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together, or weights are to be packed that
+   *   cannot be
+   * @throws DeviceUnavailableError if weights are to be packed and the device cannot
+   * @throws UnpackableWeightsError, OutOfDeviceMemoryError
    */
   static async fromTensors(
     spec: ExpertsSpec,
     count: number,
     tensors: ExpertTensors,
-    options: { device?: Device } = {},
+    options: ExpertsOptions = {},
   ): Promise<Experts> {
     validateExpertsSpec(spec, "experts");
     validateExpertCount(count);
     requireOptions(options, OPTIONS);
+    const { packWeights = false } = options;
+    requirePacking("options.packWeights", packWeights);
     const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
     const device = options.device ?? (await defaultDevice());
-    return Experts.load(device, spec, count, async (i) => weightsOf(i));
+    return Experts.load(device, spec, count, async (i) => weightsOf(i), { packWeights });
   }
 
-  /**
-   * Loads experts one after the other from a source; on failure nothing stays allocated.
-   *
-   * @param rowWeights see `rowWeightsOf`; default: the experts' own element type
-   * @param fill writes all of the weights, instead of the source
-   */
+  /** Loads experts one after the other from a source; on failure nothing stays allocated. */
   static async load(
     device: Device,
     spec: ExpertsSpec,
     count: number,
     source: (index: number) => Promise<readonly ProductWeights[]>,
-    rowWeights: DType = spec.dtype,
-    fill?: (products: readonly Projection[]) => Promise<void>,
+    { rowWeights = spec.dtype, packWeights = false, fill }: LoadOptions = {},
   ): Promise<Experts> {
+    if (packWeights) checkPackable({ experts: spec, rowWeights }, device.properties);
     if (!device.properties.weightDTypes.includes(spec.dtype)) {
       throw new InvalidArgumentError(
         `The device cannot hold ${spec.dtype} weights. Use one of ${device.properties.weightDTypes.join(", ")}.`,
@@ -101,6 +126,7 @@ export class Experts implements Disposable {
           input: device.rowLayout(shape.inputs, rowWeights).dtype,
           output: "rows",
           bias: spec.bias,
+          ...(packWeights && { packed: packWeights }),
           ...shape,
         };
         products.push(device.createProjection(full, `expert weights, product ${i + 1}`));
@@ -121,7 +147,7 @@ export class Experts implements Disposable {
       for (const projection of products) projection[Symbol.dispose]();
       throw error;
     }
-    return new Experts(device, spec, count, rowWeights, products);
+    return new Experts(device, spec, count, rowWeights, packWeights, products);
   }
 
   /** Bytes of device memory the weights take. */
@@ -211,6 +237,7 @@ async function writeProduct(
   };
   // A source may be plain JavaScript, which gives null as well.
   if (weights === undefined || weights === null) return missing("weights");
+  // One part right after the other: a matrix that is packed waits for both.
   await projection.write(index, "value", fitting(weights.value ?? missing("matrix")));
   if (gated) await projection.write(index, "gate", fitting(weights.gate ?? missing("gate")));
   if (!bias) return;

@@ -32,7 +32,9 @@ export class SharedExpert implements Disposable {
   ): Promise<SharedExpert> {
     const weights = await source.shared?.();
     if (weights === undefined) throw new ShapeError("The shared expert's weights are missing.");
-    const experts = await Experts.load(device, spec.experts, 1, async () => weights, rowWeights);
+    const experts = await Experts.load(device, spec.experts, 1, async () => weights, {
+      rowWeights,
+    });
     if (!spec.gate) return new SharedExpert(experts, undefined);
     let gate: Projection | undefined;
     try {

@@ -9,8 +9,10 @@
 
 import {
   type AllocateOptions,
+  BYTES_PER_PACKED_WEIGHT,
   type Device,
   type DeviceBuffer,
+  type Packing,
   type RowLayout,
   rowBytes,
 } from "../execution/device.ts";
@@ -28,6 +30,8 @@ export interface StepShape {
   readonly aggregation: AggregationSpec["mode"];
   /** What rows are laid out for: that of the `Experts` that will work on them. */
   readonly rowWeights: DType;
+  /** How those are kept. Default: as they are. */
+  readonly packed?: Packing;
 }
 
 /** How the rows of a step lie in memory. */
@@ -72,8 +76,13 @@ export class StepBuffers implements Disposable {
   readonly output: DeviceBuffer;
   readonly #owned: DeviceBuffer[] = [];
 
-  /** The buffers for steps of a whole layer. @throws OutOfDeviceMemoryError; nothing stays allocated then */
-  static ofLayer(device: Device, spec: LayerSpec, capacity: number): StepBuffers {
+  /**
+   * The buffers for steps of a whole layer.
+   *
+   * @param packed how its experts' weights are kept
+   * @throws OutOfDeviceMemoryError; nothing stays allocated then
+   */
+  static ofLayer(device: Device, spec: LayerSpec, capacity: number, packed: Packing): StepBuffers {
     const { hiddenSize, router, experts, shared, aggregation } = spec;
     const shape: StepShape = {
       hiddenSize,
@@ -83,6 +92,7 @@ export class StepBuffers implements Disposable {
       ...(shared && { shared }),
       aggregation: aggregation.mode,
       rowWeights: rowWeightsOf(spec),
+      packed,
     };
     return new StepBuffers(device, shape, capacity);
   }
@@ -123,7 +133,7 @@ export class StepBuffers implements Disposable {
         order: make(slots, "bucket order"),
         inverse: make(slots, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
-        weightBytes: experts * weightBytesOf(expertForm),
+        weightBytes: experts * weightBytesOf(expertForm, shape.packed === true),
       };
       this.inner = between(expertForm, inner, slots, "expert intermediates");
       this.rows = rows(hidden, slots, "expert outputs");
@@ -159,12 +169,12 @@ export function productCount(spec: ExpertsSpec): number {
   return spec.form === "gated" ? 2 : (spec.depth ?? 2);
 }
 
-/** Bytes of the weights of one expert, biases left out. */
-export function weightBytesOf(spec: ExpertsSpec): number {
+/** Bytes that products read of the weights of one expert, biases left out. */
+export function weightBytesOf(spec: ExpertsSpec, packed = false): number {
   const { form, hiddenSize, intermediateSize, dtype, depth = 2 } = spec;
   const outer = (form === "gated" ? 3 : 2) * hiddenSize * intermediateSize;
   const between = form === "gated" ? 0 : (depth - 2) * intermediateSize ** 2;
-  return (outer + between) * BYTES_PER_ELEMENT[dtype];
+  return (outer + between) * (packed ? BYTES_PER_PACKED_WEIGHT : BYTES_PER_ELEMENT[dtype]);
 }
 
 /**

@@ -38,11 +38,23 @@
  */
 
 import type { DType, MatrixView, Tensor } from "../tensor.ts";
-import type { Operator } from "./operators.ts";
+import type { Activation, Operator } from "./operators.ts";
 
 /** Something the device can do, or why it cannot. */
 export type Availability =
   | { readonly available: true }
+  | { readonly available: false; readonly reason: string };
+
+/** How weights are kept: as they are, packed, or both, `"beside"`: as they are and packed beside that. */
+export type Packing = boolean | "beside";
+
+/** Whether projections can be `packed`, or why they cannot. */
+export type WeightPacking =
+  | {
+      readonly available: true;
+      /** What may join gates and values of packed weights. */
+      readonly activations: readonly Activation["kind"][];
+    }
   | { readonly available: false; readonly reason: string };
 
 /** The two kinds of devices that there are. */
@@ -83,6 +95,8 @@ export interface DeviceProperties {
   readonly recommendedStreams: number;
   /** Most tokens that a `decode` operator takes; 0 where the device has no such operator. */
   readonly decodeTokens: number;
+  /** Whether bfloat16 weights can be packed into fewer bits (`ProjectionSpec.packed`). */
+  readonly packsWeights: WeightPacking;
 }
 
 /** Bytes in use, the most that were ever in use, and the most there can be. */
@@ -149,7 +163,17 @@ export interface ProjectionSpec {
   /** Every output is computed from two rows, `gate` and `value`, joined by the activation. */
   readonly gated: boolean;
   readonly bias: boolean;
+  /**
+   * Keeps the weights in 12 bits each, without loss, where the device can (`packsWeights`): bfloat16 weights on bfloat16
+   * rows. For `project` on buckets alone: a gated projection gathers its rows, one that is not gated reads them as they lie, and
+   * there is no input scale. With "beside" the weights are kept as they are, too, for whatever operator, and packed ones are read where
+   * that takes less time. Default: false.
+   */
+  readonly packed?: Packing;
 }
+
+/** What products read of a packed weight. Beside that there are 4 bytes for each row of a matrix, and patches, of which few are read. */
+export const BYTES_PER_PACKED_WEIGHT = 1.5;
 
 /** The two matrices of a gated projection; one that is not gated has a value alone. */
 export type ProjectionPart = "value" | "gate";
@@ -158,7 +182,12 @@ export type ProjectionPart = "value" | "gate";
 export interface Projection extends Disposable {
   readonly spec: ProjectionSpec;
   readonly byteLength: number;
-  /** Copies one [outputs, inputs] matrix in; any strides, so transposed and interleaved sources need no copy first. */
+  /**
+   * Copies one [outputs, inputs] matrix in; any strides, so transposed and interleaved sources need no copy first. Gate and value
+   * of a packed matrix take effect together, once both have been written.
+   *
+   * @throws UnpackableWeightsError
+   */
   write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void>;
   /** Copies the [outputs] bias of one matrix in. */
   writeBias(index: number, part: ProjectionPart, bias: Float32Array): void;

@@ -7,7 +7,7 @@ import { shown } from "../errors/wording.ts";
 import { DisposedError, InvalidArgumentError, ShapeError } from "../errors.ts";
 import { BYTES_PER_ELEMENT, type MatrixView } from "../tensor.ts";
 import { requireObject } from "./checks.ts";
-import type { ProjectionPart, ProjectionSpec } from "./device.ts";
+import type { ProjectionPart, ProjectionSpec, WeightPacking } from "./device.ts";
 
 /** @throws InvalidArgumentError unless there are whole numbers of matrices, inputs and outputs, 1 or more */
 export function checkExtents(spec: ProjectionSpec): void {
@@ -18,6 +18,29 @@ export function checkExtents(spec: ProjectionSpec): void {
         `A projection's ${name} is ${shown(spec[name])}. Use a whole number, 1 or more.`,
       );
     }
+  }
+}
+
+/** @throws InvalidArgumentError if weights are to be packed that cannot be, or on a device that has no such thing */
+export function checkPacked(
+  { packed = false, dtype, input, output }: ProjectionSpec,
+  packing: WeightPacking,
+): void {
+  if (typeof packed !== "boolean" && packed !== "beside") {
+    throw new InvalidArgumentError(
+      `A projection's packed is ${shown(packed)}. Use true, false or "beside", or leave it out.`,
+    );
+  }
+  if (!packed) return;
+  if (!packing.available) {
+    throw new InvalidArgumentError(
+      `A projection's packed is ${shown(packed)}. ${packing.reason} Leave packed out.`,
+    );
+  }
+  if (dtype !== "bfloat16" || input !== "bfloat16" || output !== "rows") {
+    throw new InvalidArgumentError(
+      `A packed projection has ${shown(dtype)} weights, reads ${shown(input)} rows and puts out ${shown(output)}. Use bfloat16 weights and rows and "rows" as its output, or leave packed out.`,
+    );
   }
 }
 

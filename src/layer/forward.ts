@@ -3,7 +3,7 @@
 import type { EnergyReading } from "../control/energy-monitor.ts";
 import type { GraphManager, RunMode } from "../control/graph-manager.ts";
 import type { DroppedSlot } from "../data/buckets.ts";
-import type { Device } from "../execution/device.ts";
+import type { Device, Packing } from "../execution/device.ts";
 import type { DeviceTensor } from "../execution/device-tensor.ts";
 import type { Tensor, TensorLike } from "../tensor.ts";
 import type { ControlOptions } from "./control-loop.ts";
@@ -12,6 +12,15 @@ import type { ControlOptions } from "./control-loop.ts";
 export interface LayerOptions extends ControlOptions {
   /** Default: the device of `defaultDevice()`. */
   readonly device?: Device;
+  /**
+   * Keep the routed experts' bfloat16 weights in 12 bits each, without loss, where the device can (`properties.packsWeights`). For
+   * gated experts whose routing weights apply to the output. Outputs have the bits of plain weights, unless a step takes other
+   * kernels for having less to read: steps of few tokens take buckets and no `decode`, and tiles may be of another height.
+   *
+   * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read in steps that wait for weights, and outputs have
+   * the bits of plain ones in all steps. Default: false.
+   */
+  readonly packWeights?: Packing;
   /** Graph cache: eager runs before a capture (default 1), graphs kept (default 16). */
   readonly graphs?: { readonly warmup?: number; readonly capacity?: number };
 }

@@ -10,7 +10,9 @@ import { ExpertProfiler, type ProfilerOptions } from "../control/profiler.ts";
 import { SliceManager, type SliceManagerOptions } from "../control/slices/manager.ts";
 import { type PlanningDevice, thisMachine } from "../control/slices/planning-device.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
+import { checkPackable, requirePacking } from "../data/packing.ts";
 import type { LayerSpec } from "../data/spec.ts";
+import { rowWeightsOf } from "../data/step-buffers.ts";
 import { yesOrNo } from "../data/validate.ts";
 import type { LayerWeights } from "../data/weights.ts";
 import { shown } from "../errors/wording.ts";
@@ -20,6 +22,7 @@ import type { ForwardOptions, LayerOptions } from "./forward.ts";
 
 const OPTIONS: Fields<LayerOptions> = {
   device: true,
+  packWeights: true,
   graphs: true,
   streams: true,
   slices: true,
@@ -54,11 +57,13 @@ const SOURCE: Fields<LayerWeights> = {
  * Options that are wrong are refused by whoever they are for, which is made here and thrown away.
  *
  * @throws InvalidArgumentError naming the option
- * @throws DeviceUnavailableError if the device that is given cannot realise slices as asked
+ * @throws DeviceUnavailableError if the device that is given cannot realise slices as asked, or cannot pack weights
  */
-export function checkLayerOptions(options: LayerOptions, { router }: LayerSpec): void {
+export function checkLayerOptions(options: LayerOptions, spec: LayerSpec): void {
   requireOptions(options, OPTIONS);
-  const { device, graphs, streams, slices, profiler } = options;
+  const { device, packWeights = false, graphs, streams, slices, profiler } = options;
+  requirePacking("options.packWeights", packWeights);
+  if (packWeights) checkPackable({ ...spec, rowWeights: rowWeightsOf(spec) }, device?.properties);
   if (graphs !== undefined) {
     requireFields(graphs, "options.graphs", "an object, or left out", GRAPHS);
     checkGraphOptions(graphs);
@@ -70,7 +75,7 @@ export function checkLayerOptions(options: LayerOptions, { router }: LayerSpec):
   }
   if (profiler !== undefined) {
     requireFields(profiler, "options.profiler", "an object, or left out", PROFILER);
-    new ExpertProfiler({ ...profiler, experts: router.experts });
+    new ExpertProfiler({ ...profiler, experts: spec.router.experts });
   }
 }
 

@@ -114,7 +114,7 @@ export class LayerEngine implements Disposable {
     options: LayerOptions,
   ): Promise<LayerEngine> {
     const device = options.device ?? (await defaultDevice());
-    const modules = await LayerModules.load(device, spec, source);
+    const modules = await LayerModules.load(device, spec, source, options.packWeights);
     try {
       return new LayerEngine(device, spec, modules, options);
     } catch (error) {
@@ -306,7 +306,8 @@ export class LayerEngine implements Disposable {
     this.#buffers = undefined;
     this.#laneOf = undefined;
     this.#tokens[0] = -1;
-    this.#buffers = StepBuffers.ofLayer(this.#device, this.#spec, mostTokens);
+    const { packed } = this.modules.parts.experts;
+    this.#buffers = StepBuffers.ofLayer(this.#device, this.#spec, mostTokens, packed);
     return this.#buffers;
   }
 

@@ -45,8 +45,8 @@ export class MoELayer implements AsyncDisposable {
    * @param weights host tensors, or a source that gives one matrix at a time. Without a gate every
    *   step must be given its logits
    * @throws InvalidArgumentError, ShapeError if spec and tensors do not fit together, or an option is
-   *   unknown or out of range
-   * @throws DeviceUnavailableError if the device that is given cannot realise slices as asked
+   *   unknown, out of range or not for such a spec
+   * @throws DeviceUnavailableError if the device that is given cannot realise slices as asked, or cannot pack weights
    */
   constructor(spec: LayerSpec, weights: LayerTensors | LayerWeights, options: LayerOptions = {}) {
     validateLayerSpec(spec);
@@ -64,7 +64,7 @@ export class MoELayer implements AsyncDisposable {
    *
    * @param directory holds config.json and model.safetensors, or shards with their index
    * @param options.layer index of the decoder layer
-   * @throws CheckpointError naming file and tensor; OutOfDeviceMemoryError
+   * @throws CheckpointError naming file and tensor; OutOfDeviceMemoryError; UnpackableWeightsError
    * @throws InvalidArgumentError if the directory or an option is of the wrong type
    */
   static async load(
@@ -91,7 +91,7 @@ export class MoELayer implements AsyncDisposable {
     }
   }
 
-  /** Copies the weights to the device; what failed can be tried again. @throws OutOfDeviceMemoryError, CheckpointError, ShapeError */
+  /** Copies the weights to the device; what failed can be tried again. @throws OutOfDeviceMemoryError, CheckpointError, ShapeError, UnpackableWeightsError */
   async ready(): Promise<this> {
     await this.#start();
     return this;

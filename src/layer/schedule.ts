@@ -9,6 +9,7 @@ import { computeBudgetsOf, type Plan, requirePlan } from "../control/plan.ts";
 import { StreamScheduler } from "../control/stream-scheduler.ts";
 import { Buckets } from "../data/buckets.ts";
 import { Experts } from "../data/experts.ts";
+import { requireOutputWeights } from "../data/packing.ts";
 import { GivenRouting } from "../data/routing.ts";
 import type { AggregationSpec } from "../data/spec.ts";
 import { outputWidth, StepBuffers } from "../data/step-buffers.ts";
@@ -78,6 +79,7 @@ export class Schedule {
       topK,
       expertForm: spec,
       rowWeights: this.#experts.rowWeights,
+      packed: this.#experts.packed,
     };
     const shape = { ...sizes, aggregation: aggregation.mode };
     const mostTokens = Math.max(1, tokens);
@@ -157,5 +159,6 @@ export function schedule(plan: Plan, experts: Experts, options: ScheduleOptions 
     );
   }
   if (options.aggregation !== undefined) validateAggregation(options.aggregation);
+  if (experts.packed) requireOutputWeights(options.aggregation);
   return new Schedule(plan, buckets, experts, options);
 }

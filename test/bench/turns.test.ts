@@ -11,7 +11,7 @@ import { withEmulated } from "../execution/cuda/emulator/harness.ts";
 
 const gpu = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../../../bench/gpu");
 const load = (file: string) => import(pathToFileURL(path.join(gpu, file)).href);
-const { parseCell, timeCells } = await load("steps.mjs");
+const { parseBuild, parseCell, timeCells } = await load("steps.mjs");
 const { drawLogits } = await load("routed-steps.mjs");
 const { comparison, takeTurns } = await load("turns.mjs");
 const support = await load("support.mjs");
@@ -62,6 +62,15 @@ describe("builds in turn", () => {
       if (expert === hot) assert.equal(count, 0);
       else assert.ok(Math.abs(count - tokens / 7) < 80, `second choices ${second}`);
     });
+  });
+
+  it("may have packed weights", () => {
+    assert.deepEqual(parseBuild("some/folder"), { folder: "some/folder", packWeights: false });
+    assert.deepEqual(parseBuild("some/folder+packed"), {
+      folder: "some/folder",
+      packWeights: true,
+    });
+    assert.deepEqual(parseBuild("f+beside"), { folder: "f", packWeights: "beside" });
   });
 
   it("time every cell, and leave nothing behind", () =>

@@ -6,12 +6,15 @@ import { ablationTable } from "../../src/cli/ablation/report.ts";
 import type { AblationHead, AblationResult, RungResult } from "../../src/cli/ablation/session.ts";
 import { beside, type CellResult, type Rate } from "../../src/cli/bench/cell.ts";
 import { largerOf, type MachineLimits } from "../../src/cli/bench/machine-limits.ts";
+import { checkFits } from "../../src/cli/bench/presets.ts";
 import { benchPreset } from "../../src/cli/bench/report.ts";
 import type { BenchHead } from "../../src/cli/bench/session.ts";
 import { type Timing, timingOf, withinSpread } from "../../src/cli/bench/timing.ts";
 import { workOf } from "../../src/cli/bench/work.ts";
+import { describeSpec } from "../../src/cli/describe.ts";
 import { styleFor } from "../../src/cli/terminal/style.ts";
-import { presetOf } from "../../src/workload/presets.ts";
+import type { Device } from "../../src/execution/device.ts";
+import { layerSpecOf, presetOf } from "../../src/workload/presets.ts";
 
 const limits: MachineLimits = {
   gflops: { float32: 100, bfloat16: 50 },
@@ -27,9 +30,14 @@ const exact = (median: number) => timingOf([median, median, median]);
 test("a batch needs the weights of the experts that it uses, and those of the gate in float32", () => {
   const sizes = { hiddenSize: 1000, intermediateSize: 500, experts: 10, topK: 2 };
   const shape = { ...presetOf("small"), ...sizes };
-  assert.deepEqual(workOf(shape, "bfloat16", 3, 4), {
-    gflop: (2 * 3 * (2 * 1_500_000 + 10_000)) / 1e9,
+  const gflop = (2 * 3 * (2 * 1_500_000 + 10_000)) / 1e9;
+  assert.deepEqual(workOf(shape, "bfloat16", 3, 4, false), {
+    gflop,
     weightBytes: 4 * 1_500_000 * 2 + 10_000 * 4,
+  });
+  assert.deepEqual(workOf(shape, "bfloat16", 3, 4, true), {
+    gflop,
+    weightBytes: 4 * 1_500_000 * 1.5 + 10_000 * 4,
   });
 });
 
@@ -51,11 +59,40 @@ function cellOf(ours: Timing, theirs: Timing): CellResult {
   });
 }
 
-const linesOf = (cell: CellResult, at: MachineLimits = limits) => {
-  const head = { device: { kind: "cpu" }, limits: at } as BenchHead;
+const linesOf = (cell: CellResult, at: MachineLimits = limits, packWeights = false) => {
+  const options = { packWeights };
+  const head = { device: { kind: "cpu" }, limits: at, options } as BenchHead;
   const preset = presetOf("small");
   return benchPreset(styleFor(), head, preset, "float32", [beside(at, cell)]);
 };
+
+test("a preset has to fit, with the gates and values beside them while its weights are packed", () => {
+  const preset = { ...presetOf("small"), hiddenSize: 100, intermediateSize: 10, experts: 2 };
+  const of = (limitBytes: number) =>
+    ({ memory: () => ({ limitBytes, usedBytes: 50 }) }) as unknown as Device;
+  const least = (packed: boolean) => {
+    const bytes = 2 * 1000 * (packed ? 8.5 : 6);
+    checkFits(of(bytes + 50), preset, "bfloat16", packed);
+    assert.throws(() => checkFits(of(bytes + 49), preset, "bfloat16", packed), {
+      name: "OutOfDeviceMemoryError",
+    });
+  };
+  least(false);
+  least(true);
+  assert.throws(() => checkFits(of(2 ** 40), preset, "float32", true), {
+    name: "InvalidArgumentError",
+    message: /--pack-weights is for bfloat16, and .* preset small are float32\. Add --dtype bf/,
+  });
+});
+
+test("weights that are packed are called so", () => {
+  const cell = cellOf(exact(0.02), exact(0.04));
+  assert.match(linesOf(cell, limits, true).join("\n"), /top-2, float32 packed in 12 bits$/m);
+  assert.match(linesOf(cell).join("\n"), /top-2, float32$/m);
+  const spec = layerSpecOf(presetOf("small"), "bfloat16");
+  assert.match(describeSpec(spec, 3 * 2 ** 20, true), /bfloat16 weights packed in 12 bits, 3/);
+  assert.match(describeSpec(spec, 3 * 2 ** 20), /bfloat16 weights, 3/);
+});
 
 test("of two measurements of a machine the larger figures count", () => {
   const again = { ...limits, gflops: { float32: 90, bfloat16: 60 }, gigabytesPerSecond: 17 };

@@ -24,6 +24,7 @@ test("a small benchmark as JSON: every cell with its samples, figures that agree
   assert.deepEqual(report.options, {
     streams: "default",
     policy: "default",
+    packWeights: false,
     effort: { repeat: 3 },
   });
   assert.deepEqual(

@@ -23,10 +23,22 @@ test("float32 asks for no kind of device, as in openDevice", async () => {
   assert.equal(byFlag.properties.kind, byOption.properties.kind);
 });
 
+test("packed weights are refused where the device that there is has none", async () => {
+  await using found = await openFromFlags({ device: "auto" });
+  const asked = openFromFlags({ device: "auto", packWeights: true });
+  if (found.properties.packsWeights.available) return (await asked).close();
+  await assert.rejects(asked, {
+    name: "DeviceUnavailableError",
+    message: /^Weights cannot be packed here: .* Drop --pack-weights\.$/,
+  });
+});
+
 test("flags of one kind of device with the other are refused by name", async () => {
   const refused = [
     [{ device: "cpu", gpu: 0 }, /Drop --gpu, or drop --device cpu\.$/],
     [{ device: "cpu", float32: "tf32" }, /Drop --float32, or drop --device cpu\.$/],
+    [{ device: "cpu", packWeights: true }, /Drop --pack-weights, or drop --device cpu\.$/],
+    [{ device: "auto", threads: 2, packWeights: true }, /--threads.*--pack-weights/],
     [{ device: "cuda", threads: 2 }, /Drop --threads, or drop --device cuda\.$/],
     [{ device: "auto", threads: 2, gpu: 1 }, /--threads.*--gpu/],
   ] as const;

@@ -53,6 +53,21 @@ const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
     ["bench", "--ablation", "--device", "cpu", "--streams", "3"],
     /--streams is 3; .* 4 or more/,
   ],
+  [
+    "packed weights on a CPU",
+    ["bench", "--device", "cpu", "--pack-weights", "instead"],
+    /--pack-weights is for a GPU\. Drop --pack-weights, or drop --device cpu/,
+  ],
+  [
+    "packed weights on a CPU of so many threads",
+    ["bench", "--threads", "2", "--pack-weights", "beside"],
+    /--threads is for the CPU device and --pack-weights for a GPU/,
+  ],
+  [
+    "packed weights of two files",
+    ["bench", "--pack-weights", "instead", "--compare", "a.json", "b.json"],
+    /'--compare <files\.\.\.>' cannot be used with option '--pack-weights <how>'/,
+  ],
   ["a misspelt flag", ["demo", "--jsn"], /--json/],
   ["a stray argument", ["doctor", "now"], /too many arguments/],
   ["a seed that is no number", ["demo", "--seed", "x"], /--seed.*'x'.*whole number/],

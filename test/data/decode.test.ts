@@ -54,6 +54,8 @@ describe("decodeTokensOf", () => {
     const spec = layerSpecOf(presetOf("small"), "bfloat16");
     const limited = { ...spec, router: { ...spec.router, capacityFactor: 1.25 } };
     assert.equal(decodeTokensOf(GPU, limited), 0);
+    assert.equal(decodeTokensOf(GPU, spec), 4);
+    assert.equal(decodeTokensOf(GPU, spec, true), 0, "packed weights");
     assert.equal(decodeTokensOf(GPU, { ...spec, aggregation: { mode: "concat" } as never }), 0);
   });
 });

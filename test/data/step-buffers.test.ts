@@ -10,6 +10,7 @@ import { gatedExperts, plainSpec } from "../support/layers.ts";
 it("bytes of an expert's weights, by form and depth", () => {
   const gated = gatedExperts(10, 7, { dtype: "bfloat16" });
   assert.equal(weightBytesOf(gated), 3 * 70 * 2);
+  assert.equal(weightBytesOf(gated, true), 3 * 70 * 1.5);
   const mlp = (depth?: 2 | 3): ExpertsSpec => ({
     ...gated,
     form: "mlp",
@@ -25,6 +26,8 @@ it("bytes of an expert's weights, by form and depth", () => {
 it("buckets say how many bytes the weights of all experts are", async () => {
   await using device = await openCpu(1);
   const experts = gatedExperts(10, 7, { dtype: "float32" });
-  using buffers = StepBuffers.ofLayer(device, { ...plainSpec(10, 7, 5, 2), experts }, 3);
+  using buffers = StepBuffers.ofLayer(device, { ...plainSpec(10, 7, 5, 2), experts }, 3, false);
   assert.equal(buffers.buckets.weightBytes, 5 * 3 * 70 * 4);
+  using packed = StepBuffers.ofLayer(device, { ...plainSpec(10, 7, 5, 2), experts }, 3, true);
+  assert.equal(packed.buckets.weightBytes, 5 * 3 * 70 * 1.5);
 });

@@ -49,7 +49,11 @@ test("unknown names are refused, with those there are", async () => {
   const typo = { typo: 1 };
   await using layer = layerWith({});
   const cases: [name: string, known: string, call: () => unknown][] = [
-    ["options.stream", "device, graphs, streams, slices, profiler", () => layerWith({ stream: 3 })],
+    [
+      "options.stream",
+      "device, packWeights, graphs, streams, slices, profiler",
+      () => layerWith({ stream: 3 }),
+    ],
     ["options.policy", "slices", () => layerWith({ policy: "adaptive" })],
     ["options.slices.device", "policy", () => layerWith({ slices: { device: {} } })],
     ["options.graphs.typo", "warmup, capacity", () => layerWith({ graphs: typo })],

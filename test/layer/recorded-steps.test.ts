@@ -9,12 +9,13 @@ import { test } from "node:test";
 import { UNBUDGETED_GROUP } from "../../src/control/plan.ts";
 import type { SlicePolicy } from "../../src/control/slices/policy.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
-import { MAX_GROUPS } from "../../src/execution/device.ts";
+import { type DeviceProperties, MAX_GROUPS } from "../../src/execution/device.ts";
 import type { Operator } from "../../src/execution/operators.ts";
 import { PLAN_INTERVAL, PLAN_SECONDS } from "../../src/layer/control-loop.ts";
+import { LayerModules } from "../../src/layer/layer-modules.ts";
 import { dividingByUse } from "../support/dividing-by-use.ts";
 import { gatedExperts } from "../support/layers.ts";
-import type { RecordingDevice } from "../support/recording-device.ts";
+import { RecordingDevice } from "../support/recording-device.ts";
 import { base, bfloat16, EXPERTS, HIDDEN, kinds, layerOn, only, TOP_K } from "./recorded-layer.ts";
 
 const IN_LANES = ["project", "route", "bucket", "project", "project", "combine"];
@@ -89,6 +90,50 @@ test("what decode cannot do goes through buckets however few tokens there are", 
   const { device, forward } = layerOn({ decodeTokens: 0 });
   await forward(1);
   assert.deepEqual(kinds(device.operators), IN_LANES);
+});
+
+test("packed weights are the routed experts' alone, and go through buckets with the bytes that they take", async () => {
+  const shared = { experts: gatedExperts(HIDDEN, 30, { dtype: "bfloat16" }), gate: true };
+  const { device, forward } = layerOn({}, { ...bfloat16, shared }, { packWeights: true });
+  await forward(1);
+  assert.ok(!kinds(device.operators).includes("decode"));
+  const packed = device.projections.map(({ count, output, packed = false }) => [
+    `${count} to ${output}`,
+    packed,
+  ]);
+  assert.deepEqual(packed, [
+    ["1 to float32", false],
+    [`${EXPERTS} to rows`, true],
+    [`${EXPERTS} to rows`, true],
+    ["1 to rows", false],
+    ["1 to rows", false],
+    ["1 to float32", false],
+  ]);
+  const { weightBytes } = only(device.operators, "bucket").buckets;
+  assert.equal(weightBytes, EXPERTS * 3 * HIDDEN * 70 * 1.5);
+});
+
+test("packed weights that cannot be are refused when the layer is made, or before anything is allocated", async () => {
+  const refused = (spec: LayerSpec, message: RegExp, properties?: Partial<DeviceProperties>) => {
+    assert.throws(() => layerOn(properties, spec, { packWeights: true }), message);
+  };
+  refused(base, /experts\.dtype is "float32", and only bfloat16 weights can be packed/);
+  const aggregation = { ...base.aggregation, weightsApplyTo: "input" } as const;
+  refused({ ...bfloat16, aggregation }, /aggregation\.weightsApplyTo is "input"/);
+  const shared = { experts: gatedExperts(HIDDEN, 30), gate: false };
+  refused({ ...bfloat16, shared }, /the shared expert makes rows float32/);
+  const none = { available: false, reason: "No kernels." } as const;
+  refused(bfloat16, /packWeights is set\. No kernels\. Leave packWeights out/, {
+    packsWeights: none,
+  });
+  assert.throws(() => layerOn({}, bfloat16, { packWeights: 1 as never }), {
+    name: "InvalidArgumentError",
+    message: /options\.packWeights is 1/,
+  });
+  const device = new RecordingDevice({ packsWeights: none });
+  const source = { expert: async () => [] };
+  await assert.rejects(LayerModules.load(device, bfloat16, source, true), /No kernels/);
+  assert.deepEqual([device.buffers, device.projections], [[], []]);
 });
 
 test("a decoded step waits for the shared expert and adds it, with weights on the input", async () => {

@@ -29,6 +29,7 @@ import {
   rowOf,
   WEIGHT_DTYPES,
 } from "../support/layers.ts";
+import { RecordingDevice } from "../support/recording-device.ts";
 import { between, normal, pick, randomFor } from "../support/seed.ts";
 
 const device = await openCpu(2);
@@ -308,4 +309,20 @@ test("what does not fit together is refused before any work", async () => {
     name: "DisposedError",
     message: /device/,
   });
+});
+
+test("packed experts take no routing weights on their input", async () => {
+  const random = randomFor("scheduled packed");
+  const spec = gatedExperts(8, 6, { dtype: "bfloat16" });
+  const tensors = layOut(spec, randomExperts(random, spec, 4), PLAIN_LAYOUT);
+  const buckets = await route(device, random, 4, normal(random, 3 * 8), 8);
+  const plan = new SliceManager({ device: device.properties }).allocate(buckets);
+  const options = { device: new RecordingDevice(), packWeights: true };
+  using experts = await Experts.fromTensors(spec, 4, tensors, options);
+  const aggregation = { mode: "sum", weightsApplyTo: "input", residual: false } as const;
+  assert.throws(() => schedule(plan, experts, { aggregation }), {
+    name: "InvalidArgumentError",
+    message: /aggregation\.weightsApplyTo is "input", and packed weights take no scaled input/,
+  });
+  schedule(plan, experts, { aggregation: { ...aggregation, weightsApplyTo: "output" } });
 });

@@ -93,6 +93,7 @@ const GPU: DeviceProperties = {
   timesExperts: { available: false, reason: "Nothing runs." },
   recommendedStreams: 1,
   decodeTokens: 4,
+  packsWeights: { available: true, activations: ["silu"] },
 };
 
 /** Rows are this many elements, or a multiple of it. */

@@ -2,7 +2,7 @@
 
 import { describeLimits, doubts, ratioCell } from "../bench/report.ts";
 import type { Timing } from "../bench/timing.ts";
-import { describeDevice, fact } from "../describe.ts";
+import { describeDevice, fact, packedWords } from "../describe.ts";
 import { formatNumber, LINE_WIDTH, plural, wrap } from "../terminal/format.ts";
 import type { Style } from "../terminal/style.ts";
 import { type Cell, table } from "../terminal/table.ts";
@@ -32,12 +32,15 @@ export function ablationTable(
   { device }: AblationHead,
   result: AblationResult,
 ): string[] {
-  const { preset, dtype, tokens, routing, expertsUsed, floor, rungs } = result;
+  const { preset, dtype, tokens, routing, expertsUsed, floor, rungs, packedWeights } = result;
   const onGpu = device.kind === "cuda";
   const least = `${formatNumber(floor.seconds * 1e6)} us by ${floor.limit}`;
   return [
     "",
-    style("bold", `${preset}, ${dtype}: ${plural(tokens, "token")}, ${routing}`),
+    style(
+      "bold",
+      `${preset}, ${dtype}${packedWords(packedWeights)}: ${plural(tokens, "token")}, ${routing}`,
+    ),
     ...indented(
       `${formatNumber(expertsUsed)} experts in use; at the measured limits a step takes at least ${least}`,
     ),

@@ -10,7 +10,7 @@ import { tokenBucket } from "../../control/graph-manager.ts";
 import { EXPERT_SLICE_IDS } from "../../control/plan.ts";
 import type { PolicyName } from "../../control/slices/manager.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import type { Device } from "../../execution/device.ts";
+import type { Device, Packing } from "../../execution/device.ts";
 import { LayerModules } from "../../layer/layer-modules.ts";
 import { relativeError } from "../../reference/index.ts";
 import type { DType } from "../../tensor.ts";
@@ -81,6 +81,8 @@ export interface AblationResult extends Work {
   readonly tokens: number;
   readonly routing: string;
   readonly expertsUsed: number;
+  /** How the experts' weights are kept. */
+  readonly packedWeights: Packing;
   readonly floor: Floor;
   /** The experts of so few tokens are a single operator, without lanes: slices and streams change nothing. */
   readonly singleOperator: boolean;
@@ -121,9 +123,9 @@ export async function runAblation(
   await using device = await openFromFlags(options);
   const chosen = DEFAULTS[device.properties.kind];
   const { presets = chosen.presets, tokens: sizes = chosen.tokens } = options;
-  const { routing = chosen.routing, seed } = options;
+  const { routing = chosen.routing, seed, packWeights = false } = options;
   const dtypeOf = (preset: Preset) => options.dtype ?? preset.dtype;
-  for (const preset of presets) checkFits(device, preset, dtypeOf(preset));
+  for (const preset of presets) checkFits(device, preset, dtypeOf(preset), packWeights);
   using progress = new Progress();
   progress.show(0, "measuring what the machine can do");
   const dtypes = new Set(presets.map(dtypeOf));
@@ -180,7 +182,7 @@ async function ablatePreset(
   const [{ preset, dtype }] = cells as [Cell];
   const weights = new FilledLayer(preset, dtype, options.seed);
   const spec = layerSpecOf(preset, dtype);
-  using modules = await LayerModules.load(device, spec, weights);
+  using modules = await LayerModules.load(device, spec, weights, options.packWeights);
   const layer = loadedLayer(device, spec, modules);
   const results: AblationResult[] = [];
   for (const cell of cells) {
@@ -214,8 +216,9 @@ async function ablate(
     dtype,
     Array.from({ length: BATCHES }, () => makeHiddenStates(weights, popularity, tokens, random)),
   );
+  const { packed: packedWeights } = layer.modules.parts.experts;
   const { counts, expertsUsed } = await loadOf(layer, inputs, tokens);
-  const work = workOf(preset, dtype, tokens, expertsUsed);
+  const work = workOf(preset, dtype, tokens, expertsUsed, packedWeights);
   const floor = floorOf(work, limits, dtype);
   const makers = rungsOf(layer, inputs, BATCHES, counts, {
     tokens,
@@ -255,6 +258,7 @@ async function ablate(
     tokens,
     routing,
     expertsUsed,
+    packedWeights,
     ...work,
     floor,
     singleOperator,

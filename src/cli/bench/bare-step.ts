@@ -93,7 +93,8 @@ export class BareStep implements Disposable {
     this.#layout = layout;
     this.#parts = fromLogits ? { ...parts, routing: parts.routing.fromLogits } : parts;
     this.#scope = { mostTokens: tokenBucket(tokens), outputType };
-    this.buffers = StepBuffers.ofLayer(device, layer.spec, this.#scope.mostTokens);
+    const { packed } = parts.experts;
+    this.buffers = StepBuffers.ofLayer(device, layer.spec, this.#scope.mostTokens, packed);
     this.#streams = options.streams ?? new StepStreams(device, layout);
     this.#ownsStreams = options.streams === undefined;
     device.write(this.buffers.tokens, Int32Array.of(tokens));

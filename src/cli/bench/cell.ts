@@ -155,7 +155,7 @@ export async function measureCell(
   const [ours, theirs] = await timeInTurns(forward, baseline, bench.effort, onProgress);
   const onClock = await graphTiming(bench, tokens, inputs, ours);
 
-  const work = workOf(preset, dtype, tokens, used);
+  const work = workOf(preset, dtype, tokens, used, loaded.modules.parts.experts.packed);
   const rate = (seconds: Timing) => rateOf({ ...work, tokens, dtype }, seconds, limits);
   return {
     preset: preset.name,

@@ -2,7 +2,7 @@
 
 import type { DType } from "../../tensor.ts";
 import type { Preset } from "../../workload/presets.ts";
-import { describeDevice, fact } from "../describe.ts";
+import { describeDevice, fact, packedWords } from "../describe.ts";
 import { formatNumber, formatShare, LINE_WIDTH, plural, wrap } from "../terminal/format.ts";
 import type { Style } from "../terminal/style.ts";
 import { type Cell, table } from "../terminal/table.ts";
@@ -33,13 +33,13 @@ export function describeLimits(limits: MachineLimits): string {
 
 export function benchPreset(
   style: Style,
-  { device, limits }: BenchHead,
+  { device, limits, options }: BenchHead,
   preset: Preset,
   dtype: DType,
   cells: readonly CellResult[],
 ): string[] {
   const { hiddenSize, intermediateSize, experts, topK } = preset;
-  const title = `${preset.name}: hidden ${hiddenSize}, intermediate ${intermediateSize}, ${plural(experts, "expert")}, top-${topK}, ${dtype}`;
+  const title = `${preset.name}: hidden ${hiddenSize}, intermediate ${intermediateSize}, ${plural(experts, "expert")}, top-${topK}, ${dtype}${packedWords(options.packWeights)}`;
   return [
     "",
     style("bold", title),

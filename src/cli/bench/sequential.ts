@@ -29,7 +29,8 @@ export class SequentialLayer implements Disposable {
   constructor(layer: LoadedLayer, capacity: number) {
     const { device, spec } = layer;
     this.#layer = layer;
-    this.#buffers = StepBuffers.ofLayer(layer.device, layer.spec, tokenBucket(capacity));
+    const { packed } = layer.modules.parts.experts;
+    this.#buffers = StepBuffers.ofLayer(device, spec, tokenBucket(capacity), packed);
     this.#stream = device.createStream({ group: 0, priority: 0 });
     // Every expert is a lane of its own, so that it can be enqueued by itself.
     device.write(

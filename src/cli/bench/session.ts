@@ -2,7 +2,7 @@
 
 import { cpus } from "node:os";
 import type { PolicyName } from "../../control/slices/manager.ts";
-import type { Device } from "../../execution/device.ts";
+import type { Device, Packing } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
 import type { DType } from "../../tensor.ts";
 import { formatSkew, type RoutingSkew } from "../../workload/popularity.ts";
@@ -46,6 +46,7 @@ export interface BenchReport {
   readonly options: {
     readonly streams: number | "default";
     readonly policy: string;
+    readonly packWeights: Packing;
     readonly effort: Effort;
   };
   readonly limits: MachineLimits;
@@ -67,9 +68,9 @@ export async function runBench(options: BenchOptions, events: BenchEvents): Prom
   await using device = await openFromFlags(options);
   const { kind } = device.properties;
   const { presets = DEFAULT_PRESETS[kind], tokens: sizes = DEFAULT_TOKENS[kind] } = options;
-  const { routing = DEFAULT_ROUTING } = options;
+  const { routing = DEFAULT_ROUTING, packWeights = false } = options;
   const dtypeOf = (preset: Preset) => options.dtype ?? preset.dtype;
-  for (const preset of presets) checkFits(device, preset, dtypeOf(preset));
+  for (const preset of presets) checkFits(device, preset, dtypeOf(preset), packWeights);
 
   using progress = new Progress();
   progress.show(0, "measuring what the machine can do");
@@ -107,13 +108,14 @@ async function measurePreset(
   specs: readonly CellSpec[],
   onProgress: (done: number, label: string) => void,
 ): Promise<CellResult[]> {
-  const { effort, seed, streams, policy } = options;
+  const { effort, seed, streams, policy, packWeights = false } = options;
   const dtype = options.dtype ?? preset.dtype;
   onProgress(0, `${preset.name}: making weights`);
   const spec = layerSpecOf(preset, dtype);
   const weights = new FilledLayer(preset, dtype, seed);
   await using layer = await new MoELayer(spec, weights, {
     device,
+    packWeights,
     ...(streams !== undefined && { streams }),
     ...(policy !== undefined && { slices: { policy } }),
   }).ready();
@@ -133,7 +135,7 @@ async function measurePreset(
 }
 
 async function headOf(
-  { seed, streams, policy, effort }: BenchOptions,
+  { seed, streams, policy, effort, packWeights = false }: BenchOptions,
   device: Device,
   limits: MachineLimits,
 ): Promise<BenchHead> {
@@ -146,7 +148,12 @@ async function headOf(
     platform: `${process.platform} ${process.arch}`,
     cpu: cpus()[0]?.model ?? "unknown",
     device: await summaryOf(device),
-    options: { streams: streams ?? "default", policy: policy ?? "default", effort },
+    options: {
+      streams: streams ?? "default",
+      policy: policy ?? "default",
+      packWeights,
+      effort,
+    },
     limits,
   };
 }

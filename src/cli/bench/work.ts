@@ -1,5 +1,6 @@
 /** What a batch cannot do without: the arithmetic of its rows, and each weight that it needs read once. */
 
+import { BYTES_PER_PACKED_WEIGHT, type Packing } from "../../execution/device.ts";
 import { BYTES_PER_ELEMENT, type DType } from "../../tensor.ts";
 import type { LayerShape } from "../../workload/presets.ts";
 import type { MachineLimits } from "./machine-limits.ts";
@@ -7,23 +8,28 @@ import type { MachineLimits } from "./machine-limits.ts";
 export interface Work {
   /** Arithmetic of one call: products of the gate and of the experts. */
   readonly gflop: number;
-  /** Bytes of weights one call needs, on average. */
+  /** Bytes of weights one call needs, on average, as they are kept. */
   readonly weightBytes: number;
 }
 
-/** A gated expert is three products of hidden x intermediate; the gate is one of hidden x experts. */
+/**
+ * A gated expert is three products of hidden x intermediate; the gate is one of hidden x experts.
+ *
+ * @param packed how the experts' weights are kept; of those kept both ways the packed ones count, the least that there is to read
+ */
 export function workOf(
   { hiddenSize, intermediateSize, experts, topK }: LayerShape,
   dtype: DType,
   tokens: number,
   expertsUsed: number,
+  packed: Packing,
 ): Work {
   const expertWeights = 3 * hiddenSize * intermediateSize;
   const gateWeights = hiddenSize * experts;
   return {
     gflop: (2 * tokens * (topK * expertWeights + gateWeights)) / 1e9,
     weightBytes:
-      expertsUsed * expertWeights * BYTES_PER_ELEMENT[dtype] +
+      expertsUsed * expertWeights * (packed ? BYTES_PER_PACKED_WEIGHT : BYTES_PER_ELEMENT[dtype]) +
       gateWeights * BYTES_PER_ELEMENT.float32,
   };
 }

@@ -11,7 +11,14 @@ import { parseSkew, type RoutingSkew } from "../../workload/popularity.ts";
 import { PRESETS, type Preset, presetOf } from "../../workload/presets.ts";
 import type { BenchOptions } from "../bench/session.ts";
 import type { DeviceFlags } from "../device.ts";
-import { jsonOption, listOf, positiveNumber, wholeNumber, withDeviceOptions } from "../options.ts";
+import {
+  jsonOption,
+  listOf,
+  packWeightsOption,
+  positiveNumber,
+  wholeNumber,
+  withDeviceOptions,
+} from "../options.ts";
 import { printJson, printLines } from "../terminal/print.ts";
 import { styleFor } from "../terminal/style.ts";
 
@@ -99,6 +106,7 @@ export function benchCommand(): Command {
     )
     .option("--seed <n>", "decides weights and tokens", wholeNumber(0, 2 ** 32 - 1), 1)
     .option("--ablation", "take the step apart: what each part of the design brings")
+    .addOption(packWeightsOption())
     .addOption(compareOption())
     .addOption(jsonOption());
   return withDeviceOptions(command)
@@ -165,6 +173,7 @@ function compareOption(): Option {
     "threads",
     "gpu",
     "float32",
+    "packWeights",
   ]);
 }
 

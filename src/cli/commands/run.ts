@@ -1,7 +1,7 @@
 /** `nexus run`: one layer of a checkpoint on hidden states from a file. */
 
 import { Command } from "commander";
-import { jsonOption, path, wholeNumber, withDeviceOptions } from "../options.ts";
+import { jsonOption, packWeightsOption, path, wholeNumber, withDeviceOptions } from "../options.ts";
 import type { RunOptions } from "../run/run-layer.ts";
 import { printJson } from "../terminal/print.ts";
 
@@ -24,6 +24,7 @@ export function runCommand(): Command {
     .requiredOption("--input <file>", "safetensors file with the hidden states", path)
     .option("--tensor <name>", "name of the input tensor", "hidden_states")
     .requiredOption("--output <file>", "safetensors file to write")
+    .addOption(packWeightsOption())
     .addOption(jsonOption());
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)

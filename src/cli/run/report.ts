@@ -29,7 +29,7 @@ export function printRun(report: RunReport): void {
       "Model",
       `${checkpoint.family}, layer ${checkpoint.layer} of ${checkpoint.directory}`,
     ),
-    ...fact(style, "Layer", describeSpec(report.spec, report.weightBytes)),
+    ...fact(style, "Layer", describeSpec(report.spec, report.weightBytes, report.packedWeights)),
     ...fact(style, "Device", describeDevice(report.device)),
     ...fact(
       style,

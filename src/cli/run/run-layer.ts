@@ -9,7 +9,7 @@ import type { Plan } from "../../control/plan.ts";
 import type { LayerSpec } from "../../data/spec.ts";
 import { outputWidth } from "../../data/step-buffers.ts";
 import { InvalidLogitsError } from "../../errors.ts";
-import type { Device } from "../../execution/device.ts";
+import type { Device, Packing } from "../../execution/device.ts";
 import { MoELayer } from "../../layer/moe-layer.ts";
 import { type Tensor, toFloat32 } from "../../tensor.ts";
 import { type DeviceFlags, type DeviceSummary, openFromFlags, summaryOf } from "../device.ts";
@@ -57,6 +57,8 @@ export interface RunReport {
   /** Rows of the output that hold NaN or an infinity. */
   readonly nonFiniteRows: number;
   readonly weightBytes: number;
+  /** How the routed experts' weights are kept. */
+  readonly packedWeights: Packing;
   readonly energy: EnergyReading;
 }
 
@@ -75,6 +77,7 @@ interface Outcome {
  *   OutOfDeviceMemoryError, InvalidLogitsError during it
  */
 export async function runLayer(options: RunOptions): Promise<RunReport> {
+  const { packWeights = false } = options;
   const { family, spec, files, weights } = await readLayer(options.checkpoint, options);
   await using _weights = weights;
   await using input = await HiddenInput.open(options.input, options.tensor, spec.hiddenSize);
@@ -84,7 +87,7 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     ...(await weightFiles(options.checkpoint)),
   ]);
   await using device = await openFromFlags(options);
-  await using layer = new MoELayer(spec, weights, { device });
+  await using layer = new MoELayer(spec, weights, { device, packWeights });
   await layer.ready();
 
   const hidden = await input.read();
@@ -116,6 +119,7 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     heat: plan.placements.map((placement) => placement.heat),
     nonFiniteRows: countNonFiniteRows(outcome.output, input.tokens),
     weightBytes: (await layer.statistics()).weightBytes,
+    packedWeights: packWeights,
     energy: outcome.energy,
   };
 }

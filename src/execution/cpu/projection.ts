@@ -11,8 +11,14 @@ import { shown } from "../../errors/wording.ts";
 import { DisposedError, InvalidArgumentError } from "../../errors.ts";
 import type { DType, MatrixView } from "../../tensor.ts";
 import { BYTES_PER_ELEMENT } from "../../tensor.ts";
-import type { Projection, ProjectionPart, ProjectionSpec } from "../device.ts";
-import { checkBias, checkExtents, checkMatrix, checkPlace } from "../projection-checks.ts";
+import type { Projection, ProjectionPart, ProjectionSpec, WeightPacking } from "../device.ts";
+import {
+  checkBias,
+  checkExtents,
+  checkMatrix,
+  checkPacked,
+  checkPlace,
+} from "../projection-checks.ts";
 import type { CpuBuffer } from "./buffer.ts";
 import { DTYPE_CODE, type Kernels, type WeightDType } from "./kernels.ts";
 import type { DeviceMemory } from "./memory.ts";
@@ -31,6 +37,11 @@ export interface ProjectionOwner {
 
 /** Weight types that the kernels can read. */
 export const WEIGHT_DTYPES = Object.keys(DTYPE_CODE) as WeightDType[];
+
+export const PACKS_WEIGHTS: WeightPacking = {
+  available: false,
+  reason: "The CPU device has no kernels for packed weights.",
+};
 
 /** Part of a matrix that is staged at once: the last-level cache holds it until it is packed. */
 export const STAGING_BYTES = 4 * 2 ** 20;
@@ -52,6 +63,7 @@ export interface ProjectionLayout {
 /** @throws InvalidArgumentError if the spec makes no sense */
 export function projectionLayout(spec: ProjectionSpec, kernels: Kernels): ProjectionLayout {
   checkExtents(spec);
+  checkPacked(spec, PACKS_WEIGHTS);
   if (!isWeightDType(spec.dtype)) {
     throw new InvalidArgumentError(
       `Weights cannot be ${shown(spec.dtype)}. Use ${WEIGHT_DTYPES.join(", ")}.`,

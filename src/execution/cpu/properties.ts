@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type { DeviceProperties } from "../device.ts";
 import { SHARES_PER_UNIT } from "./budgets.ts";
 import type { KernelVariant } from "./kernels.ts";
-import { WEIGHT_DTYPES } from "./projection.ts";
+import { PACKS_WEIGHTS, WEIGHT_DTYPES } from "./projection.ts";
 
 /** Where Linux describes the caches of the first CPU. */
 const CACHE_ROOT = "/sys/devices/system/cpu/cpu0/cache";
@@ -66,6 +66,7 @@ export function cpuProperties(
     recommendedStreams: RECOMMENDED_STREAMS,
     // A product of a few rows is cut into enough tiles for all workers to read weights as it is.
     decodeTokens: 0,
+    packsWeights: PACKS_WEIGHTS,
   };
 }
 

@@ -31,7 +31,6 @@ import { type CudaStream, Recorder, type Recording, type StreamOwner } from "./r
 import { NativeStreams } from "./streams.ts";
 import { type Job, Timeline } from "./timeline.ts";
 import { type TransferOwner, Transfers } from "./transfers.ts";
-import type { Work } from "./work.ts";
 
 /** What a core is made of. */
 export interface CoreParts {
@@ -169,13 +168,6 @@ export class CudaCore
 
   upload(address: bigint, data: ArrayBufferView): void {
     this.transfers.upload(address, data);
-  }
-
-  uploadAndRun(
-    chunk: ArrayBufferView,
-    makeWork: (stagedAddress: bigint) => readonly Work[],
-  ): Promise<void> {
-    return this.transfers.uploadAndRun(chunk, makeWork);
   }
 
   encode(operator: Operator): OwnedOperator {

@@ -35,6 +35,8 @@ import type {
   StreamOptions,
 } from "../device.ts";
 import { checkAllocation, checkLabel } from "../memory-checks.ts";
+import { checkExtents, checkPacked } from "../projection-checks.ts";
+import { BesideProjection } from "./beside-projection.ts";
 import { KernelSet } from "./bundle/kernel-set.ts";
 import { CudaCore } from "./core.ts";
 import { Context } from "./driver/context.ts";
@@ -43,6 +45,8 @@ import { openDriver } from "./driver/native-driver.ts";
 import { CudaGraph } from "./graph.ts";
 import { migAvailability } from "./mig/instances.ts";
 import { type NvmlEnergy, openNvmlEnergy } from "./nvml/energy.ts";
+import { PackedProjection } from "./packed-projection.ts";
+import { PlainProjection } from "./plain-projection.ts";
 import { CudaProjection } from "./projection.ts";
 import { cudaProperties } from "./properties.ts";
 import { CudaEvent, CudaStream } from "./recorder.ts";
@@ -197,7 +201,12 @@ export class CudaDevice implements Device {
   createProjection(spec: ProjectionSpec, label: string): Projection {
     this.#core.requireOpen();
     checkLabel("A projection", label);
-    return new CudaProjection(this.#core, spec, label);
+    checkExtents(spec);
+    checkPacked(spec, this.properties.packsWeights);
+    const { packed = false } = spec;
+    const Kind =
+      packed === "beside" ? BesideProjection : packed ? PackedProjection : PlainProjection;
+    return new Kind(this.#core, spec, label);
   }
 
   async fillUniform(projection: Projection, seed: number, scale: number): Promise<void> {
@@ -205,7 +214,7 @@ export class CudaDevice implements Device {
     if (!(projection instanceof CudaProjection) || projection.owner !== this.#core) {
       throw new InvalidArgumentError("The projection to fill is not one of this device.");
     }
-    await this.#core.transfers.runKernel(projection.fillWork(seed, scale));
+    await projection.fill(seed, scale);
   }
 
   createStream(options: StreamOptions): Stream {

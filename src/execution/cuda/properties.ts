@@ -1,8 +1,10 @@
 /** What a CUDA device says of itself. */
 
-import type { Availability, DeviceProperties } from "../device.ts";
+import type { Availability, DeviceProperties, WeightPacking } from "../device.ts";
+import type { Activation } from "../operators.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
 import type { DeviceFacts } from "./driver/driver.ts";
+import { activationSets } from "./operators/choice.ts";
 import { DECODE_TOKENS } from "./operators/decode.ts";
 import { ROW_TYPES } from "./rows.ts";
 
@@ -21,7 +23,7 @@ const RECOMMENDED_STREAMS = 1;
  */
 export function cudaProperties(
   facts: DeviceFacts,
-  kernels: Pick<KernelSet, "architecture" | "manifest">,
+  kernels: Pick<KernelSet, "architecture" | "manifest" | "all">,
   partitions: string | null,
   mig: Availability,
 ): DeviceProperties {
@@ -62,7 +64,24 @@ export function cudaProperties(
     },
     recommendedStreams: RECOMMENDED_STREAMS,
     decodeTokens: DECODE_TOKENS,
+    packsWeights: packing(facts, kernels),
   };
+}
+
+function packing(
+  { name }: DeviceFacts,
+  kernels: Pick<KernelSet, "architecture" | "manifest" | "all">,
+): WeightPacking {
+  const operators = ["pack_weights", "project_packed"];
+  if (operators.some((operator) => kernels.all({ operator }).length === 0)) {
+    const { architecture } = kernels;
+    const reason = `The kernel bundle has no ${architecture} kernels for packed weights, which ${name} would need.`;
+    return { available: false, reason };
+  }
+  const { manifest } = kernels;
+  const kinds = Object.keys(manifest.activations) as Activation["kind"][];
+  const gated = (kind: Activation["kind"]) => activationSets(manifest, { kind }, true);
+  return { available: true, activations: kinds.filter((kind) => gated(kind)[0] === "logistic") };
 }
 
 function features(

@@ -11,7 +11,7 @@ import { PADDING } from "./bundle/manifest.ts";
 export const ROW_TYPES = ["bfloat16", "float16", "float32"] as const;
 export type RowType = (typeof ROW_TYPES)[number];
 
-/** Columns of a panel of weights (projection.ts). Widths are rounded up to whole panels. */
+/** Columns of a panel of weights (panels.ts). Widths are rounded up to whole panels. */
 export const PANEL = PADDING;
 
 export function isRowType(dtype: DType): dtype is RowType {

@@ -27,7 +27,7 @@ import { issueWork } from "./issue.ts";
 import { type BufferOwner, GpuBuffer } from "./memory.ts";
 import type { LaunchContext, OwnKernelWork } from "./operators/kernel-work.ts";
 import { checkRows, rowsWork } from "./operators/pack.ts";
-import { STAGING_BYTES, type WeightUploader } from "./projection.ts";
+import { STAGING_BYTES, type WeightTransfers } from "./projection.ts";
 import { roundedRows } from "./rounding.ts";
 import { StagingSlots, WriteRing } from "./staging.ts";
 import type { Work } from "./work.ts";
@@ -62,7 +62,7 @@ export interface TransferOwner extends BufferOwner, LaunchContext {
 /** Work of the device's own: kernels whose launches are to be given back, and copies. */
 type OwnWork = readonly (Work | OwnKernelWork)[];
 
-export class Transfers implements WeightUploader {
+export class Transfers implements WeightTransfers {
   readonly #owner: TransferOwner;
   readonly #driver: Driver;
   readonly #stream: bigint;
@@ -196,6 +196,7 @@ export class Transfers implements WeightUploader {
   /** Runs a kernel of the device's own on all of it; its launch is given back. */
   async runKernel(work: OwnKernelWork): Promise<void> {
     try {
+      this.#owner.requireOpen();
       this.#issue([work]);
     } finally {
       dispose([work]);

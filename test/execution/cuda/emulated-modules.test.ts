@@ -9,7 +9,7 @@ import { SliceManager } from "../../../src/control/slices/manager.ts";
 import { Experts } from "../../../src/data/experts.ts";
 import { Router } from "../../../src/data/router.ts";
 import { DisposedError, InvalidLogitsError } from "../../../src/errors.ts";
-import { CudaProjection } from "../../../src/execution/cuda/projection.ts";
+import { PlainProjection } from "../../../src/execution/cuda/plain-projection.ts";
 import { DeviceTensor } from "../../../src/execution/device-tensor.ts";
 import { MoELayer } from "../../../src/layer/moe-layer.ts";
 import { schedule } from "../../../src/layer/schedule.ts";
@@ -146,7 +146,7 @@ describe("weights on an emulated GPU", () => {
           const spec = { count, inputs, outputs, dtype: "float32", input: "float32" } as const;
           const more = { output: "rows", gated: true, bias: false } as const;
           using projection = device.createProjection({ ...spec, ...more }, "filled");
-          assert.ok(projection instanceof CudaProjection);
+          assert.ok(projection instanceof PlainProjection);
           await device.fillUniform(projection, 7, 0.25);
           const { address, n, k, weightBytes } = projection;
           const { buffer, byteOffset } = driver.bytesAt(address, weightBytes);
@@ -173,7 +173,7 @@ describe("weights on an emulated GPU", () => {
       const weights = async (output: "rows" | "float32") => {
         const more = { output, gated: false, bias: false };
         using projection = device.createProjection({ ...spec, ...more }, "filled");
-        assert.ok(projection instanceof CudaProjection);
+        assert.ok(projection instanceof PlainProjection);
         await device.fillUniform(projection, 7, 0.25);
         const { address, weightBytes } = projection;
         const { buffer, byteOffset } = driver.bytesAt(address, weightBytes);

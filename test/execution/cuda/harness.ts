@@ -74,6 +74,7 @@ const ENTRY = {
 const KERNELS = {
   architecture: "sm_90a",
   manifest: { kernels: [ENTRY] },
+  all: () => [],
   close: () => {},
 } as unknown as KernelSet;
 

@@ -6,7 +6,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { chunksOf } from "../../../src/execution/cuda/matrix-chunks.ts";
-import { type CudaProjection, STAGING_BYTES } from "../../../src/execution/cuda/projection.ts";
+import type { PlainProjection } from "../../../src/execution/cuda/plain-projection.ts";
+import { STAGING_BYTES } from "../../../src/execution/cuda/projection.ts";
 import type { ProjectionSpec } from "../../../src/execution/device.ts";
 import type { MatrixView } from "../../../src/tensor.ts";
 import type { Random } from "../../../src/workload/random.ts";
@@ -100,7 +101,7 @@ describe("a projection's layout", () => {
   }
 
   /** Where a weight lies: a gate's as [n, k], all others as [count, k / 64, n, 64]. */
-  function placeOf({ spec, n, k }: CudaProjection, index: number, row: number, column: number) {
+  function placeOf({ spec, n, k }: PlainProjection, index: number, row: number, column: number) {
     if (spec.output === "float32") return row * k + column;
     const panel = index * (k / 64) + Math.floor(column / 64);
     return (panel * n + row) * 64 + (column % 64);

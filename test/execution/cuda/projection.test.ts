@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { rowsWork } from "../../../src/execution/cuda/operators/pack.ts";
-import type { CudaProjection } from "../../../src/execution/cuda/projection.ts";
+import type { PlainProjection } from "../../../src/execution/cuda/plain-projection.ts";
 import type { ProjectionSpec } from "../../../src/execution/device.ts";
 import type { DType, MatrixView } from "../../../src/tensor.ts";
 import { randomFor } from "../../support/seed.ts";
@@ -131,12 +131,13 @@ describe("a projection", () => {
     refused({ output: "float32", count: 2 }, /to float32 is of 2 matrices/);
     refused({ output: "float32", count: 1, gated: true }, /to float32 is gated/);
     refused({ count: 2 ** 24, outputs: 128 }, /has 4294967296 rows of 64 inputs/);
+    assert.throws(() => device.packed({ count: 2 ** 24, outputs: 128 }), /4294967296 rows of 64/);
     assert.deepEqual(device.scratches, []);
   });
 
   it("refuses matrices and biases that are not its own", async () => {
     const device = await FakeDevice.open();
-    const plain: CudaProjection = device.projection({ bias: true });
+    const plain: PlainProjection = device.projection({ bias: true });
     const random = randomFor("bad matrices");
     const good = matrixOf(random, 72, 100, "bfloat16");
     const refused = (name: string, message: RegExp, changes: Partial<MatrixView>, index = 0) =>

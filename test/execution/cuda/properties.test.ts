@@ -9,12 +9,14 @@ type Kernels = Parameters<typeof cudaProperties>[1];
 
 const MIG = { available: false, reason: "MIG is off." } as const;
 
-function kernels(architecture: string, type: string): Kernels {
+function kernels(architecture: string, type: string, packs: readonly unknown[] = []): Kernels {
   const entries = [
     { arch: architecture, args: [{ type }] },
     { arch: "another", args: [{ type: "tensormap" }] },
   ];
-  return { architecture, manifest: { kernels: entries } } as unknown as Kernels;
+  const activations = { silu: { code: 4 }, relu: { code: 1 }, "gelu-tanh": { code: 4 } };
+  const all = ({ operator }: { operator?: unknown }) => (packs.includes(operator) ? [{}] : []);
+  return { architecture, manifest: { kernels: entries, activations }, all } as unknown as Kernels;
 }
 
 describe("cudaProperties", () => {
@@ -44,5 +46,19 @@ describe("cudaProperties", () => {
     assert.ok(!properties.enforces.cache.available);
     const ptx = cudaProperties({ ...FAKE_FACTS }, kernels("ptx", "*bf16"), null, MIG);
     assert.deepEqual(ptx.features, ["ptx", "mma"]);
+  });
+
+  it("says whether weights can be packed, and for which activations", () => {
+    const packing = (...packs: string[]) =>
+      cudaProperties(FAKE_FACTS, kernels("sm_90a", "*bf16", packs), null, MIG).packsWeights;
+    assert.deepEqual(packing("pack_weights", "project_packed"), {
+      available: true,
+      activations: ["silu", "gelu-tanh"],
+    });
+    for (const some of [[], ["pack_weights"], ["project_packed"]]) {
+      const packsWeights = packing(...some);
+      assert.ok(!packsWeights.available);
+      assert.match(packsWeights.reason, /bundle has no sm_90a kernels for packed weights/);
+    }
   });
 });

@@ -301,7 +301,7 @@ describe("weights on their way", () => {
       const chunks = targets.map((_, i) => noise(1000, `weights ${i}`));
       await Promise.all(
         chunks.map((chunk, i) =>
-          core.uploadAndRun(chunk, (staged) => {
+          core.transfers.uploadAndRun(chunk, (staged) => {
             const target = (targets[i] as unknown as { address: bigint }).address;
             return [{ kind: "copy", target, source: staged, bytes: chunk.byteLength }];
           }),
@@ -315,7 +315,7 @@ describe("weights on their way", () => {
       // Two slots and no more; a failure gives its slot back.
       const pinned = driver.live["pinned"];
       for (let i = 0; i < 4; i++) {
-        const failing = core.uploadAndRun(new Uint8Array(4), () => {
+        const failing = core.transfers.uploadAndRun(new Uint8Array(4), () => {
           throw new InvalidArgumentError("no such work");
         });
         await assert.rejects(failing, /no such work/);

@@ -152,7 +152,7 @@ export interface Partition {
 /** Elements right behind each other, in 2 to 5 dimensions. */
 export interface DenseTensorMap {
   readonly address: bigint;
-  readonly element: "bfloat16" | "float16" | "float32";
+  readonly element: "bfloat16" | "float16" | "float32" | "int32";
   /** Sizes from the outermost dimension on. */
   readonly shape: readonly number[];
   /** Sizes of a box, likewise. */

@@ -42,8 +42,8 @@ const CAPTURE_ACTIVE = 1;
 /** Without it all of a graph has the priority of the stream that it is launched on. */
 const INSTANTIATE_USE_NODE_PRIORITY = 8;
 const MAX_DYNAMIC_SHARED = 8;
-const TENSOR_TYPE = { float16: 6, float32: 7, bfloat16: 9 } as const;
-const ELEMENT_BYTES = { float16: 2, float32: 4, bfloat16: 2 } as const;
+const TENSOR_TYPE = { int32: 3, float16: 6, float32: 7, bfloat16: 9 } as const;
+const ELEMENT_BYTES = { int32: 4, float16: 2, float32: 4, bfloat16: 2 } as const;
 const INTERLEAVE_NONE = 0;
 const OUT_OF_BOUNDS_ZERO = 0;
 

@@ -4,10 +4,14 @@ import { BYTES_PER_ELEMENT, type DType } from "../../../tensor.ts";
 import type { DeviceBuffer, Projection } from "../../device.ts";
 import { ArgumentChecks, MOST_INT } from "../../operator-checks.ts";
 import type { CudaBuffer } from "../buffer.ts";
+import type { PackedProjection } from "../packed-projection.ts";
+import type { PlainProjection } from "../plain-projection.ts";
 import { CudaProjection } from "../projection.ts";
 import { ROW_TYPES, type RowType } from "../rows.ts";
 
-export class OperatorArguments extends ArgumentChecks<CudaBuffer, CudaProjection> {
+type OwnProjection = PlainProjection | PackedProjection;
+
+export class OperatorArguments extends ArgumentChecks<CudaBuffer, OwnProjection> {
   readonly #device: object;
 
   /** @param device what buffers and projections must belong to */
@@ -55,7 +59,7 @@ export class OperatorArguments extends ArgumentChecks<CudaBuffer, CudaProjection
     return (buffer as CudaBuffer | null | undefined)?.owner === this.#device;
   }
 
-  protected isOwnProjection(projection: Projection): projection is CudaProjection {
+  protected isOwnProjection(projection: Projection): projection is OwnProjection {
     return projection instanceof CudaProjection && projection.owner === this.#device;
   }
 }

@@ -54,7 +54,7 @@ export type ActivationSet = "identity" | "logistic" | "coded";
 /** The sets that have an activation, the fastest first. */
 export function activationSets(
   { activations }: Manifest,
-  { kind }: Activation,
+  { kind }: Pick<Activation, "kind">,
   gated: boolean,
 ): readonly ActivationSet[] {
   if (!gated) return kind === "none" ? ["identity", "coded"] : ["coded"];
@@ -71,7 +71,7 @@ export interface ProductNeeds {
   readonly inputScale: boolean;
   /** Whether rows of the input are found through the order of a bucket. */
   readonly gather: boolean;
-  /** Whether programs go in step (project.ts). */
+  /** Whether programs go in step (lane.ts). */
   readonly inStep: boolean;
   /** Elements of a row of the input. */
   readonly k: number;
@@ -175,6 +175,32 @@ export function projectKernel(
     if (found[0] !== undefined) return found[0];
   }
   return kernels.missing({ ...selects, activations: sets.join(" or "), rows_per_tile: rows });
+}
+
+/** Whether sums of a product of plain weights begin with the bias; else it is added to them at the end. */
+export function addsBiasFirst(
+  context: Pick<OperatorContext, "kernels" | "float32">,
+  needs: ProductNeeds,
+): boolean {
+  return can("bias", projectKernel(context, needs));
+}
+
+/**
+ * The kernel for a product of packed weights, of which every one does exactly what it says: the lowest that is tall enough.
+ * Undefined if there is none.
+ */
+export function packedKernel(
+  { kernels }: Pick<OperatorContext, "kernels">,
+  needs: Pick<ProductNeeds, "element" | "gated" | "activation" | "bias" | "gather" | "rows">,
+): Kernel | undefined {
+  const { element, gated, activation, bias, gather, rows } = needs;
+  const [activations = ""] = activationSets(kernels.manifest, activation, gated);
+  const [lowest] = kernels
+    .all({ operator: "project_packed", element, gated, activations })
+    .filter((kernel) => rowsOf(kernel) >= rows)
+    .filter((kernel) => can("bias", kernel) === bias && can("gather", kernel) === gather)
+    .sort((a, b) => rowsOf(a) - rowsOf(b));
+  return lowest;
 }
 
 /** The kernel for the dense product of up to `mostTokens` rows, and the rows of its tiles. */

@@ -1,9 +1,10 @@
 /** `decode`: a handful of tokens' routing, both products of their experts and the sum, in two kernels, or three if none routes along. */
 
+import type { Projection } from "../../device.ts";
 import type { DecodeOperator, RouteOperator } from "../../operators.ts";
 import { byLogits } from "../../routing-rule.ts";
 import type { Kernel, Selects } from "../bundle/kernel-set.ts";
-import type { CudaProjection } from "../projection.ts";
+import { PlainProjection } from "../plain-projection.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import { activationSets, fillingKernel } from "./choice.ts";
@@ -22,8 +23,8 @@ export const DECODE_TOKENS = 4;
 
 export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): void {
   const { kernels, facts } = to.context;
-  const first = to.projection("first", operator.first);
-  const second = to.projection("second", operator.second);
+  const first = plain("first", operator.first, to);
+  const second = plain("second", operator.second, to);
   checkPair(first, second, to);
   const { element } = first;
   const topK = to.integer("topK", operator.topK, 1, Math.min(first.spec.count, MOST_CHOICES));
@@ -178,7 +179,16 @@ function checkApart(
   }
 }
 
-function checkPair(first: CudaProjection, second: CudaProjection, to: OperatorEncoder): void {
+function plain(name: string, projection: Projection, to: OperatorEncoder): PlainProjection {
+  const found = to.projection(name, projection);
+  if (found instanceof PlainProjection) return found;
+  return to.fail(
+    `${name} is packed`,
+    "Its kernels read plain weights: use buckets for packed ones.",
+  );
+}
+
+function checkPair(first: PlainProjection, second: PlainProjection, to: OperatorEncoder): void {
   if (second.spec.gated) to.fail("second is gated", "Only the first product can be.");
   for (const [name, { spec }] of [["first", first] as const, ["second", second] as const]) {
     if (spec.output === "float32") {
@@ -197,6 +207,6 @@ function checkPair(first: CudaProjection, second: CudaProjection, to: OperatorEn
   }
 }
 
-function described({ spec, element }: CudaProjection): string {
+function described({ spec, element }: PlainProjection): string {
   return `${spec.count} matrices of ${spec.inputs} inputs and ${spec.outputs} outputs on ${element} rows`;
 }

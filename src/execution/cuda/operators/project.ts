@@ -1,21 +1,22 @@
 /**
  * `project`: one product of every expert on a lane's work list, or of all rows with
- * one matrix. Gates, whose output is float32, have kernels of their own.
+ * one matrix. Gates, whose output is float32, have kernels of their own, and so have packed weights (packed.ts). Of weights that are
+ * there both ways, those are read that take less time.
  */
 
-import { BYTES_PER_ELEMENT } from "../../../tensor.ts";
 import type { AllRows, BucketRows, ProjectOperator } from "../../operators.ts";
-import type { CudaBuffer } from "../buffer.ts";
+import { BesideProjection } from "../beside-projection.ts";
 import type { Kernel } from "../bundle/kernel-set.ts";
 import type { KernelValues } from "../launch/launch.ts";
-import type { CudaProjection } from "../projection.ts";
-import { type TensorMapMeta, tensorMapsOf } from "../tensor-maps.ts";
+import { PackedProjection } from "../packed-projection.ts";
+import type { PlainProjection } from "../plain-projection.ts";
 import { activationValues } from "./activation.ts";
-import { denseKernel, expertTileRows, projectKernel } from "./choice.ts";
+import { denseKernel, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
-import { inCache, passThrough } from "./lasting.ts";
-import { findLists, mayCount, TILE_BYTES } from "./lists.ts";
+import { LATE_ROWS, laneOf, projectBits } from "./lane.ts";
+import { encodePacked, paysPacked } from "./packed.ts";
+import { mapOf, mappedRows, type RowBuffers, rowBuffers, rowValues } from "./product.ts";
 
 /**
  * Row tiles of a dense product that go through the columns of the matrix together, so that its weights are found in
@@ -23,87 +24,24 @@ import { findLists, mayCount, TILE_BYTES } from "./lists.ts";
  */
 const TILE_GROUP = 8;
 
-/**
- * Tiles of more rows than this are tall. First products on them do not start early: behind buckets, which leave most of
- * the GPU free, blocks then settle in another order than they walk in. On an H100 up to 2.7 % of a step; with lower tiles
- * early starts gain up to 2.7 %.
- */
-const LOW_ROWS = 64;
-
-/**
- * Products on tiles of at most so many rows, whose blocks share multiprocessors, let the kernel behind them start late, when it need
- * not crowd (kernels/triton/overlap.py); so second ones start early however few their blocks. So do first ones: behind buckets
- * nearly all of the GPU is free.
- */
-const LATE_ROWS = 16;
-
-/**
- * How programs come by their pieces (kernels/triton/experts/pieces.py). On tall tiles of matrices that have on average up to
- * CLAIM_ROWS rows, and wait for memory, they claim them, unless the L2 could not hold even one matrix. Matrices of more than
- * LARGE_SHARE of the L2 are large: what programs read of them at about the same time is all that the L2 holds for the others. So where
- * pieces are dealt programs go in step, as they do where matrices have few rows, unless the L2 holds all weights. Tall tiles of few
- * rows may take half the time (experts/many.py) where pieces are claimed, and where matrices are neither large nor have many rows.
- *
- * Claimed, on an H100, both products, uniform and Zipf 1.5, in bursts, before (dealt or in step) and after: 128 rows of 33 MB 615 us to
- * 597 and 644 to 625, of 34 MB 604 to 594 and 650 to 626, of 8.4 MB 337 to 318 and 336 to 324, of 6.3 MB 503 to 481 and 506 to 489 (64
- * rows: 437 to 438, 463 to 452), of 235 MB 1051 to 1041 and 1115 to 1110, but of 59 MB 4093 to 4132 and 4483 to 4647; 192 rows of 6.3
- * MB 529 to 541 and 567 to 552, 256 of 34 MB 757 to 784 and 803 to 812. On tiles of 64 rows 1 % less to 3 % more.
- *
- * In step, on an H100, whose L2 has 50 MB, both products of 1024 tokens, uniform: matrices of 33 and 17 MB 720 us to 659, of 34
- * and 17 MB 650 to 647, of 59 and 29 MB 3910 to 3811 (2048 tokens: 4808 to 4087), of 235 and 117 MB 1278 to 1276; of 4096 with Zipf
- * 1.5, which are mixed: 1305 to 1314, 1326 to 1336, 7401 to 5448, 4196 to 4141, and of small ones, 6.3 and 3.1 MB, 688 to 696.
- * Steps of small matrices with 64 rows: 6.3 MB 457 us to 452, Zipf 1 472 to 464, 1.5 475 to 470, 8.4 MB 305 to 302; with 128 rows
- * between 4 % less and 1 % more. On tiles of 64 rows, 256 tokens, uniform and Zipf 1.5, first products by many.py along with it: 33
- * MB 547 to 540 and 565 to 548, 34 MB 547 to 543 and 569 to 558, 59 MB 3699 to 3672 and 3450 to 3379, 8.4 MB 286 to 286 and 293 to
- * 290; weights that the L2 holds 24.8 to 25.1 and 24.0 to 25.2.
- * Half the time: matrices of 6.3 MB with 256 rows 701 us to 685 a step and with 64 rows, one expert hot, 492 to 484; of 8.4 MB with
- * 512 rows 760 to 785; of 29 MB with 256 rows 5600 to 5870.
- */
-const CLAIM_ROWS = 128;
-const LARGE_SHARE = 1 / 4;
-const IN_STEP_ROWS = 64;
-const HALF_TIME_ROWS = 256;
-
 const ROWS_FROM = ["all", "bucket"] as const;
 
 export function encodeProject(operator: ProjectOperator, to: OperatorEncoder): void {
   const projection = to.projection("projection", operator.projection);
   const { rows } = operator;
   to.oneOf("rows.from", rows.from, ROWS_FROM);
-  if (projection.spec.output === "float32") encodeGate(operator, projection, to);
+  if (projection instanceof PackedProjection) encodePacked(operator, projection, to);
+  else if (projection instanceof BesideProjection && paysPacked(operator, projection, to))
+    encodePacked(operator, projection.packed, to);
+  else if (projection.spec.output === "float32") encodeGate(operator, projection, to);
   else if (rows.from === "all") encodeDense(operator, rows, projection, to);
   else encodeLane(operator, rows, projection, to);
-}
-
-interface RowBuffers {
-  readonly input: CudaBuffer;
-  readonly output: CudaBuffer;
-  /** Rows that the input has room for. */
-  readonly inputs: number;
-}
-
-/** Rows of the input, rows of the output: the buffers, with room for so many. */
-function rowBuffers(
-  operator: ProjectOperator,
-  projection: CudaProjection,
-  inputs: number,
-  outputs: number,
-  to: OperatorEncoder,
-): RowBuffers {
-  const { input, output } = projection.spec;
-  const float32 = output === "float32";
-  const width = float32 ? projection.spec.outputs : projection.outputPitch;
-  return {
-    input: to.input("input", operator.input, inputs * projection.k, input),
-    output: to.output("output", operator.output, outputs * width, float32 ? "float32" : input),
-    inputs,
-  };
 }
 
 function encodeDense(
   operator: ProjectOperator,
   rows: AllRows,
-  projection: CudaProjection,
+  projection: PlainProjection,
   to: OperatorEncoder,
 ): void {
   const { spec, element } = projection;
@@ -121,7 +59,6 @@ function encodeDense(
     k: projection.k,
   };
   const { kernel, rows: tile } = denseKernel(to.context, needs, mostTokens);
-  const { dense = 0, bias = 0 } = to.context.kernels.manifest.options["project"] ?? {};
   to.kernel(
     kernel,
     {
@@ -133,7 +70,7 @@ function encodeDense(
       input_scale: null,
       top_k: 1,
       dense_matrix: matrix,
-      options: dense | (spec.bias ? bias : 0),
+      options: projectBits(to, { dense: true, bias: spec.bias }),
     },
     persistentGrid(
       kernel.entry,
@@ -149,138 +86,63 @@ function encodeDense(
 function encodeLane(
   operator: ProjectOperator,
   rows: BucketRows,
-  projection: CudaProjection,
+  projection: PlainProjection,
   to: OperatorEncoder,
 ): void {
-  const { spec, element } = projection;
+  const { spec, element, k } = projection;
   const { context } = to;
   const activation = activationValues(operator.activation, spec.gated, to);
-  const experts = spec.count;
-  const topK = to.integer("rows.topK", rows.topK, 1);
-  const mostTokens = to.integer("rows.mostTokens", rows.mostTokens, 1);
-  const slots = to.slots("rows.mostTokens", mostTokens, topK);
-  const lanes = to.integer("rows.lanes", rows.lanes, 1);
-  const lane = to.integer("rows.lane", rows.lane, 0, lanes - 1);
-  const order = to.input("rows.buckets.order", rows.buckets.order, slots);
-  const scale = to.optional("rows.inputScale", rows.inputScale, slots);
-  // Not filled: the device says so in `timesExperts`.
-  to.optional("rows.busy", rows.busy, experts, "int32");
-  const buffers = rowBuffers(operator, projection, rows.gather ? mostTokens : slots, slots, to);
-  const { weightBytes } = rows.buckets;
-  const share = slots / experts;
-  const height = expertTileRows(context, element, { slots, experts, weightBytes });
-  const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
-  if (lists === undefined) {
-    to.fail(
-      `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
-      "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
-    );
-  }
-  const cached = inCache(context, weightBytes);
-  const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
-  const counts = mayCount(lists, lane, rows.gather, projection);
-  const walk = walkOf(height, share, ofL2, cached, counts);
+  const { buffers, height, most, inputScale, walk, values, options, work } = laneOf(
+    operator,
+    rows,
+    projection,
+    to,
+  );
   const kernel = projectKernel(context, {
     element,
     gated: spec.gated,
     activation: operator.activation,
     bias: spec.bias,
-    inputScale: scale !== null,
+    inputScale: inputScale !== null,
     gather: rows.gather,
     inStep: walk.inStep,
-    k: projection.k,
+    k,
     rows: height,
   });
-  const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
-  const bits = context.kernels.manifest.options["project"] ?? {};
-  const bit = (name: string, set: boolean) => (set ? (bits[name] ?? 0) : 0);
   to.kernel(
     kernel,
     {
       ...commonValues(kernel, projection, buffers, to),
       ...activation,
-      tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
-      tile_count: lists.counts + BigInt(lane * lists.countBytes),
-      order: order.address,
-      input_scale: scale,
-      top_k: topK,
+      ...values,
+      input_scale: inputScale,
       dense_matrix: 0,
       options:
-        bit("half_time", walk.halfTime) |
-        bit("in_step", walk.inStep) |
-        bit("claim", walk.claim) |
-        bit("read_once", !cached) |
-        bit("keep", rows.gather && passThrough(context, { bytes, share, weightBytes })) |
-        bit("gather", rows.gather) |
-        bit("bias", spec.bias) |
-        bit("input_scale", scale !== null),
+        options | projectBits(to, { half_time: walk.halfTime, input_scale: inputScale !== null }),
     },
-    persistentGrid(kernel.entry, lists.most, projection.n, context.facts.multiprocessors),
-    {
-      budgeted: true,
-      weights: projection.weights,
-      ...mappedRows(kernel, buffers),
-      behindProducts: !rows.gather,
-      ...(rows.gather && height > LOW_ROWS && { early: false }),
-      ...(height <= LATE_ROWS && { early: true }),
-    },
+    persistentGrid(kernel.entry, most, projection.n, context.facts.multiprocessors),
+    { ...work, ...mappedRows(kernel, buffers), ...(height <= LATE_ROWS && { early: true }) },
   );
   to.mirror(buffers.output);
 }
 
-/**
- * How programs go through tiles of so many rows, by the rows that an expert has on average, its matrix's share of the L2,
- * whether that holds all weights and whether programs may count pieces.
- */
-function walkOf(height: number, share: number, ofL2: number, cached: boolean, counts: boolean) {
-  const tall = height > LOW_ROWS;
-  const large = ofL2 > LARGE_SHARE;
-  const claim = counts && tall && share <= CLAIM_ROWS && ofL2 <= 1;
-  const inStep = height > LATE_ROWS && !cached && (large || share <= IN_STEP_ROWS);
-  return {
-    claim,
-    inStep: counts && !claim && inStep,
-    halfTime: claim || (tall && !large && share <= HALF_TIME_ROWS),
-  };
-}
-
 function commonValues(
-  { entry }: Kernel,
-  projection: CudaProjection,
-  { input, output, inputs }: RowBuffers,
+  kernel: Kernel,
+  projection: PlainProjection,
+  buffers: RowBuffers,
   to: OperatorEncoder,
 ): KernelValues {
-  const { element, k } = projection;
-  const [x, w] = [mapOf(entry, "x"), mapOf(entry, "w")];
+  const w = mapOf(kernel.entry, "w");
   return {
-    x:
-      x === undefined
-        ? input.address
-        : tensorMapsOf(input, to.context).of({ element, shape: [inputs, k] }, x),
+    ...rowValues(kernel, projection, buffers, to),
     w: w === undefined ? projection.address : projection.tensorMap(w),
-    bias: projection.bias(0),
-    out: output.address,
-    n: projection.n,
-    k,
-    x_pitch: k,
-    out_pitch: projection.outputPitch,
     group: TILE_GROUP,
   };
 }
 
-/** The tensor map that a kernel takes for an argument, if it takes one. */
-function mapOf({ tensordesc_meta }: Kernel["entry"], argument: string): TensorMapMeta | undefined {
-  return tensordesc_meta.find((meta) => meta.argument === argument);
-}
-
-/** Where the rows are that a kernel reads through a tensor map, if it does. */
-function mappedRows({ entry }: Kernel, { input }: RowBuffers): { readonly mapped?: bigint } {
-  return mapOf(entry, "x") === undefined ? {} : { mapped: input.address };
-}
-
 function encodeGate(
   operator: ProjectOperator,
-  projection: CudaProjection,
+  projection: PlainProjection,
   to: OperatorEncoder,
 ): void {
   const { spec, element } = projection;

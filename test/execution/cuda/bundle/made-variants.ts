@@ -108,6 +108,49 @@ function projectMany(
   };
 }
 
+function projectPacked(gated: boolean, rows: number, bias: boolean): Variant {
+  const form = `${gated ? "gated_logistic" : "plain_identity"}${bias ? "_bias" : ""}`;
+  const x = gated ? "x:*bf16/16" : descriptor("x", 2);
+  return {
+    name: `project_${form}_bf16_packed${rows}`,
+    args: parse(
+      `${x} ${descriptor("w", 4)} scales:*fp32/16 flags:*i32/16 patches:*i64/16 bias:*fp32/16 out:*bf16/16 tiles:*i32 tile_count:*i32 order:*i32 n:i32/16 k:i32/16 x_pitch:i32/16 out_pitch:i32/16 top_k:i32 options:i32 ${ACTIVATION}`,
+    ),
+    grid: { rule: "persistent", columns_per_block: 128, blocks_per_multiprocessor: 1 },
+    selects: {
+      operator: "project_packed",
+      element: "bfloat16",
+      gated,
+      activations: gated ? "logistic" : "identity",
+      rows_per_tile: rows,
+      bias,
+      gather: gated,
+      k: { least: 64 },
+    },
+    maps: { ...(!gated && { x: [rows, 64] }), w: [2, 1, 16, 32] },
+    warps: 12,
+  };
+}
+
+/** What there is for packed weights, on sm_90a alone. */
+function packing(): Variant[] {
+  return [
+    {
+      name: "pack_weights_bf16",
+      args: parse(
+        "source:*bf16/16 words:*i32/16 scales:*fp32 flags:*i32 patches:*i64 failures:*i32 matrices:i32 n:i32/16 k:i32/16 valid_columns:i32",
+      ),
+      grid: { rule: "persistent", columns_per_block: 16, blocks_per_multiprocessor: 4 },
+      selects: { operator: "pack_weights", element: "bfloat16" },
+    },
+    ...[128, 64, 32].flatMap((rows) =>
+      [true, false].flatMap((gated) =>
+        [true, false].map((bias) => projectPacked(gated, rows, bias)),
+      ),
+    ),
+  ];
+}
+
 function projects(arch: string): Variant[] {
   const found: Variant[] = [];
   const own = arch === "sm_90a";
@@ -328,6 +371,7 @@ function others(arch: string): Variant[] {
 export function variantsOf(arch: string): Variant[] {
   return [
     ...projects(arch),
+    ...(arch === "sm_90a" ? packing() : []),
     ...ELEMENTS.flatMap((element) => decodes(element, arch)),
     ...ELEMENTS.flatMap(combines),
     ...others(arch),

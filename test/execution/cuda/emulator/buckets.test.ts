@@ -2,16 +2,13 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type {
-  KernelArgument,
-  KernelEntry,
-} from "../../../../src/execution/cuda/bundle/manifest.ts";
+import type { KernelEntry } from "../../../../src/execution/cuda/bundle/manifest.ts";
 import type { Random } from "../../../../src/workload/random.ts";
 import { between, pick, randomFor } from "../../../support/seed.ts";
-import { KernelCall } from "./call.ts";
+import { type ByHand, callByHand } from "./by-hand.ts";
+import type { KernelCall } from "./call.ts";
 import { shippedManifest } from "./driver.ts";
 import { bucket, mark } from "./kernels/buckets.ts";
-import { WatchedMemory } from "./memory.ts";
 
 /** The least of tiles on lists with busy experts in front. */
 const HEIGHT = 128;
@@ -37,28 +34,11 @@ function entryOf(name: string): KernelEntry {
 /** Runs a kernel over host memory: integers by the name of the parameter. */
 function run(
   kernel: (call: KernelCall) => void,
-  { entry, programs }: { readonly entry: KernelEntry; readonly programs: number },
-  buffers: Readonly<Record<string, Int32Array<ArrayBuffer>>>,
-  numbers: Readonly<Record<string, number>>,
+  launch: Pick<ByHand, "entry" | "programs">,
+  buffers: ByHand["buffers"],
+  numbers: ByHand["numbers"],
 ): void {
-  const memory = new WatchedMemory();
-  const addresses = new Map<string, bigint>();
-  for (const [i, [name, ints]] of Object.entries(buffers).entries()) {
-    const address = BigInt(i + 1) << 32n;
-    memory.add(address, ints.buffer, false);
-    addresses.set(name, address);
-  }
-  const value = ({ name, type }: KernelArgument) => {
-    const view = new DataView(new ArrayBuffer(8));
-    if (type === "fp64") view.setFloat64(0, numbers[name] as number, true);
-    else if (type === "i32") view.setInt32(0, numbers[name] as number, true);
-    else view.setBigUint64(0, addresses.get(name) ?? 0n, true);
-    return view;
-  };
-  const grid = { x: programs, y: 1, z: 1 };
-  kernel(
-    new KernelCall(entry, grid, memory, (index) => value(entry.args[index] as KernelArgument)),
-  );
+  kernel(callByHand({ ...launch, buffers, numbers }));
 }
 
 interface List {

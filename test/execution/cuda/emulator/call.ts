@@ -23,7 +23,7 @@ export interface TensorMapFields {
 }
 
 const MARK = 0x7e45_0a9d;
-const ELEMENTS = ["bf16", "fp16", "fp32"] as const;
+const ELEMENTS = ["bf16", "fp16", "fp32", "i32"] as const;
 /** Where the shape and the box are, with room for five dimensions each. */
 const SHAPE = 24;
 const BOX = 44;

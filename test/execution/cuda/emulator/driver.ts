@@ -27,7 +27,7 @@ import { KERNELS } from "./kernels/index.ts";
 import { Accesses, WatchedMemory } from "./memory.ts";
 import { Order, type OrderedNode, type Tick } from "./order.ts";
 
-const SHORT = { bfloat16: "bf16", float16: "fp16", float32: "fp32" } as const;
+const SHORT = { bfloat16: "bf16", float16: "fp16", float32: "fp32", int32: "i32" } as const;
 
 let shipped: Manifest | undefined;
 

@@ -8,7 +8,8 @@
 
 import { brainBits, halfBits, widenBrains, widenHalves } from "./numbers.ts";
 
-export const ELEMENT_BYTES = { bf16: 2, fp16: 2, fp32: 4, i32: 4 } as const;
+/** An i64 is only a place: its words are read `as` i32. */
+export const ELEMENT_BYTES = { bf16: 2, fp16: 2, fp32: 4, i32: 4, i64: 8 } as const;
 export type Element = keyof typeof ELEMENT_BYTES;
 
 /** Addresses from `begin` up to, and not with, `end`. */
@@ -192,6 +193,7 @@ export class Pointer {
       case "fp32":
         return new Float32Array(buffer, byteOffset, count).slice();
       case "i32":
+      case "i64":
         throw new Error("Integers are loaded as floats.");
     }
   }
@@ -220,7 +222,9 @@ export class Pointer {
       new Float32Array(buffer, byteOffset, length).set(values);
       return;
     }
-    if (this.element === "i32") throw new Error("Floats are stored as integers.");
+    if (this.element !== "bf16" && this.element !== "fp16") {
+      throw new Error("Floats are stored as integers.");
+    }
     const round = this.element === "bf16" ? brainBits : halfBits;
     const target = new Uint16Array(buffer, byteOffset, length);
     for (let i = 0; i < length; i++) target[i] = round(values[i] as number);

@@ -11,7 +11,12 @@ import { LaunchArena } from "../../../../src/execution/cuda/launch/arena.ts";
 import type { OperatorContext } from "../../../../src/execution/cuda/operators/context.ts";
 import { encodeOperator } from "../../../../src/execution/cuda/operators/encode.ts";
 import type { OwnedOperator } from "../../../../src/execution/cuda/operators/encoder.ts";
-import { CudaProjection, type ProjectionOwner } from "../../../../src/execution/cuda/projection.ts";
+import { PackedProjection } from "../../../../src/execution/cuda/packed-projection.ts";
+import { PlainProjection } from "../../../../src/execution/cuda/plain-projection.ts";
+import type {
+  ProjectionOwner,
+  WeightTransfers,
+} from "../../../../src/execution/cuda/projection.ts";
 import type { TensorMapEncoder } from "../../../../src/execution/cuda/tensor-maps.ts";
 import type { KernelWork, Work } from "../../../../src/execution/cuda/work.ts";
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
@@ -73,6 +78,10 @@ export class FakeDevice {
   readonly projectionOwner: ProjectionOwner;
   /** What `uploadAndRun` was asked for: the bytes, where they are staged, the work. */
   readonly staged: { bytes: Uint8Array; address: bigint; kernels: SeenKernel[] }[] = [];
+  /** What `runKernel` was asked for. */
+  readonly ran: SeenKernel[] = [];
+  /** What the word holds that a projection reads. */
+  word = 0;
   #next = 0x10_0000_0000n;
 
   static async open(
@@ -104,8 +113,8 @@ export class FakeDevice {
     };
     const shared = { owner, kernels, arena, driver, facts: own, scratch, upload };
     this.context = { ...shared, float32, fault: { device: 0xfa00n, host: 0xfb00n } };
-    this.projectionOwner = {
-      ...shared,
+    const transfers: WeightTransfers = {
+      upload,
       uploadAndRun: async (chunk, makeWork) => {
         const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength).slice();
         const address = 0x55_0000_0000n;
@@ -113,7 +122,17 @@ export class FakeDevice {
         this.staged.push({ bytes, address, kernels: this.kernels(work) });
         await null;
       },
+      runKernel: async (work) => {
+        this.ran.push(...this.kernels([work]));
+        work.launch[Symbol.dispose]();
+        await null;
+      },
+      read: async (_, target) => {
+        (target as Int32Array)[0] = this.word;
+        await null;
+      },
     };
+    this.projectionOwner = { ...shared, transfers };
   }
 
   buffer(bytes: number, label = "buffer", mirrored = false): FakeBuffer {
@@ -122,8 +141,17 @@ export class FakeDevice {
     return new FakeBuffer(this.owner, address, bytes, label, mirrored);
   }
 
-  projection(spec: Partial<ProjectionSpec> = {}): CudaProjection {
-    const full: ProjectionSpec = {
+  projection(spec: Partial<ProjectionSpec> = {}): PlainProjection {
+    return new PlainProjection(this.projectionOwner, this.#full(spec), "weights");
+  }
+
+  packed(spec: Partial<ProjectionSpec> = {}): PackedProjection {
+    const full = this.#full({ ...spec, packed: true });
+    return new PackedProjection(this.projectionOwner, full, "weights");
+  }
+
+  #full(spec: Partial<ProjectionSpec>): ProjectionSpec {
+    return {
       count: 4,
       inputs: 100,
       outputs: 72,
@@ -134,7 +162,6 @@ export class FakeDevice {
       bias: false,
       ...spec,
     };
-    return new CudaProjection(this.projectionOwner, full, "weights");
   }
 
   encode(operator: Operator): OwnedOperator {

@@ -119,7 +119,8 @@ export async function lane(
   const rowType = spec.input ?? "bfloat16";
   device.encode(routeOf(buffers, {}, sizes));
   device.encode(bucketOf(buffers, { rowType }, sizes));
-  const projection = device.projection({ count: sizes.experts, ...spec });
+  const full = { count: sizes.experts, ...spec };
+  const projection = spec.packed ? device.packed(full) : device.projection(full);
   const slots = sizes.mostTokens * sizes.topK;
   const { topK, mostTokens } = sizes;
   const rows: BucketRows = {

@@ -8,7 +8,8 @@ import { readFileSync } from "node:fs";
 import { describe, it } from "node:test";
 import { parseManifest } from "../../../../src/execution/cuda/bundle/manifest.ts";
 import { rowsWork } from "../../../../src/execution/cuda/operators/pack.ts";
-import type { Activation } from "../../../../src/execution/operators.ts";
+import type { PackedProjection } from "../../../../src/execution/cuda/packed-projection.ts";
+import type { Activation, ProjectOperator } from "../../../../src/execution/operators.ts";
 import { facts, SHIPPED, TrustingModules } from "../bundle/fake-modules.ts";
 import { FakeDevice } from "./harness.ts";
 import {
@@ -18,6 +19,8 @@ import {
   projectAll,
   routeOf,
   SIZES,
+  type Sizes,
+  type StepBuffers,
   stepBuffers,
 } from "./operators.ts";
 
@@ -26,6 +29,9 @@ const ACTIVATIONS: readonly Activation[] = [
   ...(["none", "relu", "silu", "gelu", "gelu-tanh", "sigmoid"] as const).map((kind) => ({ kind })),
   { kind: "swiglu-clamped", alpha: 1.702, limit: 7 },
 ];
+
+/** Of gated experts whose weights can be packed. */
+const PACKED_KINDS: readonly Activation["kind"][] = ["silu", "gelu-tanh", "swiglu-clamped"];
 
 const skip = SHIPPED === undefined ? "kernels/bundle is not built" : false;
 
@@ -46,6 +52,7 @@ describe("the kernels of the package", { skip }, () => {
       for (const float32 of ["ieee", "tf32"] as const) {
         const device = await FakeDevice.open(own, float32, modules, directory);
         routing(device);
+        if (capability[0] === 9) await packed(device);
         for (const input of ROW_TYPES) {
           products(device, input);
           aggregation(device, input);
@@ -87,6 +94,55 @@ function products(device: FakeDevice, input: (typeof ROW_TYPES)[number]): void {
       }
     }
   }
+}
+
+/** On the architecture that has such kernels. */
+async function packed(device: FakeDevice): Promise<void> {
+  for (const bias of [true, false]) {
+    for (const [gated, activations] of [
+      [true, ACTIVATIONS.filter(({ kind }) => PACKED_KINDS.includes(kind))],
+      [false, [{ kind: "none" } as const]],
+    ] as const) {
+      for (const activation of activations) {
+        for (const mostTokens of [1, 60, 300, 10_000]) {
+          const sizes = { experts: 8, topK: 2, mostTokens };
+          const buffers = stepBuffers(device, sizes);
+          device.encode(routeOf(buffers, {}, sizes));
+          device.encode(bucketOf(buffers, { lanes: 1 }, sizes));
+          const projection = device.packed({ count: 8, gated, bias });
+          const { name } = device.kernel(packedOf(device, buffers, projection, activation, sizes));
+          assert.match(name, /_packed(32|64|128)$/);
+        }
+      }
+      await device.packed({ count: 8, gated, bias }).fill(1, 1);
+    }
+  }
+}
+
+function packedOf(
+  device: FakeDevice,
+  { buckets }: StepBuffers,
+  projection: PackedProjection,
+  activation: Activation,
+  { topK, mostTokens }: Sizes,
+): ProjectOperator {
+  const slots = mostTokens * topK;
+  return {
+    kind: "project",
+    projection,
+    activation,
+    input: device.buffer(slots * projection.k * 2),
+    output: device.buffer(slots * projection.outputPitch * 2),
+    rows: {
+      from: "bucket",
+      buckets,
+      lane: 0,
+      lanes: 1,
+      topK,
+      mostTokens,
+      gather: projection.spec.gated,
+    },
+  };
 }
 
 function aggregation(device: FakeDevice, input: (typeof ROW_TYPES)[number]): void {

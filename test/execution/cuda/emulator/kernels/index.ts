@@ -6,6 +6,8 @@ import { bucket, mark } from "./buckets.ts";
 import { decodeFirst, decodeRouting, decodeSecond } from "./decode.ts";
 import { gate, gateFew } from "./gate.ts";
 import { fillUniform, packRows } from "./layout.ts";
+import { packWeights } from "./pack-weights.ts";
+import { projectPacked } from "./packed.ts";
 import { project } from "./project.ts";
 import { route } from "./route.ts";
 import { tidy } from "./tidy.ts";
@@ -19,6 +21,7 @@ export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   gate_few: gateFew,
   project,
   project_many: project,
+  project_packed: projectPacked,
   decode_first: decodeFirst,
   decode_routing: decodeRouting,
   decode_second: decodeSecond,
@@ -26,4 +29,5 @@ export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   concat,
   pack_rows: packRows,
   fill_uniform: fillUniform,
+  pack_weights: packWeights,
 };

@@ -1,7 +1,10 @@
-/** kernels/triton/experts/grouped.py, and many.py, which gives the same */
+/**
+ * kernels/triton/experts/grouped.py, and many.py, which gives the same: tiles, rows, sums and stores. Where a
+ * product's weights come from is its own: here from panels, in packed.ts from words of 12 bits a weight.
+ */
 
 import type { KernelCall } from "../call.ts";
-import type { Pointer } from "../memory.ts";
+import type { Element, Pointer } from "../memory.ts";
 import { toTf32, update } from "../numbers.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { loadRows, PANEL, type PaneledMatrix } from "./panels.ts";
@@ -18,7 +21,19 @@ interface Tile {
   readonly column: number;
 }
 
+/** Loads rows of a matrix from one on. */
+type WeightRows = (
+  call: KernelCall,
+  matrix: PaneledMatrix,
+  first: number,
+  count: number,
+) => Float32Array[];
+
 export function project(call: KernelCall): void {
+  multiply(call, panelRows);
+}
+
+export function multiply(call: KernelCall, weightRows: WeightRows): void {
   const [height, width] = [call.constant("BLOCK_M"), call.constant("BLOCK_N")];
   const columns = Math.ceil(call.number("n") / width);
   const dense = (call.number("options") & DENSE) !== 0;
@@ -26,7 +41,8 @@ export function project(call: KernelCall): void {
   const rowTiles = dense ? Math.ceil(count / height) : count;
   for (let program = 0; program < call.grid.x; program++) {
     for (let work = program; work < rowTiles * columns; work += call.grid.x) {
-      run(call, tileOf(call, work, columns, rowTiles, dense ? count : undefined, height, width));
+      const tile = tileOf(call, work, columns, rowTiles, dense ? count : undefined, height, width);
+      run(call, tile, weightRows);
     }
   }
 }
@@ -44,10 +60,10 @@ function tileOf(
   height: number,
   width: number,
 ): Tile {
-  const group = call.number("group");
   // Some tile of the piece's group.
   const some = Math.floor(work / columns);
   const listed = denseRows === undefined;
+  const group = listed ? 0 : call.number("group");
   const told = listed ? call.pointer("tiles").int(4 * some + 3) : 0;
   const first = some - (listed ? told & 0xffff : some % group);
   const inGroup = listed ? told >> 16 : Math.min(rowTiles - first, group);
@@ -68,19 +84,27 @@ function tileOf(
   return { matrix, first: row, column, rows: Math.min(rows, height) };
 }
 
-function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
+function run(
+  call: KernelCall,
+  { matrix, first, rows, column }: Tile,
+  weightRows: WeightRows,
+): void {
   const [n, k, topK, options] = ["n", "k", "top_k", "options"].map((name) => call.number(name)) as [
     number,
     number,
     number,
     number,
   ];
-  const [x, out, xPitch, outPitch] = [
-    mapped(call, "x", [call.constant("BLOCK_M"), call.constant("BLOCK_K")], [first + rows, k]),
+  const [out, xPitch, outPitch] = [
     call.pointer("out"),
     call.number("x_pitch"),
     call.number("out_pitch"),
   ];
+  const x = mapped(call, "x", {
+    element: out.element,
+    box: [call.constant("BLOCK_M"), PANEL],
+    shape: [first + rows, k],
+  });
   const gated = call.flag("GATED");
   const extras = call.flag("EXTRAS");
   const numbers = activationNumbers(call);
@@ -92,7 +116,7 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
   }
   const weights = weightRows(call, { matrix, n, k }, column, width);
   const scaled = extras && (options & INPUT_SCALE) !== 0;
-  const biased = extras && (options & BIAS) !== 0;
+  const biased = call.flag("BIAS") || (extras && (options & BIAS) !== 0);
   const bias = biased ? call.pointer("bias").load(matrix * n + column, width) : undefined;
   const outputs = gated ? width / 2 : width;
   if (tf32) for (const row of weights) update(row, toTf32);
@@ -114,40 +138,51 @@ function run(call: KernelCall, { matrix, first, rows, column }: Tile): void {
 }
 
 /** A step of one panel counts through the rows of all panels; one of several panels reads them at once. */
-function weightRows(
+function panelRows(
   call: KernelCall,
   { matrix, n, k }: PaneledMatrix,
   first: number,
   count: number,
 ): Float32Array[] {
   const [width, depth] = [call.constant("BLOCK_N"), call.constant("BLOCK_K")];
-  const panels = k / PANEL;
-  const w =
+  const [panels, { element }] = [k / PANEL, call.pointer("out")];
+  const w = mapped(
+    call,
+    "w",
     depth > PANEL
-      ? mapped(call, "w", [1, depth / PANEL, width, PANEL], [matrix + 1, panels, n, PANEL])
-      : mapped(call, "w", [width, PANEL], [(matrix + 1) * panels * n, PANEL]);
+      ? { element, box: [1, depth / PANEL, width, PANEL], shape: [matrix + 1, panels, n, PANEL] }
+      : { element, box: [width, PANEL], shape: [(matrix + 1) * panels * n, PANEL] },
+  );
   return loadRows(w, { matrix, n, k }, first, count);
 }
 
-/** Where an argument's elements are; through a tensor map they have this shape, or are longer along its first dimension. */
-function mapped(
+/** What a kernel takes a tensor map to be. */
+interface Expected {
+  readonly element: Element;
+  readonly box: readonly number[];
+  /** There may be more along the first dimension. */
+  readonly shape: readonly number[];
+}
+
+/** Where an argument's elements are; a tensor map must be what the kernel takes it to be. */
+export function mapped(
   call: KernelCall,
   name: string,
-  box: readonly number[],
-  [least = 0, ...inner]: readonly number[],
+  { element, box, shape: [least = 0, ...inner] }: Expected,
 ): Pointer {
   const map = call.tensorMap(name);
   if (map === undefined) return call.pointer(name);
   const meta = call.entry.tensordesc_meta.find(({ argument }) => argument === name);
   const [outermost = 0, ...rest] = map.shape;
   const fits =
+    map.element === element &&
     [map.box, meta?.block_size].every((each) => each?.join() === box.join()) &&
     map.swizzle === meta?.swizzle &&
     outermost >= least &&
     rest.join() === inner.join();
   if (!fits) {
     throw new Error(
-      `A tensor map of [${map.shape}] in boxes of [${map.box}] does not fit ${name}, [${[least, ...inner]}] in boxes of [${box}].`,
+      `A tensor map of ${map.element} [${map.shape}] in boxes of [${map.box}] does not fit ${name}, ${element} [${[least, ...inner]}] in boxes of [${box}].`,
     );
   }
   return call.mapped(map);

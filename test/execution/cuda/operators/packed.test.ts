@@ -1,0 +1,151 @@
+/** `project` with packed weights as work: which kernel, which values, and what there are no kernels for. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
+import { type FakeBuffer, FakeDevice } from "./harness.ts";
+import { decodeOf, lane, projectAll } from "./operators.ts";
+
+const SILU: Activation = { kind: "silu" };
+/** Of 8 experts, 250 rows each. */
+const MANY = { experts: 8, topK: 2, mostTokens: 1000 };
+
+describe("a product of packed weights", () => {
+  it("gated and gathered, takes its kernel, with words by tensor map and the rest by address", async () => {
+    const spec = { packed: true, gated: true, bias: true };
+    const { device, operator, projection, lists, buffers } = await lane(MANY, spec, {}, SILU);
+    const { name, values, grid, work } = device.kernel(operator);
+    assert.equal(name, "project_gated_logistic_bias_bf16_packed128");
+    const { w, tiles, tile_count, ...rest } = values;
+    assert.ok((tiles as bigint) > lists.address && (tile_count as bigint) > lists.address);
+    assert.equal((w as Uint8Array)[0], 1);
+    const shape = [8 * 2 * (256 / 64), 3, 16, 32];
+    const map = { element: "int32", swizzle: 3, l2Promotion: 2, box: [2, 1, 16, 32] };
+    assert.deepEqual(device.maps, [{ ...map, address: projection.address, shape }]);
+    const { tables } = projection as ReturnType<FakeDevice["packed"]>;
+    assert.deepEqual(
+      Object.fromEntries(Object.entries(rest).filter(([key]) => !/^w_|scratch/.test(key))),
+      {
+        ...tables,
+        x: (operator.input as FakeBuffer).address,
+        bias: projection.bias(0),
+        out: (operator.output as FakeBuffer).address,
+        order: buffers.buckets.order.address,
+        n: 256,
+        k: 128,
+        x_pitch: 128,
+        out_pitch: 128,
+        top_k: 2,
+        // Gather, bias, read once.
+        options: 1 | 2 | 128,
+        code: 4,
+        linear: 1,
+        cubic: 0,
+        limit: Number.POSITIVE_INFINITY,
+        shift: 0,
+      },
+    );
+    // 23 tiles there is room for, by two times 128 columns.
+    assert.equal(grid.x, 46);
+    assert.deepEqual(work.weights, projection.weights);
+    assert.equal(work.mapped, undefined);
+    assert.ok(work.budgeted && work.product);
+  });
+
+  it("plain and in order, takes its kernel, and reads rows by tensor map", async () => {
+    const { device, operator } = await lane(MANY, { packed: true }, { gather: false });
+    const { name, work, values } = device.kernel(operator);
+    assert.equal(name, "project_plain_identity_bf16_packed128");
+    const { address } = operator.input as FakeBuffer;
+    assert.equal(work.mapped, address);
+    const [x, w] = device.maps;
+    assert.deepEqual([x?.address, x?.element, x?.shape], [address, "bfloat16", [2000, 128]]);
+    assert.equal(w?.element, "int32");
+    assert.equal(values["options"], 128);
+    assert.equal(values["bias"], 0n);
+  });
+
+  it("takes the lowest kernel that is as tall as its list's tiles, which are those of plain weights", async () => {
+    const { l2Bytes } = (await FakeDevice.open()).context.facts;
+    for (const [mostTokens, height] of [
+      [4, 32],
+      [40, 32],
+      [100, 64],
+      [1000, 128],
+    ] as const) {
+      const sizes = { ...MANY, mostTokens };
+      const { device, operator, lists } = await lane(
+        sizes,
+        { packed: true, gated: true },
+        {},
+        SILU,
+        l2Bytes + 1,
+      );
+      assert.match(device.kernel(operator).name, new RegExp(`_packed${height}$`));
+      const plain = await lane(sizes, { gated: true }, {}, SILU, l2Bytes + 1);
+      assert.equal(lists.byteLength, plain.lists.byteLength);
+    }
+  });
+
+  it("never takes half the time", async () => {
+    const few = { ...MANY, mostTokens: 300 };
+    const plain = await lane(few, { gated: true, inputs: 200 }, {}, SILU);
+    assert.ok((plain.device.kernel(plain.operator).values["options"] as number) & 16);
+    const { device, operator } = await lane(
+      few,
+      { gated: true, inputs: 200, packed: true },
+      {},
+      SILU,
+    );
+    assert.equal((device.kernel(operator).values["options"] as number) & 16, 0);
+  });
+
+  it("is refused where there is no kernel for it", async () => {
+    const refused = async (
+      message: RegExp,
+      { gated = true, rows = {}, activation = SILU }: Refused,
+    ) => {
+      const { device, operator } = await lane(MANY, { packed: true, gated }, rows, activation);
+      assert.throws(() => device.encode(operator), { name: "InvalidArgumentError", message });
+    };
+    interface Refused {
+      gated?: boolean;
+      rows?: Partial<BucketRows>;
+      activation?: Activation;
+    }
+    const device = await FakeDevice.open();
+    const inputScale = device.buffer(8000);
+    await refused(/inputScale is given, and the weights are packed\. Use a projection/, {
+      rows: { inputScale },
+    });
+    await refused(/rows\.gather is false, and the weights are packed and gated/, {
+      rows: { gather: false },
+    });
+    await refused(/rows\.gather is true, and the weights are packed and not gated/, {
+      gated: false,
+    });
+    await refused(/no kernel for relu behind gated packed weights on tiles of 128 rows/, {
+      activation: { kind: "relu" },
+    });
+    await refused(/no kernel for relu behind plain packed weights/, {
+      gated: false,
+      rows: { gather: false },
+      activation: { kind: "relu" },
+    });
+    const projection = device.packed({ count: 1 });
+    assert.throws(
+      () => device.encode(projectAll(device, { projection })),
+      /rows\.from is "all", and the weights are packed/,
+    );
+  });
+
+  it("is not for decode", async () => {
+    const device = await FakeDevice.open();
+    const shape = { count: 8, inputs: 100, outputs: 72, gated: true };
+    const operator = decodeOf(device, { first: device.projection(shape) });
+    assert.throws(
+      () => device.encode({ ...operator, first: device.packed(shape) }),
+      /decode: first is packed\. Its kernels read plain weights: use buckets/,
+    );
+  });
+});
