@@ -3,6 +3,7 @@
  *
  *   node bench/compare/main.mjs --out DIR [PART...] [--python python3] [--rounds N]
  *                               [--tokens LIST] [--routings LIST] [--peers LIST] [--without-energy]
+ *                               [--pack-weights instead|beside]
  *
  * Parts: `quick` (the default: the cells that matter, under three minutes), `loops` (the claims
  * of the original system), and the name of every shape in cells.mjs for all of its cells. Writes

@@ -32,6 +32,8 @@ export function optionsOf(argv) {
     out: values.out,
     python: values.python,
     peers: listed(values.peers),
+    /** How Nexus keeps its weights. */
+    packWeights: packing(values["pack-weights"]),
     withEnergy: !values["without-energy"],
     /** Whether a cell is asked for. */
     wants: (cell) =>
@@ -57,12 +59,20 @@ function parsed(argv) {
         tokens: { type: "string" },
         routings: { type: "string" },
         peers: { type: "string" },
+        "pack-weights": { type: "string" },
         "without-energy": { type: "boolean", default: false },
       },
     });
   } catch (error) {
     throw new Refused(error.message);
   }
+}
+
+/** @throws Refused */
+function packing(how) {
+  if (how === undefined) return false;
+  oneOf("way to pack weights", how, ["instead", "beside"]);
+  return how === "instead" ? true : how;
 }
 
 function listed(list) {

@@ -16,7 +16,7 @@ const SEED = 1;
  * @returns { file, failed }
  */
 export async function measurePart(bench, part, options) {
-  const { device, peers, hello, limits } = bench;
+  const { device, hello, limits } = bench;
   const { memoryBytes, name } = hello.device;
   const began = new Date();
   const result = {
@@ -24,6 +24,7 @@ export async function measurePart(bench, part, options) {
     date: began.toISOString(),
     mode: part,
     seed: SEED,
+    packWeights: options.packWeights,
     commit: process.env.NEXUS_COMMIT ?? "unknown",
     device: { ...(await summaryOf(device)), memoryBytes },
     versions: { node: process.version.slice(1), ...hello.versions },
@@ -57,7 +58,7 @@ export async function measurePart(bench, part, options) {
     result.shapes.push(shape);
     let synthetic;
     try {
-      synthetic = await makeLayers(device, peers, shape, asked);
+      synthetic = await makeLayers(bench, shape, asked, options.packWeights);
       const site = {
         ...bench,
         synthetic,
@@ -91,8 +92,8 @@ export async function measurePart(bench, part, options) {
   return { file, failed };
 }
 
-/** The layer in both processes. */
-async function makeLayers(device, peers, shape, cells) {
+/** The layer in both processes. @param packWeights how Nexus keeps it */
+async function makeLayers({ device, peers }, shape, cells, packWeights) {
   const { hidden, intermediate, experts, topK: top_k, renormalize } = shape;
   await peers.ask("layer", {
     shape: { name: shape.name, experts, top_k, hidden, intermediate, renormalize },
@@ -103,6 +104,7 @@ async function makeLayers(device, peers, shape, cells) {
     device,
     { ...shape, hiddenSize: hidden, intermediateSize: intermediate },
     SEED,
+    packWeights,
   );
 }
 

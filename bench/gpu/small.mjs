@@ -9,7 +9,7 @@
  * Half of a 16-bit type's forms at a time are what racecheck has memory for: on the host it keeps tens of gigabytes.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
- * other forms need, so they have forms of their own; that they were is checked at the end.
+ * other forms need, so they have forms of their own, and so have packed weights; that they were launched is checked at the end.
  */
 
 import assert from "node:assert/strict";
@@ -57,15 +57,28 @@ const BEYOND = {
   whole: true,
 };
 /** The same with biases, and three of them. */
-const BIASED = { ...BEYOND, tokens: [500, 250, 110] };
+const BIASED = { ...BEYOND, bias: true, tokens: [500, 250, 110] };
 /** 40 rows an expert on average, which makes tiles of 64. */
 const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:1.5" };
-const SIZES = { many: MANY, beyond: BEYOND, biased: BIASED, fewer: FEWER };
-/** The entry of those kernels in the manifest. */
-const MANY_ENTRY = "project_many";
+/** Of packed weights the L2 holds none. */
+const PACKED = { ...BEYOND, packWeights: true };
+const PACKED_BIASED = { ...PACKED, bias: true };
+const SIZES = {
+  many: MANY,
+  beyond: BEYOND,
+  biased: BIASED,
+  fewer: FEWER,
+  packed: PACKED,
+  "packed, biased": PACKED_BIASED,
+};
+/** The entries of those kernels in the manifest, which begin with them. */
+const ENTRIES = ["project_many", "project_packed", "pack_weights"];
 
 const FORMS = {
-  bfloat16: ["plain", "mlp", "concat", "capacity", "many", "beyond", "biased", "fewer"],
+  bfloat16: [
+    ...["plain", "mlp", "concat", "capacity", "many", "beyond", "biased", "fewer"],
+    ...["packed", "packed, biased"],
+  ],
   float16: ["plain", "mlp", "concat", "capacity", "many", "beyond", "biased", "fewer"],
   float32: ["plain", "mlp", "concat", "capacity"],
 };
@@ -78,11 +91,10 @@ function weightsOf(dtype, shape, bound) {
   return { dtype, shape, data: uniformBlock(dtype, length, bound, random) };
 }
 
-function layerOf(dtype, form, { experts: count, hidden, inner }) {
+function layerOf(dtype, form, { experts: count, hidden, inner, bias = false }) {
   const matrix = (outputs, inputs) =>
     weightsOf(dtype, [count, outputs, inputs], Math.sqrt(3 / inputs));
   const isMlp = form === "mlp";
-  const bias = form === "biased";
   const spec = {
     hiddenSize: hidden,
     router: {
@@ -130,13 +142,13 @@ function logitsFor({ experts, skew }, tokens) {
 }
 
 /** Tiles that are full, tiles that are not, and an expert with few rows; or many with less than half a tile. */
-function checkLoad(form, tokens, { counts }) {
+function checkLoad(form, sizes, tokens, { counts }) {
   const rows = [...counts].sort((a, b) => a - b);
   const [few, most] = [rows[0], rows.at(-1)];
   if (form === "many") {
     assert.ok(few > 0 && few < TILE_ROWS / 8, `the fewest rows are ${few}`);
     assert.ok(most > 2 * TILE_ROWS && most % TILE_ROWS !== 0, `the most rows are ${most}`);
-  } else if (form === "beyond" || form === "biased") {
+  } else if (sizes.whole) {
     const share = (tokens * TOP_K) / rows.length;
     const [, tile] = LOW_SHARES.find(([most]) => share <= most) ?? [share, TILE_ROWS];
     assert.ok(rows[rows.length / 2] < tile / 2, `half have ${rows[rows.length / 2]} rows`);
@@ -151,7 +163,8 @@ async function runForm(dtype, form) {
   const sizes = SIZES[form] ?? SMALL;
   const { spec, weights } = layerOf(dtype, form, sizes);
   for (const streams of sizes.whole ? [1] : [1, 3]) {
-    const layer = new MoELayer(spec, weights, { device: gpu, streams });
+    const { packWeights = false } = sizes;
+    const layer = new MoELayer(spec, weights, { device: gpu, streams, packWeights });
     const reference = new MoELayer(spec, weights, { device: cpu });
     for (const tokens of sizes.tokens) {
       const values = random.fillNormal(new Float32Array(tokens * sizes.hidden));
@@ -161,7 +174,7 @@ async function runForm(dtype, form) {
       for (let step = 0; step < 3; step++) {
         if (step === 2 && !sizes.whole) await changeBudgets(layer, sizes);
         const { output, stats } = await layer.forward(hidden, given);
-        checkLoad(form, tokens, stats);
+        checkLoad(form, sizes, tokens, stats);
         const error = relativeError(output.data, want);
         if (!(error < BOUND[dtype])) {
           throw new Error(`${dtype}, ${form}, ${tokens} tokens: off by ${error}`);
@@ -199,12 +212,12 @@ for (const asked of process.argv.length > 2 ? process.argv.slice(2) : Object.key
     await runForm(dtype, form);
   }
 }
-const wanted = kernelsOf(gpu, MANY_ENTRY, [...types]);
+const wanted = ENTRIES.flatMap((entry) => kernelsOf(gpu, entry, [...types]));
 const missing = wanted.filter((name) => !loaded().includes(name));
-assert.deepEqual(missing, [], "kernels for many rows that nothing was launched with");
+assert.deepEqual(missing, [], "kernels that nothing was launched with");
 await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
 console.log(
-  `kernels for many rows, all launched: ${wanted.join(", ") || "none for these forms on this GPU"}`,
+  `kernels for many rows and packed weights, all launched: ${wanted.join(", ") || "none for these forms on this GPU"}`,
 );

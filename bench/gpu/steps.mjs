@@ -1,9 +1,9 @@
 /**
  * Times steps of some cells with one build of Nexus, and prints a line of JSON for each: { cell, us }, the median.
  *
- *   node bench/gpu/steps.mjs FOLDER CELL...
+ *   node bench/gpu/steps.mjs FOLDER[+packed|+beside] CELL...
  *
- * FOLDER is a copy of the project whose build is timed, by its own support.mjs; a cell is
+ * FOLDER is a copy of the project whose build is timed, by its own support.mjs, with weights packed, or kept both ways, if it says so; a cell is
  * shape:tokens[:routing], as qwen3-30b-a3b:64:zipf:1.5, with the shapes and routings of ../compare/cells.mjs.
  * For turns.mjs, which runs builds in turn: a step by itself says little, since cards and clocks differ.
  *
@@ -24,6 +24,8 @@ const REST_MS = 100;
 const BURST_US = 4000;
 const MOST_REPLAYS = 64;
 const WARM_UP_ROUNDS = 3;
+/** Behind a folder: what its build is timed with as `packWeights`. */
+const KEPT = { "+packed": true, "+beside": "beside" };
 /** Nothing else holds weights, so that there is room for more of them. */
 const NO_PEERS = [];
 
@@ -45,8 +47,9 @@ export function parseCell(text) {
  * @param support what a build's support.mjs exports
  * @param cells of `parseCell`; those of a shape together share its weights
  * @param told with each cell's { cell, us } as soon as it is known
+ * @param packWeights how the layers' weights are kept
  */
-export async function timeCells(support, device, cells, told) {
+export async function timeCells(support, device, cells, told, packWeights = false) {
   let synthetic;
   let name;
   try {
@@ -55,7 +58,7 @@ export async function timeCells(support, device, cells, told) {
         synthetic?.modules[Symbol.dispose]();
         const [{ shape }] = cellsOf(cell.shape, device.properties.memoryBytes, NO_PEERS);
         const sizes = { ...shape, hiddenSize: shape.hidden, intermediateSize: shape.intermediate };
-        synthetic = await support.syntheticLayer(device, sizes, SEED);
+        synthetic = await support.syntheticLayer(device, sizes, SEED, packWeights);
         name = cell.shape;
       }
       told({ cell: cell.name, us: await timeCell(support, synthetic, cell) });
@@ -92,12 +95,21 @@ async function timeCell(support, { layer, spec }, cell) {
   }
 }
 
-async function main([folder, ...cells]) {
+/** The folder of a build, and how its weights are to be kept. */
+export function parseBuild(text) {
+  const said = Object.keys(KEPT).find((each) => text.endsWith(each));
+  if (said === undefined) return { folder: text, packWeights: false };
+  return { folder: text.slice(0, -said.length), packWeights: KEPT[said] };
+}
+
+async function main([build, ...cells]) {
   const parsed = cells.map(parseCell);
+  const { folder, packWeights } = parseBuild(build);
   const support = await import(pathToFileURL(resolve(folder, "bench/gpu/support.mjs")).href);
   const device = await support.openDevice({ kind: "cuda" });
   try {
-    await timeCells(support, device, parsed, (line) => console.log(JSON.stringify(line)));
+    const told = (line) => console.log(JSON.stringify(line));
+    await timeCells(support, device, parsed, told, packWeights);
   } finally {
     await device.close();
   }

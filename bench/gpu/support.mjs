@@ -25,11 +25,11 @@ export const { Random } = await load("workload/random.js");
 export const { FilledLayer, uniformBlock } = await load("workload/random-layer.js");
 export const { referenceRoute, relativeError } = await load("reference/index.js");
 
-/** A layer with experts made on the device. */
-export async function syntheticLayer(device, shape, seed) {
+/** A layer with experts made on the device. @param packWeights how their weights are to be kept */
+export async function syntheticLayer(device, shape, seed, packWeights = false) {
   const spec = layerSpecOf(shape, "bfloat16");
   const weights = new FilledLayer(shape, "bfloat16", seed);
-  const modules = await LayerModules.load(device, spec, weights);
+  const modules = await LayerModules.load(device, spec, weights, packWeights);
   return { layer: loadedLayer(device, spec, modules), weights, spec, modules };
 }
 
