@@ -92,6 +92,10 @@ function skew({ cells }) {
   return { bar, met: met.length === penalties.length, figure };
 }
 
+/** Bits of a weight that products read, packed and as it is. Of the packed ones a hundredth or two are scales and flags; patches are hardly read. */
+const PACKED_BITS = 12.02;
+const PLAIN_BITS = 16;
+
 function singleToken(figures) {
   const bar = `${FINE}, 1 token: less than ${SINGLE_TOKEN_US} us`;
   const cell = cellOf(figures, FINE, 1);
@@ -105,9 +109,12 @@ function bandwidth(figures) {
   const cell = cellOf(figures, COARSE, 64);
   if (cell === undefined) return { bar };
   const { dataSheetTBs } = cell.limits;
-  const rate = weightRate(cell, cell.nexus.us);
+  // So many tokens read packed weights where there are any.
+  const { packWeights = false } = figures;
+  const read = packWeights === false ? 1 : PACKED_BITS / PLAIN_BITS;
+  const rate = weightRate(cell, cell.nexus.us) * read;
   const share = rate / dataSheetTBs;
-  const figure = `${rate.toFixed(2)} of ${dataSheetTBs} TB/s, ${(share * 100).toFixed(1)} %, ${cell.routing}${otherCard(figures)}`;
+  const figure = `${rate.toFixed(2)} of ${dataSheetTBs} TB/s${read < 1 ? " of packed weights" : ""}, ${(share * 100).toFixed(1)} %, ${cell.routing}${otherCard(figures)}`;
   return { bar, met: share >= LEAST_BANDWIDTH, figure };
 }
 

@@ -16,7 +16,7 @@ const KNOWN_CARD = { name: /^NVIDIA H(100|200)/, teraflops: 989 };
  * not matter: they are sorted by date.
  *
  * @param unsorted the results that `readResults` returned
- * @throws ResultError if they come from different devices, or none of them is of peers
+ * @throws ResultError if they come from different devices, Nexus keeps its weights in different ways, or none of them is of peers
  */
 export function merge(unsorted) {
   const results = unsorted.toSorted(byDate);
@@ -27,6 +27,13 @@ export function merge(unsorted) {
     if (device.name === first.device.name) continue;
     throw new ResultError(
       `Results of different devices make no one report: ${first.device.name} and ${device.name}.`,
+    );
+  }
+  const [kept, otherwise] = distinct(parts, ({ packWeights = false }) => packWeights);
+  if (otherwise !== undefined) {
+    const [one, other] = [kept, otherwise].map(({ packWeights = false }) => packWeights);
+    throw new ResultError(
+      `Results with weights kept in different ways make no one report: packWeights is ${one} and ${other}.`,
     );
   }
   const all = (key) => parts.flatMap((part) => part[key] ?? []);

@@ -88,13 +88,16 @@ export function limitsTable(cells) {
   );
 }
 
-export function limitsText({ limits }) {
+export function limitsText({ limits, packWeights = false }) {
   const { dataSheetTBs, dataSheetTFlops, copyTBs, matrixTFlops } = limits;
   return (
     `The roofline is the longer of two times: the weights of the experts in use, read once at the data sheet's ${dataSheetTBs} TB/s, ` +
     `and the useful arithmetic at ${number(dataSheetTFlops)} TFLOP/s (dense bfloat16). "Of measured" puts what this card was seen to do in their place: ` +
     `${copyTBs.toFixed(2)} TB/s of a copy (bytes read and written) and ${number(matrixTFlops)} TFLOP/s of cuBLAS in one product of 8192 x 8192 matrices; ` +
-    "a kernel that only reads can pass the copy. cuBLAS us, where it stands, is the two products of the layer alone as batched products, without routing and sums: no peer, a yardstick."
+    "a kernel that only reads can pass the copy. cuBLAS us, where it stands, is the two products of the layer alone as batched products, without routing and sums: no peer, a yardstick." +
+    (packWeights === false
+      ? ""
+      : " Weights count as 16 bits, also where Nexus reads them packed: a share of more than 100 % is one of fewer bytes.")
   );
 }
 

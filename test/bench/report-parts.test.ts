@@ -32,6 +32,19 @@ describe("report parts", { skip }, () => {
 
     const elsewhere = { ...two, device: { ...two.device, name: "NVIDIA H100" } };
     assert.throws(() => merge([one, elsewhere]), /different devices.*H200.*H100/);
+    const beside = { ...two, packWeights: "beside" };
+    assert.throws(() => merge([one, beside]), /packWeights is false and beside/);
+    assert.equal(merge([beside]).packWeights, "beside");
+  });
+
+  it("say how Nexus keeps its weights, unless it is as its peers do", async () => {
+    const { merge } = await load("merge.mjs");
+    const { reportOf } = await load("report.mjs");
+    const textOf = (result: object) => JSON.stringify(reportOf(merge([result])).blocks);
+    const whole = exampleResult();
+    assert.doesNotMatch(textOf(whole), /Nexus keeps/);
+    assert.match(textOf({ ...whole, packWeights: true }), /weights packed into 12 bits, without/);
+    assert.match(textOf({ ...whole, packWeights: "beside" }), /weights twice, as they are and/);
   });
 
   it("files beside the parts are held to the same device, driver and commit", async () => {
