@@ -24,7 +24,6 @@ from .packed_words import (
     PATCHES,
     PLANE_COLUMNS,
     PLANE_ROWS,
-    PLANES,
     TOP,
     UPPER,
     UPPER_SHIFT,

@@ -4,7 +4,7 @@ Up to 1024 tokens or so products wait for weights, so less time means fewer byte
 order, so bits are those of plain weights. Weights are the first operand, out^T = w . x^T, whatever the height of tiles: only that
 one can come from registers, in which weights are expanded.
 
-Twelve warps. Four ask: they walk through the pieces of a program (pieces.py), and for each step ask for a panel's words by TMA, a
+Twelve warps. Four ask (packed_ask.py): they walk through the pieces of a program, and for each step ask for a panel's words by TMA, a
 copy a plane, and for rows of x by TMA or, gathered, by ordinary asynchronous copies, as soon as a stage is free. Two warp groups
 expand and multiply half of a piece's columns each, in one block of 64 or two, and know nothing of each other, so that one expands
 while the other multiplies. A group looks up the next step's words while the tensor cores have this step's weights.
@@ -16,29 +16,21 @@ Patches are few: of normally distributed weights six in 100,000 need one, so in 
 looks at the flags of its own 16 rows, 32 steps at a time, and asks for a step's patches one step before. These numbers differ
 between warps, which Gluon's scalars do not know, and need not.
 
-Parameters are many.py's, as far as they go; `w` is a tensor map over words. Sums begin with a bias, as many.py's do, or end with it if
-the options say so, as grouped.py's do: which of these would multiply plain weights decides. What is left to other kernels: dense products,
-input scales, activations by a code.
+Parameters are many.py's, as far as they go; `w` is a tensor map over words. Sums begin with a bias, as many.py's do, or end with it
+if the options say so, as grouped.py's do: which of these would multiply plain weights decides. What is left to other kernels:
+dense products, input scales, activations by a code.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    async_copy,
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from l2 import read_once
 from overlap import begin
-from routing.bucket import BEGUN
 
 from .activation import join_gate
-from .grouped import BIAS_LAST, CLAIM, GATHER, IN_STEP, KEEP, PANEL, READ_ONCE, find_tile
-from .many import CLAIMED, FOUND, LOOKED_UP, slots_of, store_rows
+from .grouped import BIAS_LAST, KEEP, PANEL
+from .many import store_rows
+from .packed_ask import BOX, WARPS, ask, next_stage, told
 from .packed_words import (
     BLOCK_ROWS,
     FLAG_BITS,
@@ -52,151 +44,11 @@ from .packed_words import (
     patched,
     plain_row,
 )
-from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
 
 # int64 numbers that hold a group's patches in a panel.
 RECORDS = gl.constexpr(PATCHES.value // 4)
 # Warp groups that multiply, each one block of 64 columns or two.
 GROUPS = gl.constexpr(2)
-# Warps of each, and those that ask.
-WARPS = gl.constexpr(4)
-# Entries of the box: more than stages.
-BOX = gl.constexpr(8)
-# All of an entry in each thread.
-ENTRY = gl.constexpr(gl.BlockedLayout([4], [32], [WARPS.value], [0]))
-
-
-@gluon.jit
-def _tell(box, turn, matrix, first, rows, column):
-    i = gl.arange(0, 4, layout=ENTRY)
-    box.index(turn % BOX).store(gl.where(i == 0, matrix, gl.where(i == 1, first, gl.where(i == 2, rows, column))))
-
-
-@gluon.jit
-def _told(box, turn):
-    i = gl.arange(0, 4, layout=ENTRY)
-    entry = box.index(turn % BOX).load(ENTRY)
-    return (
-        gl.sum(gl.where(i == 0, entry, 0), axis=0),
-        gl.sum(gl.where(i == 1, entry, 0), axis=0),
-        gl.sum(gl.where(i == 2, entry, 0), axis=0),
-        gl.sum(gl.where(i == 3, entry, 0), axis=0),
-    )
-
-
-@gluon.jit
-def _next_stage(stage, phase, STAGES: gl.constexpr):
-    stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-    return stage, gl.where(stage == 0, phase ^ 1, phase)
-
-
-@gluon.jit
-def _sources(first, slots, top_k, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
-    """Rows of x for a tile's rows. Where they are is worked out in every step, as addresses would take twice the registers."""
-    row = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
-    return gl.where(gather != 0, slots // top_k, row)
-
-
-@gluon.jit
-def _ask_steps(
-    begin, end, operands, tile, stage, phase, STAGES: gl.constexpr, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr
-):
-    """Asks for words and rows of a tile's steps, each once a stage is free.
-
-    `tile`: its first block of all blocks of words, where its rows of x are, its first row and its rows.
-    """
-    x, x_pitch, w, blocks, buffers = operands
-    block, sources, first, rows = tile
-    a, b, filled, free, box = buffers
-    word_bytes: gl.constexpr = PLANES * b.shape[1] * PLANE_ROWS * PLANE_COLUMNS * 4
-    row_bytes: gl.constexpr = a.shape[1] * a.shape[2] * 2 if X_DESCRIPTOR else 0
-    for step in range(begin, end):
-        mbarrier.wait(free.index(stage), phase ^ 1)
-        mbarrier.expect(filled.index(stage), word_bytes + row_bytes)
-        for plane in gl.static_range(PLANES):
-            words = b.index(stage * PLANES + plane)
-            tma.async_copy_global_to_shared(w, [block + step * blocks, plane, 0, 0], filled.index(stage), words)
-        if X_DESCRIPTOR:
-            tma.async_copy_global_to_shared(x, [first, step * PANEL], filled.index(stage), a.index(stage))
-        else:
-            r = gl.arange(0, a.shape[1], layout=gl.SliceLayout(1, COPIES))
-            ks = step * PANEL + gl.arange(0, PANEL, layout=gl.SliceLayout(0, COPIES))
-            at = x + sources.to(gl.int64)[:, None] * x_pitch + ks[None, :]
-            async_copy.async_copy_global_to_shared(a.index(stage), at, mask=(r < rows)[:, None])
-            async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
-        stage, phase = _next_stage(stage, phase, STAGES)
-    return stage, phase
-
-
-@gluon.jit
-def _ask(
-    x, w, x_pitch, walked, buffers,
-    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """What the asking warps do."""
-    tiles, tile_count, order, n, k, top_k, options = walked
-    COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
-    a, b, filled, free, box = buffers
-    claims = gl.allocate_shared_memory(gl.int32, [32 * WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    programs = gl.num_programs(0)
-    columns = gl.cdiv(n, BLOCK_N)
-    gather = options & GATHER
-    row_tiles = gl.load(tile_count)
-    total = row_tiles * columns
-    busy = gl.load(tile_count + 1) * columns
-    walk = (total, busy, columns, row_tiles, 1, tiles, 0, 0, 0)
-    steps = k // PANEL
-    blocks = n // BLOCK_ROWS
-    operands = (x, x_pitch, w, blocks, buffers)
-    claim = (options & CLAIM) != 0
-    in_step = (options & IN_STEP) != 0
-    once = options & READ_ONCE
-    begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
-    further = gl.where(busy > 0, 1, 0)
-    claimed_at = gl.maximum(steps - CLAIMED, 0)
-    looked_up = gl.maximum(steps - LOOKED_UP, 0)
-    found = gl.maximum(steps - FOUND, 0)
-
-    place = gl.program_id(0)
-    work = place
-    matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
-    stage = gl.to_tensor(0)
-    phase = gl.to_tensor(0)
-    sources = 0
-    if not X_DESCRIPTOR:
-        slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
-        sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
-    turn = 0
-    while work < total:
-        _tell(box, turn, matrix, first, rows, column // BLOCK_ROWS)
-        read_once(gl.where(alone, once, 0))
-        turn += 1
-        place = next_place(place, further, programs)
-        dealt = turn * programs + place
-        wait = in_step & (dealt < total)
-        tile = (matrix * steps * blocks + column // BLOCK_ROWS, sources, first, rows)
-        stage, phase = _ask_steps(0, claimed_at, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
-        number = ask_for_claim(begun, claim)
-        stage, phase = _ask_steps(claimed_at, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
-        work = gl.where(claim, claimed_piece(number, claims, begun, claim, programs, total), dealt)
-        next_matrix, next_first, next_rows, next_column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
-        stage, phase = _ask_steps(looked_up, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
-        if not X_DESCRIPTOR:
-            slots = slots_of(next_first, next_rows, order, gather, BLOCK_M, COPIES)
-        if wait:
-            gl.atomic_add(begun, 1, sem="relaxed")
-        stage, phase = _ask_steps(found, steps, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
-        matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
-        if not X_DESCRIPTOR:
-            sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
-        if wait:
-            wait_for(begun, begun_by_round(turn, programs, total))
-    # That was all.
-    mbarrier.wait(free.index(stage), phase ^ 1)
-    _tell(box, turn, 0, 0, 0, 0)
-    if not X_DESCRIPTOR:
-        async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
-    mbarrier.arrive(filled.index(stage), count=1)
 
 
 @gluon.jit
@@ -317,7 +169,7 @@ def _finished(sums, more, free, stage, BLOCKS: gl.constexpr):
 def _store(
     sums, scale, bias, column, tile, output, activation, GATED: gl.constexpr, ACTIVATION: gl.constexpr, BIAS: gl.constexpr
 ):
-    """Stores a block's results, as far as there are columns. `scale`, `bias`: of its rows of weights, what sums did not begin with."""
+    """Stores a block's results, as far as there are columns. Of its rows of weights `scale`, and `bias` that sums did not begin with."""
     first, rows = tile
     out, width, out_pitch, keep = output
     BLOCK_M: gl.constexpr = sums.shape[1]
@@ -358,7 +210,7 @@ def _multiply(
     phase = gl.to_tensor(0)
     turn = 0
     _filled(filled, 0, 0, X_DESCRIPTOR)
-    matrix, first, rows, block = _told(box, 0)
+    matrix, first, rows, block = told(box, 0)
     while rows > 0:
         # Told in blocks, so that it is known to be a multiple: stores are of 16 bytes.
         column = (block + GROUP * BLOCKS) * BLOCK_ROWS
@@ -391,7 +243,7 @@ def _multiply(
             sums, more = _issued(sums, more, weights, a.index(stage), SUMS, BLOCKS)
             word, flag = _flags_of(flags_there, word, i, flag_words, inside, BLOCKS)
             records = _patches_of(records, patches_there, i, groups, flag, inside, BLOCKS)
-            next_stage, next_phase = _next_stage(stage, phase, STAGES)
+            next_stage, next_phase = next_stage(stage, phase, STAGES)
             _filled(filled, next_stage, next_phase, X_DESCRIPTOR)
             # While this step's are multiplied.
             weights = _weights(b, next_stage, flag, records, GROUP, BLOCKS)
@@ -399,7 +251,7 @@ def _multiply(
             stage, phase = next_stage, next_phase
         sums, more = _issued(sums, more, weights, a.index(stage), SUMS, BLOCKS)
         sums, more = _finished(sums, more, free, stage, BLOCKS)
-        stage, phase = _next_stage(stage, phase, STAGES)
+        stage, phase = next_stage(stage, phase, STAGES)
 
         tile = (first, rows)
         _store(sums, scale, biases, column, tile, output, activation, GATED, ACTIVATION, BIAS)
@@ -408,7 +260,7 @@ def _multiply(
             _store(more, second_scale, second_biases, beside, tile, output, activation, GATED, ACTIVATION, BIAS)
         turn += 1
         _filled(filled, stage, phase, X_DESCRIPTOR)
-        matrix, first, rows, block = _told(box, turn)
+        matrix, first, rows, block = told(box, turn)
 
 
 @gluon.jit
@@ -472,7 +324,7 @@ def project_packed(
         [
             (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
             (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-            (_ask, (x, w, x_pitch, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+            (ask, (x, w, x_pitch, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
         ],
         [WARPS, WARPS],
         [MULTIPLYING_REGISTERS, ASKING_REGISTERS],

@@ -19,7 +19,6 @@ Patches. A group has up to 8 in a panel, [matrices, k / 64, n / 16, 8] records o
 32 steps of a tile in a register.
 """
 
-import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

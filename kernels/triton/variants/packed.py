@@ -2,7 +2,7 @@
 
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16
 
-from experts import packed, pack_weights
+from experts import pack_weights, packed
 from experts.packed_words import BLOCK_ROWS, PLANE_COLUMNS, PLANE_ROWS
 
 from .products import ACTIVATION_ARGUMENTS, ACTIVATION_SETS, PADDING, persistent_tiles
@@ -11,13 +11,13 @@ from .variant import ELEMENTS, Variant
 # The only type that has so many bits of exponent and so few of mantissa.
 ELEMENT = "bfloat16"
 SHORT = ELEMENTS[ELEMENT]
-# (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As many
-# stages as a block's shared memory holds beside the rows that are stored, seven at most (packed.BOX); of registers twice the ones and once
-# the others are 504, what 12 warps have.
-# Both products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 211 and 204, second 105 and 106; of
-# mixtral-8x7b on tiles of 64 495 and 493, 240 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; of medium, which has
-# few pieces, 40 and 43, 22.1 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64: 1 to 3 % more where products wait for
-# weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
+# (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As
+# many stages as a block's shared memory holds beside the rows that are stored, seven at most (packed_ask.BOX); of registers twice
+# the ones and once the others are 504, what 12 warps have.
+# Products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 211 and 204, second 105 and 106;
+# of mixtral-8x7b, tiles of 64, 495 and 493, 240 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; of
+# medium, which has few pieces, 40 and 43, 22.1 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64: 1 to 3 %
+# more where products wait for weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
 FIRST_TILES = {128: (256, 5, 224, 56), 64: (256, 6, 200, 104), 32: (256, 7, 200, 104)}
 SECOND_TILES = {128: (256, 5, 224, 56), 64: (128, 7, 208, 88), 32: (128, 7, 208, 88)}
 

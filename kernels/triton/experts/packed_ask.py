@@ -1,0 +1,159 @@
+"""What the asking warps of packed.py do: they walk through a program's pieces and ask for the operands of every step.
+
+They tell the others which piece it is (`box`), and wait for nothing but free stages and, where programs go in step, for other programs
+(pieces.py). What is next is asked for some steps ahead, as in many.py.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+
+from l2 import read_once
+from routing.bucket import BEGUN
+
+from .grouped import CLAIM, GATHER, IN_STEP, PANEL, READ_ONCE, find_tile
+from .many import CLAIMED, FOUND, LOOKED_UP, slots_of
+from .packed_words import BLOCK_ROWS, PLANE_COLUMNS, PLANE_ROWS, PLANES
+from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
+
+# Warps of a group, whichever it is: those that ask, and each that multiplies.
+WARPS = gl.constexpr(4)
+# Entries of the box: more than stages.
+BOX = gl.constexpr(8)
+# All of an entry in each thread.
+ENTRY = gl.constexpr(gl.BlockedLayout([4], [32], [WARPS.value], [0]))
+
+
+@gluon.jit
+def tell(box, turn, matrix, first, rows, block):
+    """Tells the warps that multiply which piece is the program's next; no rows: there is none."""
+    i = gl.arange(0, 4, layout=ENTRY)
+    box.index(turn % BOX).store(gl.where(i == 0, matrix, gl.where(i == 1, first, gl.where(i == 2, rows, block))))
+
+
+@gluon.jit
+def told(box, turn):
+    """What was told of a program's piece: its matrix, first row, rows and block of columns."""
+    i = gl.arange(0, 4, layout=ENTRY)
+    entry = box.index(turn % BOX).load(ENTRY)
+    return (
+        gl.sum(gl.where(i == 0, entry, 0), axis=0),
+        gl.sum(gl.where(i == 1, entry, 0), axis=0),
+        gl.sum(gl.where(i == 2, entry, 0), axis=0),
+        gl.sum(gl.where(i == 3, entry, 0), axis=0),
+    )
+
+
+@gluon.jit
+def next_stage(stage, phase, STAGES: gl.constexpr):
+    stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+    return stage, gl.where(stage == 0, phase ^ 1, phase)
+
+
+@gluon.jit
+def _sources(first, slots, top_k, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.constexpr):
+    """Rows of x for a tile's rows. Where they are is worked out in every step, as addresses would take twice the registers."""
+    row = first + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, LAYOUT))
+    return gl.where(gather != 0, slots // top_k, row)
+
+
+@gluon.jit
+def _ask_steps(
+    begin, end, operands, tile, stage, phase, STAGES: gl.constexpr, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr
+):
+    """Asks for words and rows of a tile's steps, each once a stage is free.
+
+    `tile`: its first block of all blocks of words, where its rows of x are, its first row and its rows.
+    """
+    x, x_pitch, w, blocks, buffers = operands
+    block, sources, first, rows = tile
+    a, b, filled, free, box = buffers
+    word_bytes: gl.constexpr = PLANES * b.shape[1] * PLANE_ROWS * PLANE_COLUMNS * 4
+    row_bytes: gl.constexpr = a.shape[1] * a.shape[2] * 2 if X_DESCRIPTOR else 0
+    for step in range(begin, end):
+        mbarrier.wait(free.index(stage), phase ^ 1)
+        mbarrier.expect(filled.index(stage), word_bytes + row_bytes)
+        for plane in gl.static_range(PLANES):
+            words = b.index(stage * PLANES + plane)
+            tma.async_copy_global_to_shared(w, [block + step * blocks, plane, 0, 0], filled.index(stage), words)
+        if X_DESCRIPTOR:
+            tma.async_copy_global_to_shared(x, [first, step * PANEL], filled.index(stage), a.index(stage))
+        else:
+            r = gl.arange(0, a.shape[1], layout=gl.SliceLayout(1, COPIES))
+            ks = step * PANEL + gl.arange(0, PANEL, layout=gl.SliceLayout(0, COPIES))
+            at = x + sources.to(gl.int64)[:, None] * x_pitch + ks[None, :]
+            async_copy.async_copy_global_to_shared(a.index(stage), at, mask=(r < rows)[:, None])
+            async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+        stage, phase = next_stage(stage, phase, STAGES)
+    return stage, phase
+
+
+@gluon.jit
+def ask(
+    x, w, x_pitch, walked, buffers,
+    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What the asking warps do."""
+    tiles, tile_count, order, n, k, top_k, options = walked
+    COPIES: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    a, b, filled, free, box = buffers
+    claims = gl.allocate_shared_memory(gl.int32, [32 * WARPS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    programs = gl.num_programs(0)
+    columns = gl.cdiv(n, BLOCK_N)
+    gather = options & GATHER
+    row_tiles = gl.load(tile_count)
+    total = row_tiles * columns
+    busy = gl.load(tile_count + 1) * columns
+    walk = (total, busy, columns, row_tiles, 1, tiles, 0, 0, 0)
+    steps = k // PANEL
+    blocks = n // BLOCK_ROWS
+    operands = (x, x_pitch, w, blocks, buffers)
+    claim = (options & CLAIM) != 0
+    in_step = (options & IN_STEP) != 0
+    once = options & READ_ONCE
+    begun = tile_count + (BEGUN + 1 if X_DESCRIPTOR else BEGUN)
+    further = gl.where(busy > 0, 1, 0)
+    claimed_at = gl.maximum(steps - CLAIMED, 0)
+    looked_up = gl.maximum(steps - LOOKED_UP, 0)
+    found = gl.maximum(steps - FOUND, 0)
+
+    place = gl.program_id(0)
+    work = place
+    matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    stage = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    sources = 0
+    if not X_DESCRIPTOR:
+        slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
+        sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
+    turn = 0
+    while work < total:
+        tell(box, turn, matrix, first, rows, column // BLOCK_ROWS)
+        read_once(gl.where(alone, once, 0))
+        turn += 1
+        place = next_place(place, further, programs)
+        dealt = turn * programs + place
+        wait = in_step & (dealt < total)
+        tile = (matrix * steps * blocks + column // BLOCK_ROWS, sources, first, rows)
+        stage, phase = _ask_steps(0, claimed_at, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        number = ask_for_claim(begun, claim)
+        stage, phase = _ask_steps(claimed_at, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        work = gl.where(claim, claimed_piece(number, claims, begun, claim, programs, total), dealt)
+        next_matrix, next_first, next_rows, next_column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+        stage, phase = _ask_steps(looked_up, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        if not X_DESCRIPTOR:
+            slots = slots_of(next_first, next_rows, order, gather, BLOCK_M, COPIES)
+        if wait:
+            gl.atomic_add(begun, 1, sem="relaxed")
+        stage, phase = _ask_steps(found, steps, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
+        if not X_DESCRIPTOR:
+            sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
+        if wait:
+            wait_for(begun, begun_by_round(turn, programs, total))
+    # That was all.
+    mbarrier.wait(free.index(stage), phase ^ 1)
+    tell(box, turn, 0, 0, 0, 0)
+    if not X_DESCRIPTOR:
+        async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+    mbarrier.arrive(filled.index(stage), count=1)
