@@ -66,17 +66,17 @@ export class OutOfDeviceMemoryError extends NexusError {
 export class UnpackableWeightsError extends NexusError {
   /** Index of the matrix; undefined where all matrices of a projection were written at once. */
   readonly matrix: number | undefined;
-  /** Blocks of 16 rows and 64 columns whose weights did not fit. */
-  readonly blocks: number;
+  /** How much did not fit: blocks of 16 rows and 64 columns with more than 8 weights that need a patch, rows that are not finite, and weights too small to be scaled. */
+  readonly failures: number;
 
-  constructor(label: string, matrix: number | undefined, blocks: number) {
+  constructor(label: string, matrix: number | undefined, failures: number) {
     const which = matrix === undefined ? `"${label}"` : `Matrix ${matrix} of "${label}"`;
     super(
       "ERR_UNPACKABLE_WEIGHTS",
-      `${which} cannot be packed without loss: ${blocks} blocks of 16 rows x 64 columns hold NaN, infinities, or too many weights that are far smaller than the others of their row. Leave packWeights out.`,
+      `${which} cannot be packed without loss, in ${failures} ${failures === 1 ? "place" : "places"}: there are NaN or infinities, or in a block of 16 rows x 64 columns more than 8 zeros or weights that are far from the others of their row. Leave packWeights out.`,
     );
     this.matrix = matrix;
-    this.blocks = blocks;
+    this.failures = failures;
   }
 }
 

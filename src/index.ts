@@ -109,6 +109,7 @@ export type {
   EnergySource,
   Graph,
   MemoryUsage,
+  Packing,
   Projection,
   ProjectionPart,
   ProjectionSpec,

@@ -12,7 +12,7 @@ export const UNIT_NAMES: Readonly<Record<DeviceKind, string>> = { cpu: "thread",
 
 /** Said behind the element type of weights: how they are kept, unless it is as they are. */
 export function packedWords(packed: Packing): string {
-  if (packed === "beside") return " as it is and packed in 12 bits";
+  if (packed === "beside") return " as it is and packed in 12 bits (bytes count as packed)";
   return packed ? " packed in 12 bits" : "";
 }
 

@@ -21,7 +21,7 @@ import type { DType, MatrixView } from "../tensor.ts";
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
 import { checkPackable, requirePacking } from "./packing.ts";
 import type { ExpertsSpec } from "./spec.ts";
-import { productCount } from "./step-buffers.ts";
+import { productCount, weightBytesOf } from "./step-buffers.ts";
 import { validateExpertCount, validateExpertsSpec } from "./validate.ts";
 import type { ProductWeights } from "./weights.ts";
 
@@ -153,6 +153,12 @@ export class Experts implements Disposable {
   /** Bytes of device memory the weights take. */
   get byteLength(): number {
     return this.#products.reduce((sum, projection) => sum + projection.byteLength, 0);
+  }
+
+  /** Bytes of one expert as products read them: of those kept both ways, the weights as they are. */
+  get expertBytes(): number {
+    if (this.packed === "beside") return weightBytesOf(this.spec);
+    return this.byteLength / this.count;
   }
 
   get closed(): boolean {

@@ -184,7 +184,7 @@ export interface Projection extends Disposable {
   readonly byteLength: number;
   /**
    * Copies one [outputs, inputs] matrix in; any strides, so transposed and interleaved sources need no copy first. Gate and value
-   * of a packed matrix take effect together, once both have been written.
+   * of a packed matrix take effect together, once both have been written; of one that is kept both ways each at once.
    *
    * @throws UnpackableWeightsError
    */

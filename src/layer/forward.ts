@@ -78,6 +78,7 @@ export interface ForwardOptions {
 export interface LayerStatistics {
   readonly steps: number;
   readonly graphs: ReturnType<GraphManager["stats"]>;
+  /** Device memory of all weights; of those kept both ways, both. */
   readonly weightBytes: number;
   /** Tokens the step buffers have room for now. */
   readonly tokenCapacity: number;

@@ -100,8 +100,7 @@ export class LayerEngine implements Disposable {
     // A digest, because every step's graph is looked up by it: the whole spec took 1.6 us longer.
     const specKey = createHash("sha256").update(JSON.stringify(spec)).digest("base64");
     this.#keys = new StepKeys(specKey, parts.decodeTokens);
-    const expertBytes = parts.experts.byteLength / experts;
-    this.control = new ControlLoop(experts, expertBytes, device.properties, options);
+    this.control = new ControlLoop(experts, parts.experts.expertBytes, device.properties, options);
     this.#graphs = new GraphManager({ device, ...options.graphs });
     this.#energy = new EnergyMonitor(device.energy);
     this.#streams = new StreamPool(device);

@@ -23,6 +23,7 @@ function results(rounds: readonly (readonly number[])[], noise?: number): Result
     device: "card",
     version: "a",
     seed: 1,
+    packWeights: "false",
     cells: [only],
   };
 }
@@ -169,6 +170,7 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
     commit: "fedcba9",
     device: { name: "NVIDIA H100" },
     seed: 2,
+    packWeights: "beside",
     cells: [
       cell(where, [
         contender("nexus", 90),
@@ -185,6 +187,7 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
   assert.match(stdout, /Warning +different devices: NVIDIA H200, driver \S+ in A, NVIDIA H100/);
   assert.match(stdout, /different commits: 0123abc in A,\s+fedcba9 in B/);
   assert.match(stdout, /different seeds/);
+  assert.match(stdout, /weights kept in different ways, packWeights: false in A,\s+beside in B/);
   // 91.8 against 90 is 2 % of noise in B.
   assert.match(
     stdout,

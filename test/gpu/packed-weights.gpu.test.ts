@@ -144,7 +144,7 @@ gpuTest(
     await assert.rejects(layer.ready(), (error) => {
       assert.ok(error instanceof UnpackableWeightsError);
       // 200 rows are 13 groups of 16, 150 columns 3 panels.
-      assert.deepEqual([error.matrix, error.blocks], [2, 39]);
+      assert.deepEqual([error.matrix, error.failures], [2, 39]);
       return true;
     });
     await layer.close();

@@ -51,11 +51,10 @@ export function rungsOf(
   counts: Int32Array,
   { tokens, streams, policy }: RungOptions,
 ): readonly (() => Promise<Rung>)[] {
-  const { device, spec, modules } = layer;
-  const { experts } = spec.router;
+  const { device, modules } = layer;
   const plan = new SliceManager({
     device: device.properties,
-    expertBytes: modules.parts.experts.byteLength / experts,
+    expertBytes: modules.parts.experts.expertBytes,
     ...(policy !== undefined && { policy }),
   }).allocate({ counts });
   const inUse = EXPERT_SLICE_IDS.filter((id) => plan.slices[id].experts.length > 0);

@@ -137,6 +137,7 @@ function warningsOf(a: Results, b: Results): string[] {
       String(each.version),
     ),
     ...differs("different seeds, so different routings", ({ seed }) => seed),
+    ...differs("weights kept in different ways, packWeights", ({ packWeights }) => packWeights),
   ];
 }
 

@@ -39,8 +39,13 @@ export interface Results {
   /** Commit or version of what was measured. */
   readonly version: string;
   readonly seed: number;
+  /** How Nexus kept the experts' weights: false, true or "beside". */
+  readonly packWeights: string;
   readonly cells: readonly MeasuredCell[];
 }
+
+/** Results from before there was a choice do not say. */
+const packing = z.union([z.boolean(), z.literal("beside")]).default(false);
 
 const times = z.array(z.number().positive()).min(1);
 const contenders = z.array(
@@ -59,6 +64,7 @@ const PEERS = z.object({
   date: z.string(),
   commit: z.string(),
   seed: z.number(),
+  packWeights: packing,
   device: z.object({ name: z.string(), driver: z.string().optional() }),
   cells: z.array(
     z.object({
@@ -80,6 +86,7 @@ const BENCH = z.object({
   nexus: z.string(),
   seed: z.number(),
   cpu: z.string(),
+  options: z.object({ packWeights: packing }).default({ packWeights: false }),
   device: z.object({ kind: z.string(), name: z.string(), driver: z.string().optional() }),
   cells: z.array(
     z.object({
@@ -112,12 +119,13 @@ export async function readResults(file: string): Promise<Results> {
 }
 
 function fromPeers(file: string, json: z.output<typeof PEERS>): Results {
-  const { date, commit, seed, device, cells } = json;
+  const { date, commit, seed, packWeights, device, cells } = json;
   return {
     file,
     kind: "peers",
     date,
     seed,
+    packWeights: `${packWeights}`,
     version: commit,
     device: deviceText(device),
     cells: cells
@@ -153,7 +161,7 @@ function peersCell(name: string, batches: number, all: z.output<typeof contender
 }
 
 function fromBench(file: string, json: z.output<typeof BENCH>): Results {
-  const { date, nexus, seed, cpu, device, cells } = json;
+  const { date, nexus, seed, cpu, options, device, cells } = json;
   const series = (contender: string, { seconds }: z.output<typeof rate>): Series => ({
     contender,
     batches: 1,
@@ -164,6 +172,7 @@ function fromBench(file: string, json: z.output<typeof BENCH>): Results {
     kind: "bench",
     date,
     seed,
+    packWeights: `${options.packWeights}`,
     version: nexus,
     device: device.kind === "cpu" ? `${deviceText(device)} (${cpu})` : deviceText(device),
     cells: cells.map(({ preset, dtype, tokens, routing, ...cell }) => ({

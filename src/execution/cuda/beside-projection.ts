@@ -3,20 +3,25 @@
  * whichever takes less time (operators/project.ts), and outputs have the same bits. That takes 28 bits a weight instead of 16, and
  * nothing has to be given up: decode, dense products and products of many rows an expert read weights as they are.
  *
- * A matrix is packed anew, from its own panels, whenever a part of it has been written and all parts are there.
+ * A matrix is packed anew, from its own panels, whenever a part of it has been written and all parts are there. Until then, and where that
+ * failed, packed weights are not current, and what is encoded meanwhile reads plain ones. A graph that was captured before reads what it
+ * was captured with: of a matrix that could not be packed it computes nonsense until that is written again.
  */
 
 import type { MatrixView } from "../../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "../device.ts";
+import { checkMatrix, checkPlace } from "../projection-checks.ts";
+import { MatrixParts } from "./matrix-parts.ts";
 import { PackedProjection } from "./packed-projection.ts";
 import { panelBytes } from "./panels.ts";
 import { PlainProjection } from "./plain-projection.ts";
-import { type ProjectionOwner, partsOf } from "./projection.ts";
+import type { ProjectionOwner } from "./projection.ts";
 
 export class BesideProjection extends PlainProjection {
   readonly packed: PackedProjection;
-  /** By matrix, the parts that are there. */
-  readonly #written = new Map<number, Set<ProjectionPart>>();
+  readonly #parts: MatrixParts;
+  /** Matrices that are packed as they are. */
+  readonly #current = new Set<number>();
 
   /**
    * Reserves the memory, all zero.
@@ -27,8 +32,9 @@ export class BesideProjection extends PlainProjection {
    */
   constructor(device: ProjectionOwner, spec: ProjectionSpec, label: string) {
     super(device, spec, label);
+    this.#parts = new MatrixParts(spec);
     try {
-      this.packed = new PackedProjection(device, spec, `${label}, packed`);
+      this.packed = new PackedProjection(device, spec, label);
     } catch (error) {
       super[Symbol.dispose]();
       throw error;
@@ -39,13 +45,27 @@ export class BesideProjection extends PlainProjection {
     return super.byteLength + this.packed.byteLength;
   }
 
+  /** Whether all matrices are packed as they are. */
+  get current(): boolean {
+    return this.#current.size === this.spec.count;
+  }
+
   /** @throws UnpackableWeightsError, OutOfDeviceMemoryError, and as CudaProjection says */
   override async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
-    await super.write(index, part, matrix);
-    const written = this.#written.get(index) ?? new Set();
-    this.#written.set(index, written.add(part));
-    if (written.size < partsOf(this.spec)) return;
-    await this.packed.packFrom(this.address + BigInt(index * panelBytes(this)), index, 1);
+    checkPlace(this, index, part);
+    checkMatrix(this, matrix);
+    this.#current.delete(index);
+    const whole = await this.#parts.write(index, part, () => super.write(index, part, matrix));
+    if (!whole) return;
+    const version = this.#parts.version(index);
+    try {
+      await this.packed.packFrom(this.address + BigInt(index * panelBytes(this)), index, 1);
+    } catch (error) {
+      // What is being written again is packed after that.
+      if (this.#parts.version(index) !== version) return;
+      throw error;
+    }
+    if (this.#parts.version(index) === version) this.#current.add(index);
   }
 
   override writeBias(index: number, part: ProjectionPart, bias: Float32Array): void {
@@ -55,8 +75,13 @@ export class BesideProjection extends PlainProjection {
 
   /** @throws UnpackableWeightsError, OutOfDeviceMemoryError, and as CudaProjection says */
   override async fill(seed: number, scale: number): Promise<void> {
+    this.#current.clear();
     await super.fill(seed, scale);
     await this.packed.packFrom(this.address, 0, this.spec.count);
+    for (let index = 0; index < this.spec.count; index++) {
+      this.#parts.set(index, this.spec.gated ? ["gate", "value"] : ["value"]);
+      this.#current.add(index);
+    }
   }
 
   override [Symbol.dispose](): void {

@@ -8,8 +8,8 @@
  * other one there, and products read what was packed before: also where one part of a matrix is written anew, which takes effect
  * when the other one is written again. Whoever writes the parts of a matrix one after the other has one matrix waiting at a time.
  *
- * Not every matrix can be packed. The kernel counts what does not fit, and then writing throws; the matrix is of no use until it
- * is written again.
+ * Not every matrix can be packed. The kernel counts what does not fit, and then writing throws; the matrix is of no use until
+ * the part that was written last, or all of them, are written again.
  */
 
 import { UnpackableWeightsError } from "../../errors.ts";
@@ -17,17 +17,12 @@ import type { MatrixView } from "../../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "../device.ts";
 import { checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CudaBuffer } from "./buffer.ts";
+import { MatrixParts, otherParts } from "./matrix-parts.ts";
 import { persistentGrid } from "./operators/grids.ts";
 import { kernelWork, type OwnKernelWork } from "./operators/kernel-work.ts";
 import { BLOCK_WORDS, type PackedLayout, packedLayout } from "./packed-layout.ts";
 import { checkNoise, fillPanels, type Panels, panelBytes, writePanels } from "./panels.ts";
-import {
-  CudaProjection,
-  checkNumbers,
-  type ProjectionOwner,
-  partsOf,
-  sizesOf,
-} from "./projection.ts";
+import { CudaProjection, checkNumbers, type ProjectionOwner, sizesOf } from "./projection.ts";
 import { PANEL } from "./rows.ts";
 import type { TensorMapMeta } from "./tensor-maps.ts";
 import type { MemoryRange } from "./work.ts";
@@ -35,20 +30,12 @@ import type { MemoryRange } from "./work.ts";
 /** Bytes of the word in which the kernel counts what does not fit. */
 const FAILURES_BYTES = 4;
 
-/** A matrix on its way. */
-interface Pending {
-  /** Its panels. */
-  readonly scratch: CudaBuffer;
-  /** The parts that are there entirely. */
-  readonly written: Set<ProjectionPart>;
-  /** Writes under way. */
-  writers: number;
-}
-
 export class PackedProjection extends CudaProjection implements Panels {
   readonly panel = PANEL;
   readonly #layout: PackedLayout;
-  readonly #pending = new Map<number, Pending>();
+  /** Panels of matrices on their way. */
+  readonly #pending = new Map<number, CudaBuffer>();
+  readonly #parts: MatrixParts;
 
   /**
    * Reserves the memory, all zero.
@@ -63,6 +50,7 @@ export class PackedProjection extends CudaProjection implements Panels {
     const layout = packedLayout(spec.count, sizes);
     super(device, spec, sizes, layout.byteLength, label);
     this.#layout = layout;
+    this.#parts = new MatrixParts(spec);
   }
 
   /** Patches, of which few are read, are left out. */
@@ -91,27 +79,25 @@ export class PackedProjection extends CudaProjection implements Panels {
   async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
     checkPlace(this, index, part);
     checkMatrix(this, matrix);
-    const pending = this.#pendingOf(index);
-    const { scratch, written } = pending;
-    pending.writers += 1;
-    written.delete(part);
+    const scratch = this.#pendingOf(index);
+    let whole = false;
     try {
-      await writePanels(this.device, this, scratch.address, part, matrix, () => this.requireOpen());
-      written.add(part);
-    } catch (error) {
-      // Of another write to the same place, too.
-      written.delete(part);
-      throw error;
+      whole = await this.#parts.write(index, part, () =>
+        writePanels(this.device, this, scratch.address, part, matrix, () => this.requireOpen()),
+      );
     } finally {
-      pending.writers -= 1;
-      if (pending.writers === 0 && written.size === 0) this.#drop(index, pending);
+      if (this.#parts.none(index)) this.#drop(index);
     }
-    if (pending.writers > 0 || written.size < partsOf(this.spec)) return;
+    if (!whole) return;
+    // Whoever writes a part meanwhile begins anew.
     this.#pending.delete(index);
+    this.#parts.set(index, []);
     try {
       await this.packFrom(scratch.address, index, 1);
-    } finally {
       scratch[Symbol.dispose]();
+    } catch (error) {
+      this.#putBack(index, part, scratch, error);
+      throw error;
     }
   }
 
@@ -138,30 +124,41 @@ export class PackedProjection extends CudaProjection implements Panels {
     this.requireOpen();
     using counted = this.device.scratch(FAILURES_BYTES, `${this.label}, what cannot be packed`);
     await this.device.transfers.runKernel(this.#packing(source, first, matrices, counted.address));
-    const failures = new Int32Array(1);
-    await this.device.transfers.read(counted, failures, 0);
-    const [blocks = 0] = failures;
-    if (blocks === 0) return;
-    throw new UnpackableWeightsError(this.label, matrices === 1 ? first : undefined, blocks);
+    const word = new Int32Array(1);
+    await this.device.transfers.read(counted, word, 0);
+    const [failures = 0] = word;
+    if (failures === 0) return;
+    throw new UnpackableWeightsError(this.label, matrices === 1 ? first : undefined, failures);
   }
 
   override [Symbol.dispose](): void {
-    for (const [index, pending] of this.#pending) this.#drop(index, pending);
+    for (const index of [...this.#pending.keys()]) this.#drop(index);
     super[Symbol.dispose]();
   }
 
-  #pendingOf(index: number): Pending {
+  #pendingOf(index: number): CudaBuffer {
     const known = this.#pending.get(index);
     if (known !== undefined) return known;
     const scratch = this.#scratch(1, `matrix ${index}`);
-    const pending: Pending = { scratch, written: new Set(), writers: 0 };
-    this.#pending.set(index, pending);
-    return pending;
+    this.#pending.set(index, scratch);
+    return scratch;
   }
 
-  #drop(index: number, { scratch }: Pending): void {
+  /** A matrix that does not fit waits for another version of the part that was written last. */
+  #putBack(index: number, part: ProjectionPart, scratch: CudaBuffer, error: unknown): void {
+    const others = otherParts(this.spec, part);
+    const waits = error instanceof UnpackableWeightsError && others.length > 0 && !this.closed;
+    if (waits && !this.#pending.has(index)) {
+      this.#pending.set(index, scratch);
+      this.#parts.set(index, others);
+    } else {
+      scratch[Symbol.dispose]();
+    }
+  }
+
+  #drop(index: number): void {
+    this.#pending.get(index)?.[Symbol.dispose]();
     this.#pending.delete(index);
-    scratch[Symbol.dispose]();
   }
 
   /** Room for the panels of so many matrices, all zero. */

@@ -122,6 +122,33 @@ describe("weights kept both ways on an emulated GPU", () => {
       assert.deepEqual(packed, [0, 1, 1, 2]);
     }));
 
+  it("after noise a part that is written is packed at once, and what is written anew meanwhile after that", () =>
+    withEmulated(async (device, driver) => {
+      const random = randomFor("beside, noise and parts");
+      const shape = { count: 2, inputs: 70, outputs: 30, gated: true, bias: false } as const;
+      const types = { dtype: "bfloat16", input: "bfloat16", output: "rows" } as const;
+      using projection = device.createProjection({ ...shape, ...types, packed: "beside" }, "noise");
+      assert.ok(projection instanceof BesideProjection);
+      assert.equal(projection.current, false);
+      const matrix = (first?: number) => {
+        const values = normal(random, 70 * 30);
+        if (first !== undefined) values[0] = first;
+        return matrixView(toTensor(tensorOf(values, [30, 70], "bfloat16"), "matrix"));
+      };
+      const packed = () => driver.ran.get("pack_weights_bf16") ?? 0;
+      await device.fillUniform(projection, 1, 0.1);
+      assert.deepEqual([packed(), projection.current], [1, true]);
+      await projection.write(0, "gate", matrix());
+      assert.deepEqual([packed(), projection.current], [2, true]);
+      await assert.rejects(projection.write(0, "gate", matrix(Number.NaN)), /Matrix 0 of "noise"/);
+      assert.equal(projection.current, false, "plain ones are read then");
+      await Promise.all([
+        projection.write(0, "gate", matrix()),
+        projection.write(0, "value", matrix()),
+      ]);
+      assert.equal(projection.current, true);
+    }));
+
   it("what cannot be packed, or has no room, is refused and leaves nothing behind", () =>
     withEmulated(async (device) => {
       const spec = gatedExperts(128, 64, { dtype: "bfloat16" });

@@ -143,19 +143,25 @@ describe("packed weights", () => {
     assert.equal(device.ran.length, 2);
   });
 
-  it("that do not fit are refused with the matrix and how many blocks they are", async () => {
+  it("that do not fit are refused with the matrix and in how many places", async () => {
     const device = await FakeDevice.open();
     const projection = device.packed(SPEC);
     const matrix = matrixOf(randomFor("does not fit"), 72, 100, "bfloat16");
     device.word = 7;
     await assert.rejects(projection.write(3, "value", matrix), (error) => {
       assert.ok(error instanceof UnpackableWeightsError);
-      assert.deepEqual([error.code, error.matrix, error.blocks], ["ERR_UNPACKABLE_WEIGHTS", 3, 7]);
-      assert.match(error.message, /^Matrix 3 of "weights" cannot be packed without loss: 7 blocks/);
+      assert.deepEqual(
+        [error.code, error.matrix, error.failures],
+        ["ERR_UNPACKABLE_WEIGHTS", 3, 7],
+      );
+      assert.match(
+        error.message,
+        /^Matrix 3 of "weights" cannot be packed without loss, in 7 places:/,
+      );
       assert.match(error.message, /Leave packWeights out\.$/);
       return true;
     });
-    await assert.rejects(projection.fill(1, 1), { matrix: undefined, blocks: 7 });
+    await assert.rejects(projection.fill(1, 1), { matrix: undefined, failures: 7 });
     assert.ok(device.scratches.slice(1).every(({ closed }) => closed));
     device.word = 0;
     await projection.write(3, "value", matrix);

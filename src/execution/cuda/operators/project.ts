@@ -31,7 +31,11 @@ export function encodeProject(operator: ProjectOperator, to: OperatorEncoder): v
   const { rows } = operator;
   to.oneOf("rows.from", rows.from, ROWS_FROM);
   if (projection instanceof PackedProjection) encodePacked(operator, projection, to);
-  else if (projection instanceof BesideProjection && paysPacked(operator, projection, to))
+  else if (
+    projection instanceof BesideProjection &&
+    projection.current &&
+    paysPacked(operator, projection, to)
+  )
     encodePacked(operator, projection.packed, to);
   else if (projection.spec.output === "float32") encodeGate(operator, projection, to);
   else if (rows.from === "all") encodeDense(operator, rows, projection, to);
