@@ -14,10 +14,10 @@ SHORT = ELEMENTS[ELEMENT]
 # (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As
 # many stages as a block's shared memory holds beside the rows that are stored, seven at most (packed_ask.BOX); of registers twice
 # the ones and once the others are 504, what 12 warps have.
-# Products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 211 and 204, second 105 and 106;
-# of mixtral-8x7b, tiles of 64, 495 and 493, 240 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; of
-# medium, which has few pieces, 40 and 43, 22.1 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64: 1 to 3 %
-# more where products wait for weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
+# Products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 207 and 204, second 101 and 106;
+# of mixtral-8x7b, tiles of 64, 489 and 493, 241 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; 64 of
+# medium, which has few pieces, tiles of 32, 40 and 43, 22.8 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64:
+# 1 to 3 % more where products wait for weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
 FIRST_TILES = {128: (256, 5, 224, 56), 64: (256, 6, 200, 104), 32: (256, 7, 200, 104)}
 SECOND_TILES = {128: (256, 5, 224, 56), 64: (128, 7, 208, 88), 32: (128, 7, 208, 88)}
 
