@@ -3,9 +3,9 @@
  *
  *   node bench/gpu/turns.mjs --cells CELL,... [--rounds N] [--out FILE.json] NAME=FOLDER NAME=FOLDER...
  *
- * A folder is a copy of the project, built (dist/, bench/, kernels/bundle/, node_modules/ where Node finds them), and with +packed or +beside
- * behind it the same with weights packed or kept both ways; cells are those of steps.mjs. Prints for every cell what each round of each build took, and how much more or less than the first
- * build's best the others' best is. Rounds of one build tell how much of that is noise. FILE.json is written after every
+ * A folder is a copy of the project, built (dist/, bench/, kernels/bundle/, node_modules/ where Node finds them), and with +packed
+ * or +beside behind it the same with weights packed or kept both ways; cells are those of steps.mjs. Prints for every cell what
+ * each round of each build took, and how much more or less than the first build's best the others' best is. Rounds of one build tell how much of that is noise. FILE.json is written after every
  * round of every build.
  */
 

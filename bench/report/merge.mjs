@@ -29,11 +29,10 @@ export function merge(unsorted) {
       `Results of different devices make no one report: ${first.device.name} and ${device.name}.`,
     );
   }
-  const [kept, otherwise] = distinct(parts, ({ packWeights = false }) => packWeights);
-  if (otherwise !== undefined) {
-    const [one, other] = [kept, otherwise].map(({ packWeights = false }) => packWeights);
+  const kept = new Set(parts.map(({ packWeights = false }) => packWeights));
+  if (kept.size > 1) {
     throw new ResultError(
-      `Results with weights kept in different ways make no one report: packWeights is ${one} and ${other}.`,
+      `Results with weights kept in different ways make no one report: packWeights is ${[...kept].join(" and ")}.`,
     );
   }
   const all = (key) => parts.flatMap((part) => part[key] ?? []);

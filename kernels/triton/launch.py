@@ -214,12 +214,17 @@ def activation_values(manifest, kind, alpha=1.702, limit=7.0):
     return {k: own[v] if v is None or isinstance(v, str) else v for k, v in values.items()}
 
 
+def project_options(bundle, **given):
+    """The bits of a product's options that are set."""
+    bits = bundle.manifest["options"]["project"]
+    return sum(bits[name] for name, value in given.items() if value)
+
+
 def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multiprocessors, activation="none",
             order=None, gather=False, top_k=1, bias=None, input_scale=None, dense=False, matrix=0, group=8, half_time=False,
             in_step=False, claim=False, read_once=False, keep=False, alpha=1.702, limit=7.0):
     """w is [matrices, k / 64, n, 64]; most_tiles is what the list has room for, so many rows of `tiles`; tile_count is as
     `list_counts` makes it, or, of a dense product, the rows."""
-    options = bundle.manifest["options"]["project"]
     n, k = sizes(w)
     columns = -(-n // kernel.grid["columns_per_block"])
     grid = most_tiles * columns
@@ -229,10 +234,10 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
         "x": x, "w": w, "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count, "order": order,
         "input_scale": input_scale, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "dense_matrix": matrix, "group": group,
-        "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["dense"] * dense
-                    | options["input_scale"] * (input_scale is not None) | options["half_time"] * half_time
-                    | options["in_step"] * in_step | options["claim"] * claim | options["read_once"] * read_once
-                    | options["keep"] * keep),
+        "options": project_options(
+            bundle, gather=gather, bias=bias is not None, dense=dense, input_scale=input_scale is not None, half_time=half_time,
+            in_step=in_step, claim=claim, read_once=read_once, keep=keep,
+        ),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })
 

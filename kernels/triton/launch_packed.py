@@ -1,6 +1,6 @@
 """Launches the kernels for weights of 12 bits, as launch.py does others: weights into words, and products with them."""
 
-from launch import activation_values
+from launch import activation_values, project_options
 from layout import sizes
 from packed_layout import Packed
 
@@ -30,15 +30,15 @@ def project_packed(bundle, kernel, x, packed, out, tiles, tile_count, *, most_ti
                    gather=False, top_k=1, bias=None, bias_last=False, in_step=False, claim=False, read_once=False, keep=False,
                    alpha=1.702, limit=7.0):
     """As launch.project, of a list."""
-    options = bundle.manifest["options"]["project"]
     columns = -(-packed.n // kernel.grid["columns_per_block"])
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most_tiles * columns)
     kernel.launch((grid, 1, 1), {
-        "x": x, "w": packed.words, "scales": packed.scales, "flags": packed.flags, "patches": packed.patches, "bias": bias,
-        "out": out, "tiles": tiles, "tile_count": tile_count, "order": order, "n": packed.n, "k": packed.k,
+        "x": x, "w": packed.words, **_parts(packed), "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count,
+        "order": order, "n": packed.n, "k": packed.k,
         "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
-        "options": (options["gather"] * gather | options["bias"] * (bias is not None) | options["in_step"] * in_step
-                    | options["claim"] * claim | options["read_once"] * read_once | options["keep"] * keep
-                    | options["bias_last"] * bias_last),
+        "options": project_options(
+            bundle, gather=gather, bias=bias is not None, bias_last=bias_last, in_step=in_step, claim=claim, read_once=read_once,
+            keep=keep,
+        ),
         **activation_values(bundle.manifest, activation, alpha, limit),
     })

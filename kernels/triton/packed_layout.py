@@ -8,7 +8,7 @@ import torch
 from layout import PANEL
 
 GROUP_ROWS, PATCHES, FLAG_BITS = 16, 8, 32
-PLANES, PLANE_WORDS = 3, 512
+PLANES = 3
 
 
 class Packed:
@@ -26,9 +26,6 @@ class Packed:
         self.flags = noise(matrices, self.groups, -(-self.panels // FLAG_BITS), dtype=torch.int32)
         self.patches = noise(matrices, self.panels, self.groups, 2, dtype=torch.int64)
         self.failures = torch.zeros(1, dtype=torch.int32, device=device)
-
-    def bytes(self):
-        return sum(t.numel() * t.element_size() for t in (self.words, self.scales, self.flags, self.patches))
 
     def unpacked(self):
         """bfloat16 [matrices, n, k], rows of zeros with whatever sign."""

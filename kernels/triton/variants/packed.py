@@ -1,16 +1,18 @@
 """Products of experts on weights of 12 bits, and what packs them: experts/packed.py and pack_weights.py."""
 
-from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16
+from triton.experimental.gluon.language import NVMMASharedLayout
 
 from experts import pack_weights, packed
 from experts.packed_words import BLOCK_ROWS, PLANE_COLUMNS, PLANE_ROWS
 
-from .products import ACTIVATION_ARGUMENTS, ACTIVATION_SETS, PADDING, persistent_tiles
+from .products import ACTIVATION_SETS, PADDING, PROJECT_ARGUMENTS, persistent_tiles, row_descriptor
 from .variant import ELEMENTS, Variant
 
 # The only type that has so many bits of exponent and so few of mantissa.
 ELEMENT = "bfloat16"
 SHORT = ELEMENTS[ELEMENT]
+# Arguments of other products, for what these do not do.
+LEFT_OUT = ("input_scale", "dense_matrix", "group")
 # (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As
 # many stages as a block's shared memory holds beside the rows that are stored, seven at most (packed_ask.BOX); of registers twice
 # the ones and once the others are 504, what 12 warps have.
@@ -27,29 +29,18 @@ def project_packed(gated, block_m, bias):
     block_n, stages, multiplying, asking = (FIRST_TILES if gated else SECOND_TILES)[block_m]
     activations = "logistic" if gated else "identity"
     words_box = [block_n // BLOCK_ROWS.value, 1, PLANE_ROWS.value, PLANE_COLUMNS.value]
-    rows = f"tensordesc<{SHORT}[{block_m}, {PADDING}],{NVMMASharedLayout.get_default_for([block_m, PADDING], bfloat16)!r}>"
     words = f"tensordesc<i32[{', '.join(map(str, words_box))}],{NVMMASharedLayout(128, 32, 4)!r}>"
     return Variant(
         name=f"project_{'gated' if gated else 'plain'}_{activations}_{'bias_' if bias else ''}{SHORT}_packed{block_m}",
         function=packed.project_packed,
         arguments={
-            "x": f"*{SHORT}" if gated else rows,
+            "x": f"*{SHORT}" if gated else row_descriptor(ELEMENT, block_m),
             "w": words,
             "scales": "*fp32",
             "flags": "*i32",
             "patches": "*i64",
-            "bias": "*fp32",
+            **{name: kind for name, kind in PROJECT_ARGUMENTS.items() if name not in LEFT_OUT},
             "out": f"*{SHORT}",
-            "tiles": "*i32",
-            "tile_count": "*i32",
-            "order": "*i32",
-            "n": "i32",
-            "k": "i32",
-            "x_pitch": "i32",
-            "out_pitch": "i32",
-            "top_k": "i32",
-            "options": "i32",
-            **ACTIVATION_ARGUMENTS,
         },
         constants={
             "GATED": gated,

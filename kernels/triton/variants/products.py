@@ -108,22 +108,23 @@ MANY_TILES = {128: (256, 64, 8, 4), 64: (128, 64, 4, 4), 32: (128, 64, 4, 4)}
 GLUON_ELEMENTS = {"bfloat16": bfloat16, "float16": float16}
 
 
+def row_descriptor(element, rows):
+    """The Triton type of a tensor map over rows of a panel's columns, of which Gluon copies so many at a time."""
+    layout = NVMMASharedLayout.get_default_for([rows, PADDING], GLUON_ELEMENTS[element])
+    return f"tensordesc<{ELEMENTS[element]}[{rows}, {PADDING}],{layout!r}>"
+
+
 def project_many(element, gated, block_m, bias=False):
     """The first product of a layer, which gathers its rows, if gated; else the second, whose rows lie in order."""
     block_n, block_k, warps, stages = MANY_TILES[block_m]
     short = ELEMENTS[element]
     activations = "logistic" if gated else "identity"
-
-    def descriptor(rows):
-        layout = NVMMASharedLayout.get_default_for([rows, block_k], GLUON_ELEMENTS[element])
-        return f"tensordesc<{short}[{rows}, {block_k}],{layout!r}>"
-
     described = ("w",) if gated else ("x", "w")
-    x = f"*{short}" if gated else descriptor(block_m)
+    x = f"*{short}" if gated else row_descriptor(element, block_m)
     return Variant(
         name=f"project_{'gated' if gated else 'plain'}_{activations}_{'bias_' if bias else ''}{short}_many{block_m}",
         function=many.project_many,
-        arguments={"x": x, "w": descriptor(block_n), **PROJECT_ARGUMENTS, "out": f"*{short}"},
+        arguments={"x": x, "w": row_descriptor(element, block_n), **PROJECT_ARGUMENTS, "out": f"*{short}"},
         constants={
             "GATED": gated,
             "ACTIVATION": ACTIVATION_SETS[activations].value,

@@ -11,9 +11,9 @@
 import type { MatrixView } from "../../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "../device.ts";
 import { checkMatrix, checkPlace } from "../projection-checks.ts";
-import { MatrixParts } from "./matrix-parts.ts";
+import { MatrixParts, partNames } from "./matrix-parts.ts";
 import { PackedProjection } from "./packed-projection.ts";
-import { panelBytes } from "./panels.ts";
+import { checkNoise } from "./panels.ts";
 import { PlainProjection } from "./plain-projection.ts";
 import type { ProjectionOwner } from "./projection.ts";
 
@@ -59,7 +59,7 @@ export class BesideProjection extends PlainProjection {
     if (!whole) return;
     const version = this.#parts.version(index);
     try {
-      await this.packed.packFrom(this.address + BigInt(index * panelBytes(this)), index, 1);
+      await this.packed.packFrom(this.matrixAddress(index), index, 1);
     } catch (error) {
       // What is being written again is packed after that.
       if (this.#parts.version(index) !== version) return;
@@ -75,11 +75,13 @@ export class BesideProjection extends PlainProjection {
 
   /** @throws UnpackableWeightsError, OutOfDeviceMemoryError, and as CudaProjection says */
   override async fill(seed: number, scale: number): Promise<void> {
+    this.requireOpen();
+    checkNoise(seed, scale);
     this.#current.clear();
     await super.fill(seed, scale);
     await this.packed.packFrom(this.address, 0, this.spec.count);
     for (let index = 0; index < this.spec.count; index++) {
-      this.#parts.set(index, this.spec.gated ? ["gate", "value"] : ["value"]);
+      this.#parts.set(index, partNames(this.spec));
       this.#current.add(index);
     }
   }

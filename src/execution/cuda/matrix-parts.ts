@@ -4,7 +4,6 @@
  */
 
 import type { ProjectionPart, ProjectionSpec } from "../device.ts";
-import { partsOf } from "./projection.ts";
 
 interface Parts {
   readonly there: Set<ProjectionPart>;
@@ -19,7 +18,7 @@ export class MatrixParts {
   readonly #matrices = new Map<number, Parts>();
 
   constructor(spec: ProjectionSpec) {
-    this.#parts = partsOf(spec);
+    this.#parts = partNames(spec).length;
   }
 
   /** Writes a part; resolves with whether all parts of the matrix are there now, and nobody is writing one. */
@@ -68,8 +67,7 @@ export class MatrixParts {
   }
 }
 
-/** The parts of a matrix but for one. */
-export function otherParts(spec: ProjectionSpec, part: ProjectionPart): readonly ProjectionPart[] {
-  if (!spec.gated) return [];
-  return part === "gate" ? ["value"] : ["gate"];
+/** What every output is computed from. */
+export function partNames({ gated }: ProjectionSpec): readonly ProjectionPart[] {
+  return gated ? ["gate", "value"] : ["value"];
 }

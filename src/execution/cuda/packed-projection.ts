@@ -17,7 +17,7 @@ import type { MatrixView } from "../../tensor.ts";
 import type { ProjectionPart, ProjectionSpec } from "../device.ts";
 import { checkMatrix, checkPlace } from "../projection-checks.ts";
 import type { CudaBuffer } from "./buffer.ts";
-import { MatrixParts, otherParts } from "./matrix-parts.ts";
+import { MatrixParts, partNames } from "./matrix-parts.ts";
 import { persistentGrid } from "./operators/grids.ts";
 import { kernelWork, type OwnKernelWork } from "./operators/kernel-work.ts";
 import { BLOCK_WORDS, type PackedLayout, packedLayout } from "./packed-layout.ts";
@@ -146,7 +146,7 @@ export class PackedProjection extends CudaProjection implements Panels {
 
   /** A matrix that does not fit waits for another version of the part that was written last. */
   #putBack(index: number, part: ProjectionPart, scratch: CudaBuffer, error: unknown): void {
-    const others = otherParts(this.spec, part);
+    const others = partNames(this.spec).filter((each) => each !== part);
     const waits = error instanceof UnpackableWeightsError && others.length > 0 && !this.closed;
     if (waits && !this.#pending.has(index)) {
       this.#pending.set(index, scratch);

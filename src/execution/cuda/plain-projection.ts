@@ -53,8 +53,12 @@ export class PlainProjection extends CudaProjection implements Panels {
   async write(index: number, part: ProjectionPart, matrix: MatrixView): Promise<void> {
     checkPlace(this, index, part);
     checkMatrix(this, matrix);
-    const to = this.address + BigInt(index * panelBytes(this));
+    const to = this.matrixAddress(index);
     await writePanels(this.device, this, to, part, matrix, () => this.requireOpen());
+  }
+
+  protected matrixAddress(index: number): bigint {
+    return this.address + BigInt(index * panelBytes(this));
   }
 
   async fill(seed: number, scale: number): Promise<void> {
