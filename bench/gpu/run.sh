@@ -35,7 +35,7 @@ PATH=$(dirname "$(command -v "$node")"):$PATH
 export PATH NEXUS_REQUIRE_GPU=1
 nexus=dist/src/cli/main.js
 
-# sanitize TOOL [ELEMENT TYPE[/HALF]]
+# sanitize TOOL [ELEMENT TYPE[/PART]]
 sanitize() {
   local sanitizer
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
@@ -59,7 +59,7 @@ part() {
   memcheck) sanitize memcheck ;;
   # In one process it needs more memory than many hosts have.
   racecheck)
-    for forms in bfloat16/1 bfloat16/2 float16/1 float16/2 float32; do
+    for forms in bfloat16/1 bfloat16/2 bfloat16/3 float16/1 float16/2 float32; do
       sanitize racecheck $forms || return
     done
     ;;

@@ -37,7 +37,7 @@ BIASES = (None, "first", "last")
 
 def check_packed(checks, bundle, multiprocessors):
     for n, k, valid, counts in SHAPES:
-        w = _weights(len(counts), n, k, valid)
+        w = odd_weights(len(counts), n, k, valid)
         packed = launch_packed.pack_weights(bundle, paneled(w), multiprocessors, valid)
         found = packed.unpacked()[:, :, :valid]
         wanted = w.cpu()[:, :, :valid]
@@ -49,7 +49,7 @@ def check_packed(checks, bundle, multiprocessors):
     _check_failures(checks, bundle, multiprocessors)
 
 
-def _weights(matrices, n, k, valid):
+def odd_weights(matrices, n, k, valid):
     """Normally distributed ones; in the second matrix, or the only one, rows with what needs patches."""
     w = torch.randn(matrices, n, k, device=DEVICE) * k**-0.5
     odd = w[min(1, matrices - 1)]
@@ -58,6 +58,11 @@ def _weights(matrices, n, k, valid):
     odd[6, 0], odd[9, 7] = 1e-30, 1000.0
     odd[20] *= 1e-30
     odd[21] *= 1e15
+    # Below the top of the lowest window.
+    odd[40] *= 1e-35
+    # As many patches as a group has room for, all of lanes whose numbers reach a record's last bit, and none beside them.
+    odd[48:64, :64] = odd[48:64, :64].sign() * k**-0.5
+    odd[56, :8] = 0
     odd[33] *= torch.exp(torch.randn(k, device=DEVICE))
     w[:, :, valid:] = 0
     return w.to(torch.bfloat16)

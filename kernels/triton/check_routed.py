@@ -8,6 +8,7 @@ import random
 import torch
 
 import launch
+import launch_packed
 from layout import padded, paneled
 from test_routing import NO_FAULT, Routing
 
@@ -33,18 +34,22 @@ def logits_of(tokens, experts, dtype):
     return values.to(dtype)
 
 
-def check_routed(checks, bundle):
-    for short, dtype in TYPES.items():
+def check_routed(checks, bundle, multiprocessors):
+    for short, packed in (("bf16", False), ("bf16", True), ("fp16", False)):
         for experts, top_k, hidden, intermediate in SHAPES:
             for logits_type in LOGITS:
                 tokens = random.randrange(1, MOST_TOKENS + 1)
-                _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, logits_type, tokens)
+                units = multiprocessors if packed else None
+                _check(checks, bundle, short, TYPES[short], experts, top_k, hidden, intermediate, logits_type, tokens, units)
 
 
-def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, logits_type, tokens):
+def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, logits_type, tokens, packing):
+    """packing: multiprocessors to pack weights by, if they are to be packed."""
     x = torch.randn(tokens, padded(hidden), device=DEVICE).to(dtype)
     n = 2 * padded(intermediate)
     w = paneled((torch.randn(experts, n, padded(hidden), device=DEVICE) * hidden**-0.5).to(dtype))
+    packed = packing is not None
+    w = launch_packed.pack_weights(bundle, w, packing) if packed else w
     bias = torch.randn(experts, n, device=DEVICE) if random.random() < 0.5 else None
     logits = logits_of(tokens, experts, logits_type)
     scoring = random.choice(SCORINGS)
@@ -65,13 +70,13 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
     routing = Routing(bundle, experts, top_k, tokens, lists=[[(16, NO_FAULT, 1)]], dtype=logits_type)
     routing.ids, routing.weights, routing.counts, routing.fault, routing.tokens = ids, weights, counts, fault, count
     routing.route(logits, scoring, counts=True, **rule)
-    plain = launch.decode_first_name(bundle, "gated_logistic", short)
+    plain = "decode_packed_first_bf16" if packed else launch.decode_first_name(bundle, "gated_logistic", short)
     launch.decode_first(
         bundle, bundle[plain], x, w, out, ids, count, slots=tokens * top_k, top_k=top_k, activation="silu", bias=bias
     )
     # Whatever is in the rows of tokens without experts, nobody reads it.
     sound = (ids >= 0).flatten()
-    kernels = launch.decode_routing_names(bundle, short, experts)
+    kernels = launch.decode_routing_names(bundle, str(dtype).removeprefix("torch."), experts, packed)
     checks.that(f"no kernel that routes {experts} experts along", len(kernels) > 0)
     for name in kernels:
         found = outputs()

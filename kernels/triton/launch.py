@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from layout import PANEL, sizes
+from packed_layout import Packed
 
 TENSOR_MAP_BYTES = 128
 # Attributes of cuda.h, by name.
@@ -242,21 +243,29 @@ def project(bundle, kernel, x, w, out, tiles, tile_count, *, most_tiles, multipr
     })
 
 
-def decode_routing_names(bundle, short, experts):
+def decode_routing_names(bundle, element, experts, packed=False):
     """The kernels for a gated first product with a logistic that route up to so many experts along."""
-    entries = {name: entry["selects"] for name, entry in bundle.entries.items() if entry["selects"].get("routes")}
+    wanted = ("decode_packed_first" if packed else "decode_first", element, True)
+    selects = {name: entry["selects"] for name, entry in bundle.entries.items()}
     return [
-        name for name, selects in entries.items()
-        if f"_{short}_" in name and in_range(selects["experts"], experts)
+        name for name, each in selects.items()
+        if (each["operator"], each.get("element"), each.get("routes")) == wanted and in_range(each["experts"], experts)
     ]
+
+
+def weight_values(w):
+    """What decode kernels are told of weights, plain panels or Packed."""
+    if isinstance(w, Packed):
+        return {"words": w.words, "scales": w.scales, "patches": w.patches, "n": w.n, "k": w.k}
+    n, k = sizes(w)
+    return {"w": w, "n": n, "k": k}
 
 
 def decode_first_values(bundle, x, w, out, *, top_k, activation, bias, read_once, alpha, limit):
     """What decode_first and decode_routing both take."""
-    n, k = sizes(w)
     options = bundle.manifest["options"]["decode_first"]
     return {
-        "x": x, "w": w, "bias": bias, "out": out, "n": n, "k": k, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
+        **weight_values(w), "x": x, "bias": bias, "out": out, "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "options": options["bias"] * (bias is not None) | options["read_once"] * read_once,
         **activation_values(bundle.manifest, activation, alpha, limit),
     }
@@ -311,11 +320,12 @@ def tidy(bundle, kernel, tidying):
 
 def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k, weights=None, bias=None, shared=None,
                   shared_scale=None, residual=None, tidying=None, read_once=False):
-    n, k = sizes(w)
+    given = weight_values(w)
+    n = given["n"]
     options = bundle.manifest["options"]["decode_second"]
     kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
-        "x": x, "w": w, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
-        "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1], "n": n, "k": k,
+        **given, "x": x, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
+        "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1],
         "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,
         "options": (aggregation_options(options, weights, shared, shared_scale, residual, bias)
                     | options["read_once"] * read_once),

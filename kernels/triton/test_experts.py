@@ -15,6 +15,7 @@ import torch
 
 import launch
 from buckets import SPARE_TILES, Buckets, groups, list_counts, with_room
+from check_decode_packed import check_decode_packed
 from check_many import check_many
 from check_packed import check_packed
 from check_routed import check_routed
@@ -365,7 +366,8 @@ def run_all(bundle, seed):
             check_case(checks, bundle, case, multiprocessors, [16, 64], precision)
     check_many(checks, bundle, multiprocessors)
     check_packed(checks, bundle, multiprocessors)
-    check_routed(checks, bundle)
+    check_decode_packed(checks, bundle, multiprocessors)
+    check_routed(checks, bundle, multiprocessors)
     check_spent(checks, bundle, multiprocessors)
     check_dense(checks, bundle, multiprocessors)
     check_dropped(checks, bundle, multiprocessors)

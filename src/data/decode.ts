@@ -6,13 +6,7 @@
  * that changes from step to step.
  */
 
-import type {
-  DeviceBuffer,
-  DeviceProperties,
-  Packing,
-  Projection,
-  Stream,
-} from "../execution/device.ts";
+import type { DeviceBuffer, DeviceProperties, Projection, Stream } from "../execution/device.ts";
 import type { RouteOperator } from "../execution/operators.ts";
 import { type OutputScope, summands } from "./aggregation.ts";
 import type { Experts } from "./experts.ts";
@@ -53,17 +47,13 @@ type DecodingDevice = Pick<
 
 /**
  * Most tokens that the layer's experts can and should take in a single operator on this
- * device; 0 if none. It knows experts of two products and weighted sums, drops no tokens, and reads no packed weights.
- *
- * @param packed how the experts' weights are kept
+ * device; 0 if none. It knows experts of two products and weighted sums, and drops no tokens.
  */
 export function decodeTokensOf(
   { decodeTokens, cacheBytes, memoryBytesPerSecond }: DecodingDevice,
   { experts, aggregation, router }: LayerSpec,
-  packed: Packing = false,
 ): number {
   const known =
-    packed !== true &&
     productCount(experts) === 2 &&
     aggregation.mode === "sum" &&
     router.capacityFactor === undefined;

@@ -55,7 +55,6 @@ describe("decodeTokensOf", () => {
     const limited = { ...spec, router: { ...spec.router, capacityFactor: 1.25 } };
     assert.equal(decodeTokensOf(GPU, limited), 0);
     assert.equal(decodeTokensOf(GPU, spec), 4);
-    assert.equal(decodeTokensOf(GPU, spec, true), 0, "packed weights");
     assert.equal(decodeTokensOf(GPU, { ...spec, aggregation: { mode: "concat" } as never }), 0);
   });
 });

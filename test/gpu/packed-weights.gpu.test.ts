@@ -95,6 +95,55 @@ for (const [experts, hidden, intermediate, bias] of [
   });
 }
 
+for (const [experts, hidden, intermediate, bias] of [
+  [6, 200, 150, true],
+  // More than the L2 holds, packed or not: weights that are there both ways are read packed.
+  [8, 1024, 2048, false],
+  [96, 512, 330, true],
+] as const) {
+  const name = `${experts} experts of ${hidden} x ${intermediate}${bias ? " with biases" : ""}`;
+  gpuTest(`packed weights decode: ${name}`, async (device, t) => {
+    const { packsWeights } = device.properties;
+    if (!packsWeights.available) return t.skip(packsWeights.reason);
+    const random = randomFor(`gpu packed decode ${name}`);
+    const { router, ...spec } = specOf(experts, hidden, intermediate, bias);
+    const { capacityFactor: _, ...unlimited } = router;
+    const layer = randomLayer(random, { ...spec, router: unlimited });
+    const inputs = [1, 2, 3, 4].map((tokens) => normal(random, tokens * hidden));
+    const plain = await outputs(device, layer, inputs, { graphs: { warmup: NEVER } });
+    const packed = await outputs(device, layer, inputs, {
+      graphs: { warmup: NEVER },
+      packWeights: true,
+    });
+    for (const [i, output] of packed.entries()) {
+      const error = relativeError(output, plain[i] as Float32Array);
+      assert.ok(error < DECODE_TOLERANCE, `${i}: relative error ${error}`);
+    }
+    const large = experts * hidden * intermediate > LARGE;
+    for (const [streams, warmup, packWeights] of [
+      [1, 0, true],
+      [3, NEVER, true],
+      [3, 0, true],
+      ...(large ? ([[1, 0, "beside"]] as const) : []),
+    ] as const) {
+      const options = { streams, graphs: { warmup }, packWeights };
+      const got = await outputs(device, layer, inputs, options);
+      assert.deepEqual(got, packed, JSON.stringify(options));
+    }
+  });
+}
+
+/** Of outputs that differ in the order of sums and are rounded alike, between products and at the end. */
+const DECODE_TOLERANCE = 4e-3;
+/** Weights of a product that no L2 holds. */
+const LARGE = 1e7;
+
+function relativeError(found: Float32Array, wanted: Float32Array): number {
+  const square = (sum: number, value: number) => sum + value * value;
+  const error = found.map((value, i) => value - (wanted[i] as number)).reduce(square, 0);
+  return Math.sqrt(error / wanted.reduce(square, 0));
+}
+
 gpuTest(
   "packed noise has the bits of plain noise, of weights larger than the L2",
   async (device, t) => {

@@ -32,8 +32,9 @@ from .packed_words import (
 
 # How far below a row's largest exponent the top of its window is looked for: weights 2^7 times as large as nearly all others are rare.
 LOWER_TOPS = tl.constexpr(8)
-# The least exponent of a normal number.
-LEAST_TOP = tl.constexpr(1)
+# The lowest window: from 2^-118 down to 2^-133, the least number that there is. So scales are large enough for biases below 2^10,
+# which sums may begin with divided by their row's scale.
+LEAST_TOP = tl.constexpr(9)
 EXPONENT_SHIFT = tl.constexpr(7)
 EXPONENT = tl.constexpr(255)
 NOT_FINITE = tl.constexpr(255)
@@ -55,7 +56,7 @@ def _windows(source, n, k, valid_columns):
     largest = tl.zeros([GROUP_ROWS], tl.int32)
     for panel in range(0, k // PANEL):
         bits = _panel(source, panel, n, k, valid_columns)
-        # Of values that are no normal numbers the least exponent, of zeros none.
+        # Of zeros none.
         exponent = tl.where((bits & 0x7FFF) == 0, 0, tl.maximum((bits >> EXPONENT_SHIFT) & EXPONENT, LEAST_TOP))
         largest = tl.maximum(largest, tl.max(exponent, axis=1))
     lower = tl.arange(0, LOWER_TOPS)[None, :]

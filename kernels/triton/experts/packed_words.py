@@ -19,6 +19,7 @@ Patches. A group has up to 8 in a panel, [matrices, k / 64, n / 16, 8] records o
 32 steps of a tile in a register.
 """
 
+import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -66,12 +67,10 @@ def plain_row(fragment):
     return fragment // GROUP_ROWS * GROUP_ROWS + fragment % 8 * 2 + fragment % GROUP_ROWS // 8
 
 
-@gluon.jit
-def halves(planes):
-    """Of a warp group's [64, 64] weights lower and upper bytes, in words of four, without patches; from the planes' memory."""
-    low, high, upper = planes
-    low, high = low.load(WORDS), high.load(WORDS)
-    even, odd = gl.inline_asm_elementwise(
+@triton.jit
+def half_words(upper):
+    """Of words of a lane's upper bytes those of the first four weights, and of the others, without patches."""
+    return tl.inline_asm_elementwise(
         """{
         .reg .b32 turned;
         shf.r.wrap.b32 turned, $2, $2, 4;
@@ -79,11 +78,19 @@ def halves(planes):
         lop3.b32 $1, turned, 0x87878787, 0x38383838, 0xea;
         }""",
         "=r,=r,r",
-        [upper.load(WORDS)],
-        dtype=(gl.int32, gl.int32),
+        [upper],
+        dtype=(tl.int32, tl.int32),
         is_pure=True,
         pack=1,
     )
+
+
+@gluon.jit
+def halves(planes):
+    """Of a warp group's [64, 64] weights lower and upper bytes, in words of four, without patches; from the planes' memory."""
+    low, high, upper = planes
+    low, high = low.load(WORDS), high.load(WORDS)
+    even, odd = half_words(upper.load(WORDS))
     return low, high, even, odd
 
 
@@ -97,6 +104,8 @@ def patched(words, records):
     column = column.expand_dims(0).expand_dims(0).expand_dims(2)
     # A lane, its 16 columns and which four of the eight weights: the upper bits of a record.
     place = (row % 4 * 8 + column // 4) * 8 + column % 4 * 2
+    # Shifted as an int64, a negative one would never be 0.
+    records = records.to(gl.uint64)
     while records != 0:
         record = (records & 0xFFFF).to(gl.int32)
         flipped = (record & 15) << (UPPER_SHIFT - 8 + (record >> 4 & 3) * 8)

@@ -6,6 +6,7 @@ same shapes where their shared memory allows, and have not been timed.
 
 from dataclasses import replace
 
+from .decode_packed import decode_packed_variants
 from .packed import packed_variants
 from .products import (
     DECODE_SECOND,
@@ -97,7 +98,7 @@ def variants(architecture):
             for gated in (True, False):
                 found.append(project(element, gated, "coded", tile, ptx=block_m == PTX_ROWS))
     if architecture == 90:
-        found += packed_variants()
+        found += packed_variants() + decode_packed_variants()
     for block_m, tile in tiles["float32"].items():
         for precision in ("ieee", "tf32"):
             for gated in (True, False):

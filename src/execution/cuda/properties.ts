@@ -72,7 +72,12 @@ function packing(
   { name }: DeviceFacts,
   kernels: Pick<KernelSet, "architecture" | "manifest" | "all">,
 ): WeightPacking {
-  const operators = ["pack_weights", "project_packed"];
+  const operators = [
+    "pack_weights",
+    "project_packed",
+    "decode_packed_first",
+    "decode_packed_second",
+  ];
   if (operators.some((operator) => kernels.all({ operator }).length === 0)) {
     const { architecture } = kernels;
     const reason = `The kernel bundle has no ${architecture} kernels for packed weights, which ${name} would need.`;

@@ -51,11 +51,9 @@ describe("cudaProperties", () => {
   it("says whether weights can be packed, and for which activations", () => {
     const packing = (...packs: string[]) =>
       cudaProperties(FAKE_FACTS, kernels("sm_90a", "*bf16", packs), null, MIG).packsWeights;
-    assert.deepEqual(packing("pack_weights", "project_packed"), {
-      available: true,
-      activations: ["silu", "gelu-tanh"],
-    });
-    for (const some of [[], ["pack_weights"], ["project_packed"]]) {
+    const all = ["pack_weights", "project_packed", "decode_packed_first", "decode_packed_second"];
+    assert.deepEqual(packing(...all), { available: true, activations: ["silu", "gelu-tanh"] });
+    for (const some of [[], ...all.map((left) => all.filter((each) => each !== left))]) {
       const packsWeights = packing(...some);
       assert.ok(!packsWeights.available);
       assert.match(packsWeights.reason, /bundle has no sm_90a kernels for packed weights/);

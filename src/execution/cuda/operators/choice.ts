@@ -222,17 +222,21 @@ export function denseKernel(
  */
 const EVEN_ENOUGH = 0.1;
 
-/** Of kernels that do the same the first that fills the device evenly enough, and its grid over these sizes. */
+/**
+ * Of kernels that do the same the first that fills the device evenly enough, and its grid over these sizes. One that is for
+ * programs that are all under way at once (`one_wave`) is for no others.
+ */
 export function fillingKernel(
   kernels: readonly Kernel[],
   sizes: Readonly<Record<string, number>>,
   multiprocessors: number,
 ): { readonly kernel: Kernel; readonly grid: Grid } | undefined {
-  const found = kernels.map((kernel) => {
+  const found = kernels.flatMap((kernel) => {
     const grid = coverGrid(kernel.entry, sizes);
     const programs = grid.blocks(multiprocessors) * grid.y;
     const resident = residentBlocks(kernel.entry, multiprocessors);
-    return { kernel, grid, fill: fillOf(programs, resident) };
+    if (can("one_wave", kernel) && programs > resident) return [];
+    return [{ kernel, grid, fill: fillOf(programs, resident) }];
   });
   const best = Math.max(...found.map(({ fill }) => fill));
   return found.find(({ fill }) => fill >= best - EVEN_ENOUGH);
@@ -250,7 +254,10 @@ function rowsOf({ entry }: Kernel): number {
   return Number(entry.selects["rows_per_tile"]);
 }
 
-/** For `in_step`: whether it is for nothing else. */
-function can(ability: "bias" | "extras" | "gather" | "in_step", { entry }: Kernel): boolean {
+/** For `in_step` and `one_wave`: whether it is for nothing else. */
+function can(
+  ability: "bias" | "extras" | "gather" | "in_step" | "one_wave",
+  { entry }: Kernel,
+): boolean {
   return entry.selects[ability] === true;
 }

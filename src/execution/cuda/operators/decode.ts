@@ -1,13 +1,12 @@
 /** `decode`: a handful of tokens' routing, both products of their experts and the sum, in two kernels, or three if none routes along. */
 
-import type { Projection } from "../../device.ts";
 import type { DecodeOperator, RouteOperator } from "../../operators.ts";
 import { byLogits } from "../../routing-rule.ts";
 import type { Kernel, Selects } from "../bundle/kernel-set.ts";
-import { PlainProjection } from "../plain-projection.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import { activationSets, fillingKernel } from "./choice.ts";
+import { decodeWeights } from "./decode-weights.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
 import { inCache } from "./lasting.ts";
@@ -23,9 +22,7 @@ export const DECODE_TOKENS = 4;
 
 export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): void {
   const { kernels, facts } = to.context;
-  const first = plain("first", operator.first, to);
-  const second = plain("second", operator.second, to);
-  checkPair(first, second, to);
+  const { first, second, operators, values } = decodeWeights(operator, to);
   const { element } = first;
   const topK = to.integer("topK", operator.topK, 1, Math.min(first.spec.count, MOST_CHOICES));
   const mostTokens = to.integer("mostTokens", operator.mostTokens, 1, DECODE_TOKENS);
@@ -48,7 +45,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const bitsOfSecond = options["decode_second"] ?? {};
   const cached = inCache(to.context, first.weightBytes + second.weightBytes);
   const { gated } = first.spec;
-  const selects = { operator: "decode_first", element, gated };
+  const selects = { operator: operators.first, element, gated };
   const sets = activationSets(kernels.manifest, operator.activation, gated);
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
@@ -62,8 +59,8 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     {
       ...activation,
       ...(routing?.values ?? { ids, input_scale: scale }),
+      ...values.first,
       x: input.address,
-      w: first.address,
       bias: first.bias(0),
       out: inner.address,
       tokens,
@@ -80,7 +77,7 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     coverGrid(kernel.entry, { ...extents, n: first.n }),
     routing && { mirrors: routing.mirrors, tidies: true },
   );
-  const needs = { operator: "decode_second", element, output: outputType, k: second.k };
+  const needs = { operator: operators.second, element, output: outputType, k: second.k };
   const sum =
     fillingKernel(kernels.all(needs), { ...extents, n: second.n }, facts.multiprocessors) ??
     kernels.missing(needs);
@@ -91,8 +88,8 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     {
       ...aggregation,
       ...NOTHING_TO_TIDY,
+      ...values.second,
       x: inner.address,
-      w: second.address,
       bias: second.bias(0),
       ids,
       out: output.address,
@@ -177,36 +174,4 @@ function checkApart(
       "Give every argument a buffer of its own.",
     );
   }
-}
-
-function plain(name: string, projection: Projection, to: OperatorEncoder): PlainProjection {
-  const found = to.projection(name, projection);
-  if (found instanceof PlainProjection) return found;
-  return to.fail(
-    `${name} is packed`,
-    "Its kernels read plain weights: use buckets for packed ones.",
-  );
-}
-
-function checkPair(first: PlainProjection, second: PlainProjection, to: OperatorEncoder): void {
-  if (second.spec.gated) to.fail("second is gated", "Only the first product can be.");
-  for (const [name, { spec }] of [["first", first] as const, ["second", second] as const]) {
-    if (spec.output === "float32") {
-      to.fail(`${name} puts out float32`, 'Use projections whose output is "rows".');
-    }
-  }
-  if (
-    first.spec.count !== second.spec.count ||
-    first.spec.outputs !== second.spec.inputs ||
-    first.element !== second.element
-  ) {
-    to.fail(
-      `first is ${described(first)} and second is ${described(second)}`,
-      "The second must take what the first puts out, with as many matrices and the same rows.",
-    );
-  }
-}
-
-function described({ spec, element }: PlainProjection): string {
-  return `${spec.count} matrices of ${spec.inputs} inputs and ${spec.outputs} outputs on ${element} rows`;
 }

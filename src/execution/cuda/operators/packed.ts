@@ -25,7 +25,7 @@ const PACKED_ROWS = 48;
 const FEW_PIECES_ROWS = 16;
 const PIECES = 2;
 
-const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
+export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
 /**
  * Whether a product takes less time with packed weights than with plain ones: where it waits for weights, and the L2 does not hold them. Not

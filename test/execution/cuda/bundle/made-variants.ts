@@ -148,6 +148,52 @@ function packing(): Variant[] {
         [true, false].map((bias) => projectPacked(gated, rows, bias)),
       ),
     ),
+    ...packedDecodes(),
+  ];
+}
+
+/** Of decodes(), those of bfloat16 with packed weights in their place. */
+function packedDecodes(): Variant[] {
+  const packed = ({ name, args, grid, selects }: Variant): Variant => ({
+    name,
+    args: args
+      .filter(([argument]) => argument !== "input_scale")
+      .flatMap((each) =>
+        each[0] === "w" ? parse("words:*i32/16 scales:*fp32/16 patches:*i64/16") : [each],
+      ),
+    grid,
+    selects,
+  });
+  const plain = decodes("bfloat16", "sm_90a");
+  const firsts = plain.filter(({ name }) => /_(first|routing\d+)_gated_logistic_/.test(name));
+  const sums = plain.filter(({ name }) => name.endsWith("_4x1024"));
+  const tile = (sum: Variant, warps: number, panels: number, blocks: number): Variant => ({
+    ...packed(sum),
+    name: sum.name.replace("decode", "decode_packed").replace("4x1024", `${warps}x${panels}`),
+    grid: { ...sum.grid, y: { of: "n", by: 16 }, blocks_per_multiprocessor: blocks },
+    selects: {
+      operator: "decode_packed_second",
+      element: "bfloat16",
+      output: sum.selects["output"],
+      k: {},
+      one_wave: blocks === 1,
+    },
+    warps,
+  });
+  return [
+    ...firsts.map((first) => ({
+      ...packed(first),
+      name: first.name
+        .replace("decode", "decode_packed")
+        .replace(`gated_logistic_bf16_${FIRST_TILE}`, "bf16"),
+      selects: { ...first.selects, operator: "decode_packed_first" },
+    })),
+    ...sums.flatMap((sum) => [
+      tile(sum, 16, 2, 1),
+      tile(sum, 8, 2, 3),
+      tile(sum, 8, 1, 5),
+      tile(sum, 16, 1, 2),
+    ]),
   ];
 }
 

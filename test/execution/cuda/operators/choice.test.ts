@@ -79,6 +79,49 @@ for (const [which, shipped] of [
   });
 }
 
+/** The same of packed weights, of four tiles. */
+const PACKED_TILES = ["16x2", "8x2", "8x1", "16x1"] as const;
+const PACKED_MEASURED = [
+  ["qwen3-30b-a3b", 768, 2048, 1, [1.0, 1.12, 1.31, 1.07]],
+  ["qwen3-30b-a3b", 768, 2048, 2, [1.15, 1.0, 1.05, 1.0]],
+  ["qwen3-30b-a3b", 768, 2048, 4, [1.28, 1.15, 1.0, 1.1]],
+  ["mixtral-8x7b", 14336, 4096, 1, [1.03, 1.0, 1.09, 1.01]],
+  ["mixtral-8x7b", 14336, 4096, 2, [1.07, 1.13, 1.0, 1.0]],
+  ["mixtral-8x7b", 14336, 4096, 4, [1.09, 1.02, 1.06, 1.03]],
+  ["gpt-oss-20b", 2880, 2880, 1, [1.2, 1.03, 1.18, 1.0]],
+  ["gpt-oss-20b", 2880, 2880, 2, [1.14, 1.0, 1.01, 1.16]],
+  ["gpt-oss-20b", 2880, 2880, 4, [1.16, 1.0, 1.25, 1.02]],
+  ["olmoe-1b-7b", 1024, 2048, 1, [1.0, 1.15, 1.35, 1.06]],
+  ["olmoe-1b-7b", 1024, 2048, 2, [1.15, 1.0, 1.07, 1.01]],
+  ["olmoe-1b-7b", 1024, 2048, 4, [1.23, 1.15, 1.0, 1.07]],
+  ["large", 4096, 2048, 1, [1.0, 1.15, 1.45, 1.07]],
+  ["large", 4096, 2048, 2, [1.07, 1.0, 1.1, 1.01]],
+  ["large", 4096, 2048, 4, [1.08, 1.15, 1.0, 1.01]],
+  ["medium", 2048, 1024, 1, [1.0, 1.11, 1.36, 1.1]],
+  ["medium", 2048, 1024, 2, [1.0, 1.09, 1.3, 1.05]],
+  ["medium", 2048, 1024, 4, [1.34, 1.0, 1.13, 1.02]],
+  ["deepseek-v3", 2048, 7168, 1, [1.16, 1.28, 1.0, 1.05]],
+  ["deepseek-v3", 2048, 7168, 2, [1.09, 1.06, 1.1, 1.06]],
+  ["deepseek-v3", 2048, 7168, 4, [1.09, 1.02, 1.07, 1.01]],
+] as const;
+
+describe("the kernels of decode's second product with packed weights", () => {
+  for (const [shape, inputs, outputs, mostTokens, costs] of PACKED_MEASURED) {
+    it(`for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
+      const device = await FakeDevice.open();
+      const first = device.packed({ count: 8, inputs: 100, outputs: inputs, gated: true });
+      const second = device.packed({ count: 8, inputs, outputs });
+      const operator = decodeOf(device, { first, second, mostTokens, outputType: "bfloat16" });
+      const name = device.kernels(device.encode(operator).work)[1]?.name;
+      const tile = PACKED_TILES.findIndex(
+        (each) => name === `decode_packed_second_bf16_bf16_${each}`,
+      );
+      const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
+      assert.ok(loss <= LOSS, `it takes ${name}`);
+    });
+  }
+});
+
 function onPackage(directory: URL): Promise<FakeDevice> {
   const text = readFileSync(new URL("manifest.json", directory), "utf8");
   const modules = new TrustingModules(parseManifest(text, "manifest.json"));
@@ -86,13 +129,20 @@ function onPackage(directory: URL): Promise<FakeDevice> {
 }
 
 describe("of several kernels that cover their work", () => {
-  const kernelOf = (name: string, by: number, blocks_per_multiprocessor: number) => {
+  const kernelOf = (
+    name: string,
+    by: number,
+    blocks_per_multiprocessor: number,
+    one_wave = false,
+  ) => {
     const grid = {
       rule: "cover",
       x: { of: "tokens", by: 1, more: 0 },
       y: { of: "n", by, more: 0 },
     };
-    const entry = { name, grid: { ...grid, blocks_per_multiprocessor } } as unknown as KernelEntry;
+    const selects = { one_wave };
+    const own = { name, grid: { ...grid, blocks_per_multiprocessor }, selects };
+    const entry = own as unknown as KernelEntry;
     return { entry, fn: 0n } satisfies Kernel;
   };
   const taken = (n: number, tokens: number, ...kernels: Kernel[]) =>
@@ -115,6 +165,13 @@ describe("of several kernels that cover their work", () => {
     assert.equal(taken(110, 1, low, high), "low");
     assert.equal(taken(105, 1, low, high), "high");
     assert.equal(taken(55, 2, low, high), "low", "programs of all tokens count");
+  });
+
+  it("one that is for programs that are all under way at once is for no more", () => {
+    const [low, high] = [kernelOf("low", 1, 4, true), kernelOf("high", 4, 4)];
+    assert.equal(taken(40, 1, low, high), "low");
+    // However evenly they would fill two waves.
+    assert.equal(taken(80, 1, low, high), "high");
   });
 
   it("there is none of none, and the grid goes with the kernel", () => {

@@ -4,6 +4,7 @@
  */
 
 import { after } from "node:test";
+import { BesideProjection } from "../../../../src/execution/cuda/beside-projection.ts";
 import type { CudaBuffer } from "../../../../src/execution/cuda/buffer.ts";
 import { KernelSet } from "../../../../src/execution/cuda/bundle/kernel-set.ts";
 import type { DenseTensorMap, DeviceFacts } from "../../../../src/execution/cuda/driver/driver.ts";
@@ -148,6 +149,14 @@ export class FakeDevice {
   packed(spec: Partial<ProjectionSpec> = {}): PackedProjection {
     const full = this.#full({ ...spec, packed: true });
     return new PackedProjection(this.projectionOwner, full, "weights");
+  }
+
+  /** Filled, so that packed weights are as the plain ones. */
+  async beside(spec: Partial<ProjectionSpec> = {}): Promise<BesideProjection> {
+    const full = this.#full({ ...spec, packed: "beside" });
+    const projection = new BesideProjection(this.projectionOwner, full, "weights");
+    await projection.fill(1, 0.1);
+    return projection;
   }
 
   #full(spec: Partial<ProjectionSpec>): ProjectionSpec {

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { decodeOf, lane, projectAll } from "./operators.ts";
+import { lane, projectAll } from "./operators.ts";
 
 const SILU: Activation = { kind: "silu" };
 /** Of 8 experts, 250 rows each. */
@@ -136,16 +136,6 @@ describe("a product of packed weights", () => {
     assert.throws(
       () => device.encode(projectAll(device, { projection })),
       /rows\.from is "all", and the weights are packed/,
-    );
-  });
-
-  it("is not for decode", async () => {
-    const device = await FakeDevice.open();
-    const shape = { count: 8, inputs: 100, outputs: 72, gated: true };
-    const operator = decodeOf(device, { first: device.projection(shape) });
-    assert.throws(
-      () => device.encode({ ...operator, first: device.packed(shape) }),
-      /decode: first is packed\. Its kernels read plain weights: use buckets/,
     );
   });
 });

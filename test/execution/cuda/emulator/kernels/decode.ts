@@ -1,11 +1,12 @@
-/** kernels/triton/experts/decode.py */
+/** kernels/triton/experts/decode.py and decode_packed.py, whose sums are in this one's order here. */
 
 import type { KernelCall } from "../call.ts";
 import type { Element } from "../memory.ts";
 import { keyOf } from "../numbers.ts";
 import { activate, activationNumbers, joinGate } from "./activation.ts";
 import { addSharedAndResidual, WEIGHTS } from "./aggregation.ts";
-import { loadRows } from "./panels.ts";
+import { GROUP, unpackRowsByAddress } from "./packed.ts";
+import { loadRows, type PaneledMatrix } from "./panels.ts";
 import { dot } from "./project.ts";
 import { routeRow } from "./route.ts";
 import { tidyUp } from "./tidy.ts";
@@ -16,12 +17,39 @@ const SECOND_BIAS = 16;
 /** By `logits_kind`. */
 const LOGITS = ["fp32", "bf16", "fp16"] as const satisfies readonly Element[];
 
-export function decodeFirst(call: KernelCall): void {
-  firstProduct(call, call.grid.y, (slot) => call.pointer("ids").int(slot));
+/** How a kernel has its weights. */
+interface Weights {
+  /** That a program has. */
+  rows(call: KernelCall): number;
+  gated(call: KernelCall): boolean;
+  load(call: KernelCall, matrix: PaneledMatrix, count: number): readonly Float32Array[];
+}
+
+const PLAIN: Weights = {
+  rows: (call) => call.constant("ROWS"),
+  gated: (call) => call.flag("GATED"),
+  load: (call, matrix, count) => loadRows(call.pointer("w"), matrix, 0, count),
+};
+
+const PACKED: Weights = {
+  rows: () => GROUP,
+  gated: () => true,
+  load: (call, matrix, count) => unpackRowsByAddress(call, matrix, 0, count),
+};
+
+export const decodeFirst = (call: KernelCall): void => first(call, PLAIN);
+export const decodePackedFirst = (call: KernelCall): void => first(call, PACKED);
+export const decodeRouting = (call: KernelCall): void => routing(call, PLAIN);
+export const decodePackedRouting = (call: KernelCall): void => routing(call, PACKED);
+export const decodeSecond = (call: KernelCall): void => second(call, PLAIN);
+export const decodePackedSecond = (call: KernelCall): void => second(call, PACKED);
+
+function first(call: KernelCall, kept: Weights): void {
+  firstProduct(call, kept, call.grid.y, (slot) => call.pointer("ids").int(slot));
 }
 
 /** Programs of the first row route, those of the others look for their experts themselves. */
-export function decodeRouting(call: KernelCall): void {
+function routing(call: KernelCall, kept: Weights): void {
   const [experts, topK] = [call.number("experts"), call.number("top_k")];
   const logits = call.pointer("logits").as(LOGITS[call.number("logits_kind")] as Element);
   const live = call.pointer("tokens").int(0);
@@ -36,19 +64,24 @@ export function decodeRouting(call: KernelCall): void {
   call.pointer("counts").storeInts(0, counts);
   if (!call.pointer("counts_host").isNull) call.pointer("counts_host").storeInts(0, counts);
   call.pointer("fault_host").storeInts(0, [call.pointer("fault").atomic(0)[0] as number]);
-  firstProduct(call, call.grid.y - 1, (slot) => {
+  firstProduct(call, kept, call.grid.y - 1, (slot) => {
     const token = Math.floor(slot / topK);
     return picked(logits.load(token * experts, experts), slot % topK);
   });
 }
 
-function firstProduct(call: KernelCall, parts: number, matrixOf: (slot: number) => number): void {
+function firstProduct(
+  call: KernelCall,
+  kept: Weights,
+  parts: number,
+  matrixOf: (slot: number) => number,
+): void {
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
-  const gated = call.flag("GATED");
+  const gated = kept.gated(call);
   const numbers = activationNumbers(call);
   // Nothing masks the rows: the grid says how many there are.
-  const rows = parts * call.constant("ROWS");
+  const rows = parts * kept.rows(call);
   for (let slot = 0; slot < call.grid.x; slot++) {
     const token = Math.floor(slot / topK);
     if (token >= call.pointer("tokens").int(0)) continue;
@@ -57,7 +90,7 @@ function firstProduct(call: KernelCall, parts: number, matrixOf: (slot: number) 
     const x = call.pointer("x").load(token * number("x_pitch"), k);
     const scale = options & INPUT_SCALE ? call.pointer("input_scale").float(slot) : 1;
     const bias = options & BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
-    const weights = loadRows(call.pointer("w"), { matrix, n, k }, 0, rows);
+    const weights = kept.load(call, { matrix, n, k }, rows);
     const acc = weights.map((w, row) => dot(x, w) * scale + (bias?.[row] ?? 0));
     const result = new Float32Array(gated ? rows / 2 : rows);
     for (let i = 0; i < result.length; i++) {
@@ -77,12 +110,12 @@ function picked(logits: Float32Array, nth: number): number {
   return order[nth] as number;
 }
 
-export function decodeSecond(call: KernelCall): void {
+function second(call: KernelCall, kept: Weights): void {
   tidyUp(call);
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const width = number("width");
-  const rows = call.grid.y * call.constant("ROWS");
+  const rows = call.grid.y * kept.rows(call);
   for (let token = 0; token < call.grid.x; token++) {
     if (token >= call.pointer("tokens").int(0)) continue;
     const total = new Float32Array(rows);
@@ -96,7 +129,7 @@ export function decodeSecond(call: KernelCall): void {
       if (matrix < 0) continue;
       const x = call.pointer("x").load(slot * number("x_pitch"), k);
       const bias = options & SECOND_BIAS ? call.pointer("bias").load(matrix * n, rows) : undefined;
-      const weights = loadRows(call.pointer("w"), { matrix, n, k }, 0, rows);
+      const weights = kept.load(call, { matrix, n, k }, rows);
       for (const [row, w] of weights.entries()) {
         const product = dot(x, w);
         total[row] = (total[row] as number) + given * (product + (bias?.[row] ?? 0));

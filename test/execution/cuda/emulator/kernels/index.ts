@@ -3,7 +3,14 @@
 import type { KernelCall } from "../call.ts";
 import { combine, concat } from "./aggregation.ts";
 import { bucket, mark } from "./buckets.ts";
-import { decodeFirst, decodeRouting, decodeSecond } from "./decode.ts";
+import {
+  decodeFirst,
+  decodePackedFirst,
+  decodePackedRouting,
+  decodePackedSecond,
+  decodeRouting,
+  decodeSecond,
+} from "./decode.ts";
 import { gate, gateFew } from "./gate.ts";
 import { fillUniform, packRows } from "./layout.ts";
 import { packWeights } from "./pack-weights.ts";
@@ -25,6 +32,9 @@ export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   decode_first: decodeFirst,
   decode_routing: decodeRouting,
   decode_second: decodeSecond,
+  decode_packed_first: decodePackedFirst,
+  decode_packed_routing: decodePackedRouting,
+  decode_packed_second: decodePackedSecond,
   combine,
   concat,
   pack_rows: packRows,

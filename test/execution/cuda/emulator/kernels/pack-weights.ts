@@ -12,6 +12,8 @@ import { loadRows, PANEL, type PaneledMatrix } from "./panels.ts";
 const WINDOW = 16;
 /** A window begins at a row's largest exponent, or up to 7 below. */
 const LOWER_WINDOWS = 8;
+/** The largest exponent of the lowest window, in which the least number of all is. */
+const LEAST_TOP = 9;
 /** The upper half of a scaled exponent within the window. */
 const UPPER = 7;
 
@@ -74,10 +76,11 @@ function packGroup(call: KernelCall, { matrix, n, k }: PaneledMatrix, group: num
 function topOf(weights: Float32Array): number | undefined {
   if (weights.every((weight) => weight === 0)) return undefined;
   const exponents = Array.from(weights, (weight) => (brainBits(weight) >> 7) & 0xff);
-  const largest = exponents.reduce((a, b) => Math.max(a, b));
+  const largest = exponents.reduce((a, b) => Math.max(a, b), LEAST_TOP);
   const tops = Array.from({ length: LOWER_WINDOWS }, (_, lower) => largest - lower);
   const outside = tops.map((top) => exponents.filter((e) => e > top || e <= top - WINDOW).length);
-  return tops[outside.indexOf(Math.min(...outside))];
+  const best = tops[outside.indexOf(Math.min(...outside))] as number;
+  return Math.max(best, LEAST_TOP);
 }
 
 function packPanel(rows: readonly Row[], firstColumn: number): Packed {

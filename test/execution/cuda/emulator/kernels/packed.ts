@@ -5,6 +5,7 @@
  */
 
 import type { KernelCall } from "../call.ts";
+import type { Pointer } from "../memory.ts";
 import { widenBrains } from "../numbers.ts";
 import { PANEL, type PaneledMatrix } from "./panels.ts";
 import { mapped, multiply } from "./project.ts";
@@ -29,19 +30,45 @@ export function projectPacked(call: KernelCall): void {
   multiply(call, unpackRows);
 }
 
-/** Rows of a matrix from one on, which begins a block; whole blocks of them. */
+/** Rows of a matrix from one on, which begins a block; whole blocks of them. Of patches only those are looked at that flags tell of. */
 export function unpackRows(
   call: KernelCall,
-  { matrix, n, k }: PaneledMatrix,
+  matrix: PaneledMatrix,
   first: number,
   count: number,
 ): Float32Array[] {
-  const [panels, blocks] = [k / PANEL, n / BLOCK];
+  const { n, k } = matrix;
   const words = mapped(call, "w", {
     element: "i32",
     box: [call.constant("BLOCK_N") / BLOCK, 1, 16, 32],
-    shape: [(matrix + 1) * panels * blocks, PLANES, 16, 32],
+    shape: [((matrix.matrix + 1) * k * n) / PANEL / BLOCK, PLANES, 16, 32],
   });
+  return unpack(call, words, matrix, first, count, (group, panel) => {
+    const row = (matrix.matrix * n) / GROUP + group;
+    const flags = row * Math.ceil(k / PANEL / 32) + Math.floor(panel / 32);
+    return ((call.pointer("flags").int(flags) >>> (panel % 32)) & 1) !== 0;
+  });
+}
+
+/** The same by kernels that find words by their address, and look at all patches. */
+export function unpackRowsByAddress(
+  call: KernelCall,
+  matrix: PaneledMatrix,
+  first: number,
+  count: number,
+): Float32Array[] {
+  return unpack(call, call.pointer("words"), matrix, first, count, () => true);
+}
+
+function unpack(
+  call: KernelCall,
+  words: Pick<Pointer, "loadInts">,
+  { matrix, n, k }: PaneledMatrix,
+  first: number,
+  count: number,
+  flagged: (group: number, panel: number) => boolean,
+): Float32Array[] {
+  const [panels, blocks] = [k / PANEL, n / BLOCK];
   const rows = Array.from({ length: count }, () => new Float32Array(k));
   for (let panel = 0; panel < panels; panel++) {
     for (let row = first; row < first + count; row += BLOCK) {
@@ -49,7 +76,8 @@ export function unpackRows(
       const planes = words.loadInts(block * PLANES * PLANE_WORDS, PLANES * PLANE_WORDS);
       for (let inBlock = 0; inBlock < BLOCK; inBlock += GROUP) {
         const bits = bitsOf(planes, (inBlock / GROUP) * GROUP_WORDS);
-        patch(call, bits, { matrix, n, k }, (row + inBlock) / GROUP, panel);
+        const group = (row + inBlock) / GROUP;
+        if (flagged(group, panel)) patch(call, bits, { matrix, n, k }, group, panel);
         const done = row + inBlock - first;
         place(widenBrains(bits), rows.slice(done, done + GROUP), panel * PANEL);
       }
@@ -83,7 +111,7 @@ function bitsOf(planes: Int32Array, first: number): Uint16Array {
   return bits;
 }
 
-/** Looks at a group's patches only if its flag says that there are some, as the kernel does. */
+/** Puts a group's weights right by its patches in a panel. */
 function patch(
   call: KernelCall,
   bits: Uint16Array,
@@ -92,8 +120,6 @@ function patch(
   panel: number,
 ): void {
   const [panels, groups] = [k / PANEL, n / GROUP];
-  const flags = (matrix * groups + group) * Math.ceil(panels / 32) + Math.floor(panel / 32);
-  if (((call.pointer("flags").int(flags) >>> (panel % 32)) & 1) === 0) return;
   const first = ((matrix * panels + panel) * groups + group) * (PATCHES / 2);
   const records = call
     .pointer("patches")
