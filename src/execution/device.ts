@@ -165,8 +165,8 @@ export interface ProjectionSpec {
   readonly bias: boolean;
   /**
    * Keeps the weights in 12 bits each, without loss, where the device can (`packsWeights`): bfloat16 weights on bfloat16
-   * rows. For `project` on buckets alone: a gated projection gathers its rows, one that is not gated reads them as they lie, and
-   * there is no input scale. With "beside" the weights are kept as they are, too, for whatever operator, and packed ones are read where
+   * rows. For `decode`, and for `project` on buckets: a gated projection gathers its rows, one that is not gated reads them as they
+   * lie. There is no input scale. With "beside" the weights are kept as they are, too, for whatever operator, and packed ones are read where
    * that takes less time. Default: false.
    */
   readonly packed?: Packing;

@@ -14,11 +14,11 @@ export interface LayerOptions extends ControlOptions {
   readonly device?: Device;
   /**
    * Keep the routed experts' bfloat16 weights in 12 bits each, without loss, where the device can (`properties.packsWeights`). For
-   * gated experts whose routing weights apply to the output. Outputs have the bits of plain weights, unless a step takes other
-   * kernels for having less to read: steps of few tokens take buckets and no `decode`, and tiles may be of another height.
+   * gated experts whose routing weights apply to the output. Steps of more than `properties.decodeTokens` tokens have outputs with
+   * the bits of plain weights, unless tiles are of another height for having less to read; those of fewer are summed up in another order.
    *
-   * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read in steps that wait for weights, and outputs have
-   * the bits of plain ones in all steps. Default: false.
+   * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read in steps that wait for weights, and tiles are
+   * those of plain weights. Default: false.
    */
   readonly packWeights?: Packing;
   /** Graph cache: eager runs before a capture (default 1), graphs kept (default 16). */

@@ -1,7 +1,8 @@
 /**
  * bfloat16 weights on the GPU twice: as they are, and packed beside that (packed-projection.ts). Operators read the one or the other,
- * whichever takes less time (operators/project.ts), and outputs have the same bits. That takes 28 bits a weight instead of 16, and
- * nothing has to be given up: decode, dense products and products of many rows an expert read weights as they are.
+ * whichever takes less time (operators/project.ts, decode-weights.ts). That takes 28 bits a weight instead of 16, and nothing has to be
+ * given up: dense products and products of many rows an expert read weights as they are. Outputs have the bits of plain weights, but
+ * for those of decode, whose kernels sum up in another order.
  *
  * A matrix is packed anew, from its own panels, whenever a part of it has been written and all parts are there. Until then, and where that
  * failed, packed weights are not current, and what is encoded meanwhile reads plain ones. A graph that was captured before reads what it

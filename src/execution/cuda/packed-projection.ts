@@ -1,7 +1,7 @@
 /**
  * bfloat16 weights on the GPU in 12 bits each, without loss (packed-layout.ts): products of few rows an expert, which wait for
- * weights, read a quarter less. Only products of buckets read them (operators/packed.ts); decode, dense products and gates are for
- * plain projections.
+ * weights, read a quarter less. Products of buckets read them (operators/packed.ts) and decode does (operators/decode-weights.ts);
+ * dense products and gates are for plain projections.
  *
  * A matrix is packed as a whole. So what is written goes to panels in scratch memory of that matrix first, and once all its parts
  * are there, gate and value of a gated one, a kernel packs them and the scratch memory is freed. A part that is alone waits for the
