@@ -239,5 +239,5 @@ await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
 console.log(
-  `kernels for many rows and packed weights among them: ${[...launched].join(", ") || "none on this GPU"}`,
+  `kernels for many rows and packed weights among them: ${[...launched].join(", ") || "none for these forms on this GPU"}`,
 );

@@ -60,7 +60,7 @@ def odd_weights(matrices, n, k, valid):
     odd[21] *= 1e15
     # Below the top of the lowest window.
     odd[40] *= 1e-35
-    # As many patches as a group has room for, all of lanes whose numbers reach a record's last bit, and none beside them.
+    # As many patches as a group has room for, and none beside them.
     odd[48:64, :64] = odd[48:64, :64].sign() * k**-0.5
     odd[56, :8] = 0
     odd[33] *= torch.exp(torch.randn(k, device=DEVICE))

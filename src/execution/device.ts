@@ -172,7 +172,7 @@ export interface ProjectionSpec {
   readonly packed?: Packing;
 }
 
-/** What products read of a packed weight. Beside that there are 4 bytes for each row of a matrix, and patches, of which few are read. */
+/** What products read of a packed weight. Beside that there are 4 bytes for each row of a matrix, and patches, a hundredth at most. */
 export const BYTES_PER_PACKED_WEIGHT = 1.5;
 
 /** The two matrices of a gated projection; one that is not gated has a value alone. */

@@ -14,8 +14,8 @@ export interface LayerOptions extends ControlOptions {
   readonly device?: Device;
   /**
    * Keep the routed experts' bfloat16 weights in 12 bits each, without loss, where the device can (`properties.packsWeights`). For
-   * gated experts whose routing weights apply to the output. Steps of more than `properties.decodeTokens` tokens have outputs with
-   * the bits of plain weights, unless tiles are of another height for having less to read; those of fewer are summed up in another order.
+   * gated experts whose routing weights apply to the output. Outputs have the bits of plain weights, unless tiles are of another height
+   * for having less to read. But steps that are a single `decode`, of `properties.decodeTokens` tokens at most, sum up in another order.
    *
    * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read in steps that wait for weights, and tiles are
    * those of plain weights. Default: false.

@@ -6,7 +6,8 @@ that stands in all eight columns. So a lane has its rows' sums over a panel with
 one register and the second, its value, in another. Expanded to float32 and multiplied one by one, as decode.py does, a weight would take
 three times the instructions.
 
-Tensors have an element a thread, and nothing is exchanged between lanes until the end. Which panel it is differs between warps, which
+Tensors have an element a thread, and no more than a word is exchanged between lanes until the end, never between warps: these go
+through loops of their own, in which no barrier may stand. Which panel it is differs between warps, which
 Triton's scalars do not know, and need not: so words are loaded by instructions of their own, sixteen bytes a lane, all that a warp has
 of a step before anything is multiplied, and patches are put in by a loop that a warp goes through by itself. Flags are not looked at: a
 group's records are read along with its words, a hundredth of the bytes, so that no load waits for another.
@@ -69,7 +70,7 @@ def _ask(words, patches, x, there, lane):
 @triton.jit
 def _patched(evens, odds, records, lane):
     """Upper bytes with a group's patches, four records to an int64."""
-    # Shifted as an int64, a negative one would never be 0.
+    # So that it becomes 0 whatever is in memory; records have 14 bits.
     records = records.to(tl.uint64)
     while records != 0:
         record = (records & 0xFFFF).to(tl.int32)
@@ -343,6 +344,7 @@ def decode_packed_second(
     part = tl.program_id(1)
     lane = tl.arange(0, 32 * WARPS) % 32
     pairs = part * GROUP_ROWS + lane // 4 * 2
+    tl.static_assert(MOST_CHOICES <= 32, "a warp by itself finds the choice that is next")
     choices = tl.arange(0, MOST_CHOICES)
     known = choices < top_k
     # As in decode_second.

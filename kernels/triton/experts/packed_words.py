@@ -104,7 +104,7 @@ def patched(words, records):
     column = column.expand_dims(0).expand_dims(0).expand_dims(2)
     # A lane, its 16 columns and which four of the eight weights: the upper bits of a record.
     place = (row % 4 * 8 + column // 4) * 8 + column % 4 * 2
-    # Shifted as an int64, a negative one would never be 0.
+    # So that it becomes 0 whatever is in memory; records have 14 bits.
     records = records.to(gl.uint64)
     while records != 0:
         record = (records & 0xFFFF).to(gl.int32)

@@ -14,13 +14,13 @@ TABLES = {"words": "*i32", "scales": "*fp32", "patches": "*i64"}
 LEFT_OUT = ("input_scale",)
 ROWS = decode_packed.GROUP_ROWS.value
 DIVISIBLE = ("words", "scales", "patches", "bias", "n", "k", "x_pitch")
-# (warps, panels that a warp asks for at once). Of 14 the first kernel's is within 4 % of the best for 1, 2 and 4 tokens of seven shapes
+# (warps, panels that a warp asks for at once). Of 14 the first kernel's is within 5 % of the best for 1, 2 and 4 tokens of seven shapes
 # (H100); where it routes, two warps look for their expert instead of four.
 FIRST = (2, 4)
 # The second one's, of which the device takes one whose programs fill it evenly, of several the first, as of decode_second. The first fits
 # a multiprocessor once, so it is for no more programs than there are multiprocessors: 256 take 18.9 us with it and 16.4 with the second
 # (2 tokens of qwen3-30b-a3b), 128 take 10.1 and 11.3. The one that is so chosen is within 6 % of the best of 14, for 1, 2 and 4 tokens of
-# seven shapes; any of them by itself loses 10 to 25 % somewhere.
+# seven shapes; any of them by itself loses 16 to 45 % somewhere.
 SECOND = ((16, 2), (8, 2), (8, 1), (16, 1))
 
 

@@ -53,7 +53,7 @@ export class PackedProjection extends CudaProjection implements Panels {
     this.#parts = new MatrixParts(spec);
   }
 
-  /** Patches, of which few are read, are left out. */
+  /** Patches, of which products on buckets read few and decode all, a hundredth of the bytes, are left out. */
   get weightBytes(): number {
     const { words, scales, flags } = this.#layout;
     return this.spec.count * (words.bytes + scales.bytes + flags.bytes);

@@ -65,6 +65,7 @@ describe("weights kept both ways on an emulated GPU", () => {
         for (const hidden of batches) all.push((await layer.forward(hidden)).output.data);
         return all;
       }, SMALL_L2);
+    // Emulated, decode sums in the same order with either.
     const expected = await outputs(false, 1, NEVER);
     assert.deepEqual(await outputs("beside", 1, NEVER), expected);
     assert.deepEqual(await outputs("beside", 3, 0), expected);
