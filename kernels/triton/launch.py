@@ -256,7 +256,7 @@ def decode_routing_names(bundle, element, experts, packed=False):
 def weight_values(w):
     """What decode kernels are told of weights, plain panels or Packed."""
     if isinstance(w, Packed):
-        return {"words": w.words, "scales": w.scales, "patches": w.patches, "n": w.n, "k": w.k}
+        return {**w.parts(), "n": w.n, "k": w.k}
     n, k = sizes(w)
     return {"w": w, "n": n, "k": k}
 

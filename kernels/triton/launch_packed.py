@@ -12,14 +12,10 @@ def pack_weights(bundle, w, multiprocessors, valid_columns=None):
     kernel = bundle["pack_weights_bf16"]
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], packed.matrices * packed.groups)
     kernel.launch((grid, 1, 1), {
-        "source": w, **_parts(packed), "failures": packed.failures, "matrices": packed.matrices, "n": n, "k": k,
+        "source": w, **packed.parts(), "failures": packed.failures, "matrices": packed.matrices, "n": n, "k": k,
         "valid_columns": k if valid_columns is None else valid_columns,
     })
     return packed
-
-
-def _parts(packed):
-    return {"words": packed.words, "scales": packed.scales, "flags": packed.flags, "patches": packed.patches}
 
 
 def packed_name(gated, height, bias=False):
@@ -33,7 +29,7 @@ def project_packed(bundle, kernel, x, packed, out, tiles, tile_count, *, most_ti
     columns = -(-packed.n // kernel.grid["columns_per_block"])
     grid = min(multiprocessors * kernel.grid["blocks_per_multiprocessor"], most_tiles * columns)
     kernel.launch((grid, 1, 1), {
-        "x": x, "w": packed.words, **_parts(packed), "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count,
+        "x": x, "w": packed.words, **packed.parts(), "bias": bias, "out": out, "tiles": tiles, "tile_count": tile_count,
         "order": order, "n": packed.n, "k": packed.k,
         "x_pitch": x.shape[1], "out_pitch": out.shape[1], "top_k": top_k,
         "options": project_options(

@@ -27,6 +27,10 @@ class Packed:
         self.patches = noise(matrices, self.panels, self.groups, 2, dtype=torch.int64)
         self.failures = torch.zeros(1, dtype=torch.int32, device=device)
 
+    def parts(self):
+        """As kernels name them."""
+        return {"words": self.words, "scales": self.scales, "flags": self.flags, "patches": self.patches}
+
     def unpacked(self):
         """bfloat16 [matrices, n, k], rows of zeros with whatever sign."""
         weight = torch.arange(8)

@@ -231,6 +231,34 @@ def decode_routing(
 
 
 @triton.jit
+def tidy_from_last(counts, out, counts_host, fault, fault_host, experts, options):
+    """`tidy_up` by programs of a grid of two axes, from the last ones on, some of which have nothing else to do."""
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tidy_up(programs - 1 - number, programs, counts, out, counts_host, fault, fault_host, experts, options, TIDY_BLOCK)
+
+
+@triton.jit
+def choices_in_order(ids, token, top_k):
+    """(keys of a token's choices, the rank of each, which there are): in order of ids, and of equal ones (dropped slots) in that of choices."""
+    choices = tl.arange(0, MOST_CHOICES)
+    known = choices < top_k
+    keys = tl.load(ids + token * top_k + choices, mask=known, other=0) * MOST_CHOICES + choices
+    # A choice's rank is how many keys come before its own.
+    rank = tl.zeros((MOST_CHOICES,), dtype=tl.int32)
+    for other in range(top_k):
+        rank += (tl.load(ids + token * top_k + other) * MOST_CHOICES + other < keys).to(tl.int32)
+    return keys, rank, known
+
+
+@triton.jit
+def choice_at(turn, keys, rank, known, token, top_k):
+    """(expert, negative if dropped; slot) of the choice that has a rank; a negative expert if none has it."""
+    key = tl.max(tl.where((rank == turn) & known, keys, LOWEST), axis=0)
+    return key >> CHOICE_BITS, token * top_k + (key & (MOST_CHOICES - 1))
+
+
+@triton.jit
 def decode_second(
     x,  # [slots, x_pitch]: what decode_first wrote
     w,  # in panels (grouped.py)
@@ -262,13 +290,7 @@ def decode_second(
     DEPENDENT: tl.constexpr,
 ):
     """Program (token, i): ROWS outputs from ROWS * i on, summed over the token's choices in order of their ids."""
-    # From the last programs on, some of which have nothing else to do.
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tidy_up(
-        programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host,
-        tidy_experts, tidy_options, TIDY_BLOCK,
-    )  # fmt: skip
+    tidy_from_last(tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host, tidy_experts, tidy_options)
     # Choices may be the kernel's in front. Where they are known before that, looking them up ahead gained nothing.
     wait(DEPENDENT)
     token = tl.program_id(0)
@@ -281,22 +303,14 @@ def decode_second(
     ks = tl.arange(0, BLOCK)
     places = _places(rows, ks, n, IN_WORD)
     words = k // IN_WORD
-    choices = tl.arange(0, MOST_CHOICES)
-    known = choices < top_k
-    # In order of ids, and of equal ones (dropped slots) in that of choices. A choice's rank is how many keys come before its own.
-    keys = tl.load(ids + token * top_k + choices, mask=known, other=0) * MOST_CHOICES + choices
-    rank = tl.zeros((MOST_CHOICES,), dtype=tl.int32)
-    for other in range(top_k):
-        rank += (tl.load(ids + token * top_k + other) * MOST_CHOICES + other < keys).to(tl.int32)
+    keys, rank, known = choices_in_order(ids, token, top_k)
     partial = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     turn = 0
     start = 0
     read_once(options & SECOND_READ_ONCE)
     # One loop over choices and columns, so that the pipeline runs on from one expert to the next.
     for _ in tl.range(0, top_k * tl.cdiv(words, BLOCK), num_stages=STAGES):
-        key = tl.max(tl.where((rank == turn) & known, keys, LOWEST), axis=0)
-        matrix = key >> CHOICE_BITS
-        slot = token * top_k + (key & (MOST_CHOICES - 1))
+        matrix, slot = choice_at(turn, keys, rank, known, token, top_k)
         weight = tl.load(weights + slot, mask=(options & WEIGHTS) != 0, other=1.0)
         # A dropped slot's weight may be anything.
         weight = tl.where(matrix >= 0, weight, 0.0)

@@ -22,21 +22,18 @@ import triton.language as tl
 from l2 import load_words, read_once
 from overlap import release, wait
 from routing.route import pick, route_few
-from routing.tidy import BLOCK as TIDY_BLOCK, tidy_up
 
 from .activation import join_gate
 from .combine import WEIGHTS, add_shared_and_residual
-from .decode import CHOICE_BITS, LOWEST, MOST_CHOICES, SECOND_BIAS, SECOND_READ_ONCE
+from .decode import MOST_CHOICES, SECOND_BIAS, SECOND_READ_ONCE, choice_at, choices_in_order, tidy_from_last
 from .grouped import BIAS, PANEL, READ_ONCE
-from .packed_words import BLOCK_ROWS, BLOCK_WORDS, GROUP_ROWS, PATCH_BITS, PATCHES, PLANES, UPPER_SHIFT, half_words
+from .packed_words import BLOCK_ROWS, BLOCK_WORDS, GROUP_ROWS, PATCH_BITS, PLANES, RECORDS, UPPER_SHIFT, half_words
 
 # Words of a group in a plane, and of a plane of the groups that lie together.
 GROUP_WORDS = tl.constexpr(BLOCK_WORDS.value // PLANES.value * GROUP_ROWS.value // BLOCK_ROWS.value)
 PLANE_WORDS = tl.constexpr(BLOCK_WORDS.value // PLANES.value)
 # Products of 16 columns in a panel: words of a plane that a lane has.
 SIXTEENS = tl.constexpr(4)
-# int64 numbers that hold a group's patches in a panel.
-RECORDS = tl.constexpr(PATCHES.value // 4)
 
 
 @triton.jit
@@ -331,12 +328,7 @@ def decode_packed_second(
     DEPENDENT: tl.constexpr,
 ):
     """Program (token, i): outputs 16 i and on, summed over the token's choices in order of their ids."""
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tidy_up(
-        programs - 1 - number, programs, tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host,
-        tidy_experts, tidy_options, TIDY_BLOCK,
-    )  # fmt: skip
+    tidy_from_last(tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host, tidy_experts, tidy_options)
     wait(DEPENDENT)
     token = tl.program_id(0)
     if token >= tl.load(tokens):
@@ -345,13 +337,7 @@ def decode_packed_second(
     lane = tl.arange(0, 32 * WARPS) % 32
     pairs = part * GROUP_ROWS + lane // 4 * 2
     tl.static_assert(MOST_CHOICES <= 32, "a warp by itself finds the choice that is next")
-    choices = tl.arange(0, MOST_CHOICES)
-    known = choices < top_k
-    # As in decode_second.
-    keys = tl.load(ids + token * top_k + choices, mask=known, other=0) * MOST_CHOICES + choices
-    rank = tl.zeros((MOST_CHOICES,), dtype=tl.int32)
-    for other in range(top_k):
-        rank += (tl.load(ids + token * top_k + other) * MOST_CHOICES + other < keys).to(tl.int32)
+    keys, rank, known = choices_in_order(ids, token, top_k)
     evens = lane * 0.0
     odds = lane * 0.0
     read_once(options & SECOND_READ_ONCE)
@@ -364,9 +350,7 @@ def decode_packed_second(
         for ahead in tl.static_range(PANELS):
             place = begin + ahead * WARPS
             turn = place // panels
-            key = tl.max(tl.where((rank == turn) & known, keys, LOWEST), axis=0)
-            matrix = key >> CHOICE_BITS
-            slot = token * top_k + (key & (MOST_CHOICES - 1))
+            matrix, slot = choice_at(turn, keys, rank, known, token, top_k)
             there = (turn < top_k) & (matrix >= 0)
             matrix = tl.where(there, matrix, 0)
             weight = tl.load(weights + slot, mask=there & ((options & WEIGHTS) != 0), other=1.0)

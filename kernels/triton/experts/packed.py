@@ -35,18 +35,16 @@ from .packed_words import (
     BLOCK_ROWS,
     FLAG_BITS,
     GROUP_ROWS,
-    PATCHES,
     PLANE_COLUMNS,
     PLANE_ROWS,
     PLANES,
+    RECORDS,
     halves,
     operand,
     patched,
     plain_row,
 )
 
-# int64 numbers that hold a group's patches in a panel.
-RECORDS = gl.constexpr(PATCHES.value // 4)
 # Warp groups that multiply, each one block of 64 columns or two.
 GROUPS = gl.constexpr(2)
 

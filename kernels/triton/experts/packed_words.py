@@ -35,6 +35,8 @@ BLOCK_WORDS = tl.constexpr(PLANES.value * PLANE_ROWS.value * PLANE_COLUMNS.value
 # Patches of a group in a panel.
 PATCHES = tl.constexpr(8)
 PATCH_BITS = tl.constexpr(16)
+# int64 numbers that hold these.
+RECORDS = tl.constexpr(PATCHES.value * PATCH_BITS.value // 64)
 # Panels that a word of flags speaks of.
 FLAG_BITS = tl.constexpr(32)
 
