@@ -88,14 +88,23 @@ for (const [which, shipped] of [
 ] as const) {
   const skip = which === "of the package" && shipped === undefined && "kernels/bundle is not built";
   describe(`the kernels of decode's second product, ${which}`, { skip }, () => {
+    /** The kernel of the second product. */
+    const taken = async (
+      kept: "projection" | "packed",
+      inputs: number,
+      outputs: number,
+      mostTokens: number,
+    ) => {
+      const device = await (shipped === undefined ? FakeDevice.open() : onPackage(shipped));
+      const first = device[kept]({ count: 8, inputs: 100, outputs: inputs, gated: true });
+      const second = device[kept]({ count: 8, inputs, outputs });
+      const operator = decodeOf(device, { first, second, mostTokens, outputType: "bfloat16" });
+      return device.kernels(device.encode(operator).work)[1]?.name;
+    };
     const measured = [...MEASURED, ...WORSE];
     for (const [shape, inputs, outputs, mostTokens, costs] of measured) {
       it(`for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
-        const device = await (shipped === undefined ? FakeDevice.open() : onPackage(shipped));
-        const first = device.projection({ count: 8, inputs: 100, outputs: inputs, gated: true });
-        const second = device.projection({ count: 8, inputs, outputs });
-        const operator = decodeOf(device, { first, second, mostTokens, outputType: "bfloat16" });
-        const name = device.kernels(device.encode(operator).work)[1]?.name;
+        const name = await taken("projection", inputs, outputs, mostTokens);
         const tile = TILES.findIndex((each) => name === `decode_second_bf16_bf16_${each}`);
         const bound = WORSE.some((each) => each[4] === costs) ? LOSS_WHERE_WORSE : LOSS;
         const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
@@ -104,11 +113,7 @@ for (const [which, shipped] of [
     }
     for (const [shape, inputs, outputs, mostTokens, costs] of PACKED_MEASURED) {
       it(`packed, for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
-        const device = await (shipped === undefined ? FakeDevice.open() : onPackage(shipped));
-        const first = device.packed({ count: 8, inputs: 100, outputs: inputs, gated: true });
-        const second = device.packed({ count: 8, inputs, outputs });
-        const operator = decodeOf(device, { first, second, mostTokens, outputType: "bfloat16" });
-        const name = device.kernels(device.encode(operator).work)[1]?.name;
+        const name = await taken("packed", inputs, outputs, mostTokens);
         const tile = PACKED_TILES.findIndex(
           (each) => name === `decode_packed_second_bf16_bf16_${each}`,
         );
