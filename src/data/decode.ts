@@ -7,6 +7,7 @@
  */
 
 import type { DeviceBuffer, DeviceProperties, Projection, Stream } from "../execution/device.ts";
+import { FAST_MEMORY } from "../execution/fast-memory.ts";
 import type { RouteOperator } from "../execution/operators.ts";
 import { type OutputScope, summands } from "./aggregation.ts";
 import type { Experts } from "./experts.ts";
@@ -26,16 +27,14 @@ const CACHED_SHARE = 1 / 2;
  */
 const CHOICES_SHARE = 1 / 2;
 /**
- * Where memory transfers so much a second, the cache is hardly faster: what tokens that share an expert read again costs as
- * much, and buckets, which read an expert once, serve them better. Measured on an H200 (4.8 TB/s), 4 tokens, uniform and
- * Zipf 1.5: 167 and 142 us became 173 and 125 for 32 experts of 48 MiB, 591 and 440 became 625 and 406 for 256 of 84 MiB; on an
- * H100 (3.35 TB/s) buckets lost everywhere.
+ * Most tokens that take this operator where memory is fast: what tokens that share an expert read again costs as much as the first
+ * time, and buckets, which read an expert once, serve them better. Measured on an H200, 4 tokens, uniform and Zipf 1.5: 167 and
+ * 142 us became 173 and 125 for 32 experts of 48 MiB, 591 and 440 became 625 and 406 for 256 of 84 MiB; on an H100 buckets lost
+ * everywhere.
  */
-const FAST_MEMORY = 4e12;
-/** Most tokens that take this operator there, */
 const FAST_MEMORY_TOKENS = 2;
 /**
- * if the choices of one more have so many bytes of weights, beside which what buckets take is little: 24 of 9 MiB are too
+ * That is if the choices of one more have so many bytes of weights, beside which what buckets take is little: 24 of 9 MiB are too
  * few (62 us became 65 with Zipf 1.5), 12 of 48 MiB enough.
  */
 const WORTH_BUCKETS = 400e6;

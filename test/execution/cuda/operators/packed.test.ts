@@ -2,7 +2,14 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
+import type { OperatorEncoder } from "../../../../src/execution/cuda/operators/encoder.ts";
+import { paysPacked } from "../../../../src/execution/cuda/operators/packed.ts";
+import type { CudaProjection } from "../../../../src/execution/cuda/projection.ts";
+import type {
+  Activation,
+  BucketRows,
+  ProjectOperator,
+} from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
 import { lane, projectAll } from "./operators.ts";
 
@@ -137,5 +144,45 @@ describe("a product of packed weights", () => {
       () => device.encode(projectAll(device, { projection })),
       /rows\.from is "all", and the weights are packed/,
     );
+  });
+});
+
+/** Whether a first product takes less time packed: of so many matrices of n rows and k columns, with so many rows of x on average. */
+async function pays(matrices: number, n: number, k: number, rows: number, speed: number) {
+  const { context } = await FakeDevice.open({ memoryBytesPerSecond: speed });
+  const buckets = { weightBytes: 3 * matrices * n * k };
+  const operator = {
+    rows: { from: "bucket", gather: true, mostTokens: rows * matrices, topK: 1, buckets },
+    activation: SILU,
+  } as unknown as ProjectOperator;
+  const spec = { gated: true, bias: false, count: matrices };
+  const projection = { spec, element: "bfloat16", n, weightBytes: 2 * matrices * n * k };
+  return paysPacked(
+    operator,
+    projection as unknown as CudaProjection,
+    { context } as unknown as OperatorEncoder,
+  );
+}
+
+describe("packed weights beside plain ones", () => {
+  const H100 = 3.35e12;
+  const H200 = 4.8e12;
+  for (const [shape, [matrices, n, k], mostRows] of [
+    ["matrices of 6 MB", [128, 1536, 2048], { [H100]: 48, [H200]: 16 }],
+    ["large matrices", [8, 28672, 4096], { [H100]: 64, [H200]: 16 }],
+    ["few pieces", [16, 2048, 2048], { [H100]: 16, [H200]: 16 }],
+  ] as const) {
+    it(`are read up to so many rows a matrix: ${shape}`, async () => {
+      for (const speed of [H100, H200] as const) {
+        const most = mostRows[speed];
+        assert.equal(await pays(matrices, n, k, most, speed), true, `${most} rows, ${speed}`);
+        assert.equal(await pays(matrices, n, k, most + 1, speed), false, `${most + 1}, ${speed}`);
+      }
+    });
+  }
+
+  it("are not read where the L2 holds the plain ones", async () => {
+    assert.equal(await pays(8, 1024, 512, 1, H100), false);
+    assert.equal(await pays(80, 1024, 512, 1, H100), true);
   });
 });
