@@ -53,6 +53,7 @@ async function measureReady(site, shape, { tokens, routing, energy, batches }, {
       time: async (replays) => (await peers.ask("time", { contender: id, replays })).samples,
       run: (seconds) => peers.ask("run", { contender: id, seconds }),
       mayFail: true,
+      eager: facts.mode === "eager",
     })),
     ...limit,
   ];

@@ -26,7 +26,7 @@ function shape(name, hidden, intermediate, experts, topK, { renormalize = true, 
 export const TOKENS = [1, 4, 16, 64, 256, 1024, 4096, 16384];
 export const ROUTINGS = ["uniform", "zipf:1", "zipf:1.5", "hot"];
 
-/** The cells that decide what is worked on next, in under three minutes. */
+/** The cells that decide what is worked on next, in about three minutes. */
 const QUICK = [
   ["qwen3-30b-a3b", 1, "uniform"],
   ["qwen3-30b-a3b", 4, "uniform"],
@@ -65,6 +65,11 @@ const MEMORY_FOR_ALL_EXPERTS = 100 * 2 ** 30;
 const MEMORY_WITH_FEW_PEERS = 75 * 2 ** 30;
 const FEW_PEERS = 3;
 
+/** Where the fastest loop may come near the schedules: many rows for each of few or large experts. */
+const SORTED_LOOP = "loop-sorted";
+const SORTED_LOOP_SHAPES = ["large", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"];
+const SORTED_LOOP_TOKENS = 1024;
+
 export const PARTS = ["quick", ...SHAPES.map(({ name }) => name)];
 
 /**
@@ -73,7 +78,9 @@ export const PARTS = ["quick", ...SHAPES.map(({ name }) => name)];
  * @param peers names of those that take part, if not all do
  */
 export function cellsOf(part, memoryBytes, peers) {
-  const few = peers !== undefined && peers.length <= FEW_PEERS;
+  // The sorted loop has no graphs, and its buffers are its rows.
+  const held = peers?.filter((name) => name !== SORTED_LOOP);
+  const few = held !== undefined && held.length <= FEW_PEERS;
   const allExperts = memoryBytes >= (few ? MEMORY_WITH_FEW_PEERS : MEMORY_FOR_ALL_EXPERTS);
   if (part === "quick") {
     const names = [...new Set(QUICK.map(([name]) => name))];
@@ -94,6 +101,19 @@ export function cellsOf(part, memoryBytes, peers) {
     })),
   );
   return [{ shape: fitted(part, allExperts), cells }];
+}
+
+/**
+ * Who takes part in a cell.
+ *
+ * @param peers names of those that take part in all cells; undefined for all there are
+ * @param withSortedLoop whether the sorted loop does where it may come near
+ */
+export function peersOf(peers, withSortedLoop, shape, { tokens }) {
+  const joins =
+    withSortedLoop && tokens >= SORTED_LOOP_TOKENS && SORTED_LOOP_SHAPES.includes(shape.name);
+  if (peers === undefined || !joins || peers.includes(SORTED_LOOP)) return peers;
+  return [...peers, SORTED_LOOP];
 }
 
 function fitted(name, allExperts) {

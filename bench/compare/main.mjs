@@ -3,9 +3,11 @@
  *
  *   node bench/compare/main.mjs --out DIR [PART...] [--python python3] [--rounds N]
  *                               [--tokens LIST] [--routings LIST] [--peers LIST] [--without-energy]
- *                               [--pack-weights instead|beside]
+ *                               [--pack-weights instead|beside] [--with-sorted-loop]
  *
- * Parts: `quick` (the default: the cells that matter, under three minutes), `loops` (the claims
+ * `--with-sorted-loop` adds the fastest loop to the peers that `--peers` names, from 1024 tokens on, in the shapes of large experts.
+ *
+ * Parts: `quick` (the default: the cells that matter, about three minutes), `loops` (the claims
  * of the original system), and the name of every shape in cells.mjs for all of its cells. Writes
  * DIR/<gpu>-<date>-<part>.json after every cell, and DIR/report.md, index.html and plots at the end.
  *

@@ -3,19 +3,20 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { BareStep, oneLane, StepStreams } from "../gpu/support.mjs";
+import { paceOf } from "./pace.mjs";
 
 /** Before every burst, as many as the peers have; waited for, so that the first replay of a burst begins on an idle stream. */
 const WARM_UP_REPLAYS = 3;
-/** A run without a pause hands over about so much work before it waits, as the peers do. */
-const BURST_SECONDS = 0.1;
 
 export class NexusContender {
   #device;
   #streams;
   #steps = [];
   #graphs = [];
-  /** Steps of a run without a pause that are handed over at once, all batches equally often. */
-  #burst = 0;
+  /** Of a run without a pause: the graphs that take turns, the steps that each holds, and the launches handed over at once. */
+  #pace;
+  /** Many steps of all batches in turn. */
+  #many;
 
   /** One step and graph for each batch in the folder. */
   static async make(synthetic, { tokens, batches, folder }) {
@@ -77,22 +78,31 @@ export class NexusContender {
 
   /** Steps without a pause. */
   async run(seconds) {
-    if (this.#burst === 0) {
-      const us = await this.#device.timeBackToBack(this.#graphs, 2 * this.#graphs.length);
-      const wanted = Math.ceil((BURST_SECONDS * 1e6) / us / this.#graphs.length);
-      this.#burst = wanted * this.#graphs.length;
-    }
+    this.#pace ??= await this.#findPace();
+    const { graphs, held, launches } = this.#pace;
     const began = performance.now();
     const elapsed = () => (performance.now() - began) / 1e3;
     let steps = 0;
     while (elapsed() < seconds) {
-      await this.#device.timeBackToBack(this.#graphs, this.#burst);
-      steps += this.#burst;
+      await this.#device.timeBackToBack(graphs, launches);
+      steps += held * launches;
     }
     return { steps, seconds: elapsed() };
   }
 
+  async #findPace() {
+    const batches = this.#graphs.length;
+    const us = await this.#device.timeBackToBack(this.#graphs, 2 * batches);
+    const { rounds, launches } = paceOf(us, batches);
+    if (rounds === 0) return { graphs: this.#graphs, held: 1, launches };
+    this.#many = this.#device.capture(this.#streams.main, () => {
+      for (let round = 0; round < rounds; round++) for (const step of this.#steps) step.record();
+    });
+    return { graphs: [this.#many], held: rounds * batches, launches };
+  }
+
   [Symbol.dispose]() {
+    this.#many?.[Symbol.dispose]();
     for (const step of this.#steps) step[Symbol.dispose]();
     this.#streams[Symbol.dispose]();
   }

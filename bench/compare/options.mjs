@@ -35,6 +35,10 @@ export function optionsOf(argv) {
     /** How Nexus keeps its weights. */
     packWeights: packing(values["pack-weights"]),
     withEnergy: !values["without-energy"],
+    withSortedLoop: values["with-sorted-loop"],
+    /** Cells that are asked for, where not all are. */
+    ...(tokens && { tokens: tokens.map(Number) }),
+    ...(routings && { routings }),
     /** Whether a cell is asked for. */
     wants: (cell) =>
       (tokens?.includes(String(cell.tokens)) ?? true) && (routings?.includes(cell.routing) ?? true),
@@ -61,6 +65,7 @@ function parsed(argv) {
         peers: { type: "string" },
         "pack-weights": { type: "string" },
         "without-energy": { type: "boolean", default: false },
+        "with-sorted-loop": { type: "boolean", default: false },
       },
     });
   } catch (error) {

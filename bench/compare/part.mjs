@@ -5,8 +5,8 @@ import { join } from "node:path";
 import { dataSheetOf } from "../gpu/data-sheets.mjs";
 import { median, summaryOf, syntheticLayer } from "../gpu/support.mjs";
 import { measureCell } from "./cell.mjs";
-import { cellsOf } from "./cells.mjs";
-import { idleWattsOf } from "./energy.mjs";
+import { cellsOf, peersOf } from "./cells.mjs";
+import { idleWattsOf, WINDOW_SECONDS } from "./energy.mjs";
 import { LOOP_PEERS, loopCells } from "./loops.mjs";
 
 const SEED = 1;
@@ -18,6 +18,7 @@ const SEED = 1;
 export async function measurePart(bench, part, options) {
   const { device, hello, limits } = bench;
   const { memoryBytes, name } = hello.device;
+  const chosen = part === "loops" ? LOOP_PEERS : options.peers;
   const began = new Date();
   const result = {
     format: "nexus-peers/1",
@@ -25,6 +26,7 @@ export async function measurePart(bench, part, options) {
     mode: part,
     seed: SEED,
     packWeights: options.packWeights,
+    options: askedFor(options, chosen),
     commit: process.env.NEXUS_COMMIT ?? "unknown",
     device: { ...(await summaryOf(device)), memoryBytes },
     versions: { node: process.version.slice(1), ...hello.versions },
@@ -41,7 +43,6 @@ export async function measurePart(bench, part, options) {
   const [card] = name.replace(/^NVIDIA /, "").split(" ");
   const file = join(options.out, `${card.toLowerCase()}-${result.date.slice(0, 10)}-${part}.json`);
   const save = () => writeFileSync(file, `${JSON.stringify(result)}\n`);
-  const chosen = part === "loops" ? LOOP_PEERS : options.peers;
   let failed = false;
   const fail = (shape, cell, error) => {
     failed = true;
@@ -69,7 +70,8 @@ export async function measurePart(bench, part, options) {
       for (const cell of asked) {
         try {
           const energy = cell.energy && options.withEnergy;
-          const measured = await measureCell(site, shape, { ...cell, energy }, chosen);
+          const taking = peersOf(chosen, options.withSortedLoop, shape, cell);
+          const measured = await measureCell(site, shape, { ...cell, energy }, taking);
           const line = lineOf(measured.cell, began);
           result.cells.push(measured.cell);
           result.energy.push(...measured.energy);
@@ -90,6 +92,20 @@ export async function measurePart(bench, part, options) {
   result.seconds = (Date.now() - began) / 1e3;
   save();
   return { file, failed };
+}
+
+/** What decided what was measured, and how often; without `peers`, `tokens` or `routings` there were all. */
+function askedFor({ rounds, withEnergy, withSortedLoop, packWeights, tokens, routings }, peers) {
+  return {
+    rounds,
+    energy: withEnergy,
+    windowSeconds: WINDOW_SECONDS,
+    withSortedLoop,
+    packWeights,
+    ...(peers && { peers }),
+    ...(tokens && { tokens }),
+    ...(routings && { routings }),
+  };
 }
 
 /** The layer in both processes. @param packWeights how Nexus keeps it */

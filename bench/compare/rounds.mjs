@@ -11,11 +11,13 @@ import { Refused } from "./options.mjs";
 const BURST_US = 20_000;
 const LEAST_REPLAYS = 3;
 const MOST_REPLAYS = 60;
+/** An eager step is as fast as its host, which needs time to settle: all rounds of such a contender together are at least so long. */
+const EAGER_US = 500_000;
 
 /**
  * A contender that may fail (`mayFail`) has no more turns once it cannot be timed: the others go on without it.
  *
- * @param contenders [{ time(replays), mayFail? }]
+ * @param contenders [{ time(replays), mayFail?, eager? }]
  * @param plan { rounds, batches, seed }
  * @returns { taken: a map from contender to its rounds, microseconds of every replay; failed: one from contender to the
  *   reason, of those that could not be timed }
@@ -38,7 +40,9 @@ export async function takeTurns(contenders, { rounds, batches, seed }) {
     const look = await timed(contender, batches);
     if (look === undefined) continue;
     const us = look.reduce((sum, each) => sum + each, 0) / look.length;
-    const wanted = Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, Math.round(BURST_US / us)));
+    const wanted = contender.eager
+      ? Math.max(LEAST_REPLAYS, Math.ceil(EAGER_US / rounds / us))
+      : Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, Math.round(BURST_US / us)));
     replays.set(contender, Math.ceil(wanted / batches) * batches);
   }
   const random = new Random(seed).fork("turns");

@@ -3,6 +3,7 @@
 How a peer computes is its own file's business, and when each is timed that of whoever drives the worker.
 """
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ ERROR_BOUND = 1e-2
 ROW_ERROR_BOUND = 5e-2
 # Replays of every batch by which settings are compared, after one round to warm up.
 TRIAL_ROUNDS = 5
-# Before every burst: the queue fills, clocks and caches are this contender's own. An eager step is its own host's pace.
-WARM_UP_REPLAYS = 3
+# Before every burst: the queue fills, clocks and caches are this contender's own. An eager step is its host's pace, and a host that has
+# just waited takes longer for its first steps.
+WARM_UP_REPLAYS, WARM_UP_STEPS = 3, 10
 # Python takes 10 to 20 us to hand over a replay and its two events (H100's host; up to twice that in a process with much else in it),
 # as long as a step of the smallest layer takes. A burst of replays therefore begins behind a kernel that holds the GPU for so long for
 # each of them; if not all are queued by then it is done again with twice as long, up to the most.
@@ -27,8 +29,11 @@ HOST_US = 40
 MOST_HOST_US = 64 * HOST_US
 # torch.cuda._sleep counts cycles.
 CYCLES_A_US = 2000
-# A run without a pause hands over about so much work before it waits.
+# A run without a pause hands over about so much work before it waits. Between two graphs a stream is idle for microseconds, which no
+# time between a replay's own events contains: steps that take less than GRAPH_US are therefore put into graphs that take as long or
+# longer, all batches in turn. bench/compare/pace.mjs has Nexus do the same.
 BURST_SECONDS = 0.1
+GRAPH_US = 2000
 
 
 class WrongOutput(Exception):
@@ -44,17 +49,18 @@ class Contender:
     row_error: float = 0.0
     # Settings that were tried and failed, with the reason.
     rejected: list[dict] = field(default_factory=list)
-    # One callable for each batch.
+    # For each batch a callable that runs its step: a replay of its graph, or the step itself, which `steps` has in either case.
     runs: list = field(default_factory=list)
+    steps: list = field(default_factory=list)
     # What keeps buffers alive for the graphs.
     held: list = field(default_factory=list)
-    # Steps of a run without a pause that are handed over at once: found by the first run.
-    burst: int = 0
+    # How a run without a pause goes on: found by the first.
+    pace: "Pace | None" = None
 
     def time(self, replays: int) -> list[float]:
         """Microseconds of each replay, batches in turn from the first on, between events of its own."""
         runs = self.runs
-        for i in range(WARM_UP_REPLAYS if self.mode == "graph" else 1):
+        for i in range(WARM_UP_REPLAYS if self.mode == "graph" else WARM_UP_STEPS):
             runs[i % len(runs)]()
         marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(replays)]
         hold = HOST_US
@@ -85,15 +91,39 @@ class Contender:
 
     def run_for(self, seconds: float) -> tuple[int, float]:
         """(steps, seconds) of steps without a pause, for whoever reads the energy counter meanwhile."""
-        if self.burst == 0:
-            self.burst = max(1, round(BURST_SECONDS * 1e6 / self.trial()))
-        steps, began = 0, time.perf_counter()
+        if self.pace is None:
+            self.pace = self.pace_of(self.trial())
+        pace = self.pace
+        launched, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
-            for _ in range(self.burst):
-                self.runs[steps % len(self.runs)]()
-                steps += 1
+            for _ in range(pace.burst):
+                pace.runs[launched % len(pace.runs)]()
+                launched += 1
             torch.cuda.synchronize()
-        return steps, time.perf_counter() - began
+        return launched * pace.steps, time.perf_counter() - began
+
+    def pace_of(self, us: float) -> "Pace":
+        if self.mode != "graph" or us >= GRAPH_US:
+            return Pace(self.runs, 1, max(1, round(BURST_SECONDS * 1e6 / us)))
+        rounds = math.ceil(GRAPH_US / (us * len(self.steps)))
+
+        def all_in_turn() -> None:
+            for _ in range(rounds):
+                for step in self.steps:
+                    step()
+
+        graph, _ = capture(all_in_turn)
+        steps = rounds * len(self.steps)
+        return Pace([graph.replay], steps, max(1, round(BURST_SECONDS * 1e6 / (us * steps))))
+
+
+@dataclass
+class Pace:
+    """Of a run without a pause: what is launched in turn, how many steps each launch holds, and how many launches are handed over at once."""
+
+    runs: list
+    steps: int
+    burst: int
 
 
 def capture(step: Step) -> tuple:
@@ -122,7 +152,8 @@ def add_batch(contender: Contender, peer: Peer, layer: Layer, batch: Batch, expe
     contender.error = max(contender.error, error)
     contender.row_error = max(contender.row_error, row_error)
     contender.runs.append(run)
-    contender.held += [step, output]
+    contender.steps.append(step)
+    contender.held.append(output)
 
 
 def contender_of(peer: Peer, layer: Layer, batches: list[Batch], expected: list[torch.Tensor], mode: str, setting: Setting) -> Contender:

@@ -1,4 +1,4 @@
-"""Checks how bursts of replays are held back until all are queued, on a made-up GPU: wants neither PyTorch nor a GPU.
+"""Checks how bursts of replays are held back until all are queued and how steps follow each other without a pause, on a made-up GPU: wants neither PyTorch nor a GPU.
 
     python test_contender.py
 
@@ -9,7 +9,7 @@ it is no longer held.
 import sys
 import unittest
 from types import ModuleType
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 # contender.py takes no more of these than names, but for torch.cuda, which every test makes anew.
 for name in ("torch", "layer", "peer"):
@@ -18,7 +18,7 @@ for name in ("torch", "layer", "peer"):
         setattr(sys.modules[name], attribute, MagicMock())
 
 import contender  # noqa: E402
-from contender import CYCLES_A_US, HOST_US, MOST_HOST_US, WARM_UP_REPLAYS, Contender  # noqa: E402
+from contender import CYCLES_A_US, GRAPH_US, HOST_US, MOST_HOST_US, WARM_UP_REPLAYS, WARM_UP_STEPS, Contender  # noqa: E402
 
 STEP_US = 7.5
 
@@ -88,7 +88,50 @@ class Bursts(unittest.TestCase):
         gpu, peer = made_ready(host_us=2 * MOST_HOST_US, mode="eager")
         self.assertEqual(peer.time(4), [STEP_US] * 4)
         self.assertEqual(gpu.holds, [])
-        self.assertEqual(gpu.replayed, [0, 0, 1, 0, 1], "one to warm up, and one burst")
+        self.assertGreaterEqual(WARM_UP_STEPS, 10)
+        self.assertEqual(gpu.replayed, [0, 1] * (WARM_UP_STEPS // 2 + 2), "steps to warm up, and one burst")
+
+
+class Paces(unittest.TestCase):
+    """Of runs without a pause."""
+
+    def pace(self, us: float, mode: str = "graph", batches: int = 2):
+        gpu, peer = made_ready(host_us=1, mode=mode, batches=batches)
+        peer.steps = gpu.runs(batches)
+        captured = []
+
+        def capture(step):
+            gpu.replayed.clear()
+            step()
+            captured.append(list(gpu.replayed))
+            return MagicMock(), None
+
+        with patch.object(contender, "capture", capture):
+            return peer, peer.pace_of(us), captured
+
+    def test_short_steps_are_put_into_graphs_of_all_batches(self):
+        for us, batches in [(7.5, 16), (31.0, 16), (900.0, 4), (GRAPH_US - 1, 1)]:
+            _, pace, [graph] = self.pace(us, batches=batches)
+            self.assertEqual(graph, list(range(batches)) * (len(graph) // batches), "batches in turn, equally often")
+            self.assertEqual(pace.steps, len(graph))
+            self.assertGreaterEqual(pace.steps * us, GRAPH_US)
+            self.assertLess((pace.steps - batches) * us, GRAPH_US, "and no more of them than that takes")
+            self.assertEqual(len(pace.runs), 1)
+            self.assertGreaterEqual(pace.burst, 1)
+
+    def test_long_and_eager_ones_are_launched_one_by_one(self):
+        for us, mode in [(GRAPH_US, "graph"), (20.0, "eager")]:
+            peer, pace, captured = self.pace(us, mode)
+            self.assertEqual((pace.runs, pace.steps, captured), (peer.runs, 1, []))
+
+    def test_a_run_counts_every_step_of_every_launch(self):
+        gpu, peer = made_ready(host_us=1)
+        launched = []
+        peer.pace = contender.Pace([lambda: launched.append(0), lambda: launched.append(1)], steps=32, burst=3)
+        steps, seconds = peer.run_for(0.001)
+        self.assertEqual(steps, 32 * len(launched))
+        self.assertEqual(launched[:4], [0, 1, 0, 1], "in turn, also from burst to burst")
+        self.assertGreaterEqual(seconds, 0.001)
 
 
 if __name__ == "__main__":

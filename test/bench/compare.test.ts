@@ -21,7 +21,7 @@ interface PartShape {
   readonly cells: readonly Cell[];
 }
 
-const { cellsOf, PARTS, ROUTINGS, SHAPES, TOKENS } = await load("cells.mjs");
+const { cellsOf, peersOf, PARTS, ROUTINGS, SHAPES, TOKENS } = await load("cells.mjs");
 const GIB = 2 ** 30;
 
 describe("the cells of a comparison", () => {
@@ -60,6 +60,25 @@ describe("the cells of a comparison", () => {
     assert.equal(experts(79 * GIB, ["a", "b", "c", "d"])?.experts, 128);
     assert.equal(experts(39 * GIB, ["a"])?.experts, 128);
     assert.equal((cellsOf("mixtral-8x7b", 79 * GIB) as PartShape[])[0]?.shape.experts, 8);
+    // The sorted loop takes next to nothing beside three others.
+    assert.equal(experts(79 * GIB, ["a", "b", "c", "loop-sorted"])?.experts, 256);
+  });
+
+  it("have the sorted loop, if asked, where it may come near: many tokens and large experts", () => {
+    const peers = (shape: string, tokens: number, named?: string[], asked = true) =>
+      peersOf(named, asked, { name: shape }, { tokens });
+    const with1024 = (SHAPES as { name: string }[]).flatMap(({ name }) =>
+      peers(name, 1024, ["a"]).includes("loop-sorted") ? [name] : [],
+    );
+    assert.deepEqual(with1024, ["large", "mixtral-8x7b", "deepseek-v3", "gpt-oss-20b"]);
+    assert.deepEqual(peers("large", 256, ["a"]), ["a"]);
+    assert.deepEqual(peers("large", 4096, ["a"], false), ["a"]);
+    assert.deepEqual(peers("large", 4096, ["loop-sorted"]), ["loop-sorted"]);
+    assert.equal(
+      peers("large", 4096),
+      undefined,
+      "all peers take part, the sorted loop among them",
+    );
   });
 });
 
@@ -99,6 +118,21 @@ describe("turns", () => {
       rounds.map(([burst]) => burst?.length),
       [64, 32, 16],
     );
+  });
+
+  it("of an eager contender are half a second together, however short its steps", async () => {
+    const { takeTurns: take } = await load("rounds.mjs");
+    for (const [us, rounds] of [
+      [900, 5],
+      [40, 3],
+      [400_000, 5],
+    ] as const) {
+      const eager = { eager: true, time: async (replays: number) => new Array(replays).fill(us) };
+      const { taken } = await take([eager], { rounds, batches: 2, seed: 1 });
+      const samples = (taken.get(eager) as number[][]).flat();
+      assert.ok(samples.length * us >= 500_000, `${samples.length} steps of ${us} us`);
+      assert.ok(samples.length >= 3 * rounds);
+    }
   });
 
   it("come in an order that changes from round to round, the same for the same seed", async () => {
@@ -145,6 +179,45 @@ describe("a contender that cannot be timed", () => {
     await assert.rejects(takeTurns([good, nexus], plan), /wrong/);
     const gone = failing(1, new Refused("the peers' process is gone"));
     await assert.rejects(takeTurns([good, gone], plan), /is gone/);
+  });
+});
+
+describe("a run without a pause", () => {
+  it("has short steps in graphs of all batches, and launches long ones one by one", async () => {
+    const { paceOf } = await load("pace.mjs");
+    for (const [us, batches] of [
+      [7.5, 16],
+      [395, 4],
+      [1999, 1],
+    ] as const) {
+      const { rounds, launches } = paceOf(us, batches);
+      const graph = us * batches * rounds;
+      assert.ok(graph >= 2000 && graph - us * batches < 2000, `${rounds} rounds of ${us} us`);
+      assert.ok(Math.abs(launches * graph - 1e5) <= graph / 2, "a tenth of a second at once");
+    }
+    assert.deepEqual(paceOf(6000, 4), { rounds: 0, launches: 20 });
+    assert.deepEqual(paceOf(1e6, 1), { rounds: 0, launches: 1 });
+  });
+
+  it("lasts five seconds or more between two looks at the counter, whose readings are 0.1 s old at most", async () => {
+    const { energyOf, WINDOW_SECONDS } = await load("energy.mjs");
+    assert.ok(WINDOW_SECONDS - 2 * 0.1 >= 5, `${WINDOW_SECONDS} s`);
+    const asked: number[] = [];
+    let joules = 0;
+    const energy = {
+      available: true,
+      domain: "made up",
+      minimumWindowSeconds: 0,
+      joules: async () => joules,
+    };
+    const { steps, joules: counted } = await energyOf({ energy }, async (seconds: number) => {
+      asked.push(seconds);
+      joules += 100 * seconds;
+      return { steps: 1000 * seconds, seconds };
+    });
+    assert.equal(asked.at(-1), WINDOW_SECONDS);
+    assert.equal(steps, 1000 * WINDOW_SECONDS);
+    assert.ok(Math.abs(counted - 100 * WINDOW_SECONDS) < 1e-6, "without the steps to warm up");
   });
 });
 
@@ -212,6 +285,8 @@ describe("the command", () => {
     const { wants, parts, withEnergy } = optionsOf(["--tokens", "4,64", "--routings", "hot"]);
     assert.deepEqual(parts, ["quick"]);
     assert.equal(withEnergy, true);
+    const { tokens, routings, withSortedLoop } = optionsOf(["--tokens", "4", "--with-sorted-loop"]);
+    assert.deepEqual([tokens, routings, withSortedLoop], [[4], undefined, true]);
     assert.equal(wants({ tokens: 4, routing: "hot" }), true);
     assert.equal(wants({ tokens: 4, routing: "uniform" }), false);
     assert.equal(wants({ tokens: 16, routing: "hot" }), false);

@@ -76,6 +76,10 @@ const hello = {
 const options = {
   rounds: 2,
   withEnergy: false,
+  withSortedLoop: false,
+  packWeights: false,
+  peers: ["p", "q"],
+  tokens: [1],
   wants: ({ tokens, routing }: { tokens: number; routing: string }) =>
     tokens === 1 && routing === "uniform",
 };
@@ -106,6 +110,16 @@ describe("a part of the comparison", () => {
     );
     assert.equal(result.format, "nexus-peers/1");
     assert.equal(result.queuedBursts, true);
+    const { windowSeconds, ...asked } = result.options;
+    assert.ok(windowSeconds >= 5);
+    assert.deepEqual(asked, {
+      rounds: 2,
+      energy: false,
+      withSortedLoop: false,
+      packWeights: false,
+      peers: ["p", "q"],
+      tokens: [1],
+    });
     assert.deepEqual(result.limits, { copyTBs: 3, dataSheetTBs: null, dataSheetTFlops: null });
     assert.equal(result.shapes[0].name, "small");
     const [cell, ...more] = result.cells;
@@ -158,5 +172,42 @@ describe("a part of the comparison", () => {
       result.cells.map(({ tokens, failed: why }: Record<string, unknown>) => [tokens, why]),
       [[1, "peers, layer: OutOfMemoryError"]],
     );
+  });
+
+  it("runs Nexus's steps without a pause from one graph of all batches in turn", async () => {
+    const { NexusContender } = await import(
+      pathToFileURL(path.join(root, "bench/compare/nexus.mjs")).href
+    );
+    const { syntheticLayer } = await import(
+      pathToFileURL(path.join(root, "bench/gpu/support.mjs")).href
+    );
+    const folder = mkdtempSync(path.join(tmpdir(), "nexus-pace-"));
+    const batches = 4;
+    await new FakePeers().ask("cell", { tokens: 1, batches, folder });
+    try {
+      await withEmulated(async (device) => {
+        const shape = { hiddenSize: 512, intermediateSize: 1024, experts: 8, topK: 2 };
+        const synthetic = await syntheticLayer(device, { ...shape, renormalize: true }, 1);
+        using _ = synthetic.modules;
+        using nexus = await NexusContender.make(synthetic, { tokens: 1, batches, folder });
+        const launches: [number, number][] = [];
+        const replay = device.timeBackToBack.bind(device);
+        device.timeBackToBack = async (graphs, repeats) => {
+          const count = [graphs].flat().length;
+          launches.push([count, repeats]);
+          // Once is enough to see that it can be launched.
+          if (count === 1 && launches.length === 2) await replay(graphs, 1);
+          return 300;
+        };
+        const { steps } = await nexus.run(0.001);
+        const [look, first, ...more] = launches;
+        assert.deepEqual(look, [batches, 2 * batches]);
+        // Two rounds of four steps of 300 us are 2.4 ms, and 42 of those a tenth of a second.
+        assert.deepEqual(first, [1, 42]);
+        assert.equal(steps, (1 + more.length) * 42 * 2 * batches);
+      });
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
   });
 });
