@@ -4,8 +4,8 @@
 #   bench/gpu/run.sh OUT [PART...]
 #
 # Parts: tests endurance bars ablation bench demo memcheck racecheck (default: tests bars ablation), and, with Python's
-# PyTorch and Triton: compare (NEXUS_COMPARE names its parts, default quick), drift, traffic; counters,
-# as traffic, wants Nsight Compute.
+# PyTorch and Triton: peers (every peer against float64), compare (NEXUS_COMPARE names its parts, default quick), drift, traffic;
+# counters, as traffic, wants Nsight Compute.
 # Wants the built package (dist/, kernels/bundle/, node_modules/ with the production
 # dependencies, test/fixtures/) and Node: `node` on the path, or NEXUS_NODE naming a binary or
 # a Node archive (.tar.gz, .tgz, .tar.xz), which is unpacked into a folder of its own.
@@ -54,9 +54,10 @@ part() {
   tests) node test/run.mjs gpu/ ;;
   endurance) NEXUS_REPLAYS=${NEXUS_REPLAYS:-1000000} node test/run.mjs gpu/endurance ;;
   bars) node bench/gpu/bars.mjs --out "$out/bars.json" ${NEXUS_ONLY:+--only "$NEXUS_ONLY"} ;;
-  ablation) node $nexus bench --device cuda --ablation --json >"$out/ablation.json" ;;
+  ablation) node $nexus bench --device cuda --ablation --json | node bench/gpu/with-commit.mjs >"$out/ablation.json" ;;
   bench) node $nexus bench --device cuda --json >"$out/bench.json" ;;
   demo) node $nexus demo --device cuda ;;
+  peers) python3 bench/peers/test_peers.py ;;
   compare) node bench/compare/main.mjs --out "$out" ${NEXUS_COMPARE:-quick} ;;
   drift) node bench/compare/drift.mjs --json "$out/drift.json" ;;
   traffic) node bench/traffic/measure.mjs --json "$out/traffic.json" ;;
@@ -83,7 +84,7 @@ limit() {
   case $1 in
   tests) echo "${!name:-300}" ;;
   compare) echo "${!name:-600}" ;;
-  endurance | memcheck | racecheck) echo "${!name:-400}" ;;
+  peers | endurance | memcheck | racecheck) echo "${!name:-400}" ;;
   *) echo "${!name:-180}" ;;
   esac
 }

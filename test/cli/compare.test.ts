@@ -25,6 +25,7 @@ function results(rounds: readonly (readonly number[])[], noise?: number): Result
     seed: 1,
     packWeights: "false",
     cells: [only],
+    failedCells: [],
   };
 }
 
@@ -195,10 +196,16 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
   );
   assert.doesNotMatch(stdout, /nexus-again/);
   assert.match(stdout, /x \(eager\), only in A \(failed in B: out of memory\)/);
-  assert.match(stdout, /s, 128 tokens, uniform, only in A/);
+  assert.match(stdout, /s, 128 tokens, uniform, only in A \(failed in B: the GPU is gone\)/);
   assert.match(
     stdout.trimEnd(),
     /\n1 faster, 0 slower, 1 unchanged, 0 with too few samples to tell, 2 not in both files\.$/,
+  );
+
+  const repaired = await compareFiles(b, a);
+  assert.match(
+    repaired.stdout,
+    /s, 128 tokens, uniform, only in B \(failed in A: the GPU is gone\)/,
   );
 
   const json = JSON.parse((await compareFiles(a, b, "--json")).stdout);

@@ -40,7 +40,7 @@ export interface Unmatched {
   readonly reason?: string;
 }
 
-type Source = Omit<Results, "cells">;
+type Source = Omit<Results, "cells" | "failedCells">;
 
 export interface Comparison {
   readonly command: "bench --compare";
@@ -66,7 +66,9 @@ export function compare(a: Results, b: Results): Comparison {
   for (const [cellA, cellB] of pairs(a.cells, b.cells, ({ name }) => name)) {
     const cell = (cellA ?? cellB)?.name as string;
     if (cellA === undefined || cellB === undefined) {
-      unmatched.push({ cell, onlyIn: cellA === undefined ? "B" : "A" });
+      const [onlyIn, other] = cellA === undefined ? (["B", a] as const) : (["A", b] as const);
+      const failure = other.failedCells.find(({ name }) => name === cell);
+      unmatched.push({ cell, onlyIn, ...(failure && { reason: failure.reason }) });
       continue;
     }
     const repeats = [...usual, cellA.noise ?? 0, cellB.noise ?? 0];
@@ -93,7 +95,7 @@ export function compare(a: Results, b: Results): Comparison {
   };
 }
 
-function sourceOf({ cells: _, ...source }: Results): Source {
+function sourceOf({ cells: _, failedCells: __, ...source }: Results): Source {
   return source;
 }
 

@@ -42,6 +42,8 @@ export interface Results {
   /** How Nexus kept the experts' weights: false, true or "beside". */
   readonly packWeights: string;
   readonly cells: readonly MeasuredCell[];
+  /** Cells of which nothing was measured, and why. */
+  readonly failedCells: readonly { readonly name: string; readonly reason: string }[];
 }
 
 /** Results from before there was a choice do not say. */
@@ -130,10 +132,15 @@ function fromPeers(file: string, json: z.output<typeof PEERS>): Results {
     device: deviceText(device),
     cells: cells
       .filter(({ failed }) => failed === undefined)
-      .map(({ shape, tokens, routing, batches, contenders }) =>
-        peersCell(`${shape}, ${plural(tokens, "token")}, ${routing}`, batches, contenders),
-      ),
+      .map((cell) => peersCell(cellName(cell), cell.batches, cell.contenders)),
+    failedCells: cells.flatMap(({ failed, ...cell }) =>
+      failed === undefined ? [] : [{ name: cellName(cell), reason: failed }],
+    ),
   };
+}
+
+function cellName({ shape, tokens, routing }: { shape: string; tokens: number; routing: string }) {
+  return `${shape}, ${plural(tokens, "token")}, ${routing}`;
 }
 
 function peersCell(name: string, batches: number, all: z.output<typeof contenders>): MeasuredCell {
@@ -184,6 +191,7 @@ function fromBench(file: string, json: z.output<typeof BENCH>): Results {
       ],
       failed: [],
     })),
+    failedCells: [],
   };
 }
 
