@@ -5,7 +5,7 @@
 
 import { SHAPES } from "./cells.mjs";
 
-const CONFIGURATIONS = ["small", "medium", "large"];
+export const CONFIGURATIONS = ["small", "medium", "large"];
 export const BATCHES = [32, 128, 512];
 
 /** The loop as it is commonly written, the fastest that PyTorch can be given, and what it offers without one: bench/peers. */

@@ -2,7 +2,7 @@
  * How steps follow each other in a run without a pause, whose energy is read: the same for Nexus (nexus.mjs) and for peers
  * (../peers/contender.py, which has these two constants as well).
  *
- * Between two graphs a stream is idle for microseconds, which no time between a replay's own events contains. Short steps are
+ * Between two graphs a stream may be idle for microseconds, which no time between a replay's own events contains. Short steps are
  * therefore put into graphs that hold many, all batches in turn.
  */
 

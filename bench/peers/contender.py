@@ -29,8 +29,8 @@ HOST_US = 40
 MOST_HOST_US = 64 * HOST_US
 # torch.cuda._sleep counts cycles.
 CYCLES_A_US = 2000
-# A run without a pause hands over about so much work before it waits. Between two graphs a stream is idle for microseconds, which no
-# time between a replay's own events contains: steps that take less than GRAPH_US are therefore put into graphs that take as long or
+# A run without a pause hands over about so much work before it waits. Between two graphs a stream may be idle for microseconds, which
+# no time between a replay's own events contains: steps that take less than GRAPH_US are therefore put into graphs that take as long or
 # longer, all batches in turn. bench/compare/pace.mjs has Nexus do the same.
 BURST_SECONDS = 0.1
 GRAPH_US = 2000

@@ -183,18 +183,35 @@ export function skewPenalties(cells) {
     .filter(({ nexus, common }) => nexus !== undefined || common !== undefined);
 }
 
-/** Readings of some cells that hold joules; others say why they do not. */
+/** Readings of some cells that hold joules, each with the latency of its contender; others say why they hold none. */
 export function energyOf(cells) {
-  return cells.flatMap(({ energy }) => energy).filter(({ joules }) => joules > 0);
+  return cells.flatMap((cell) => {
+    const entries = entriesOf(cell);
+    const latencyOf = ({ contender: name, mode }) =>
+      entries.find(({ label }) => label === labelOf({ name, mode }))?.us;
+    return cell.energy
+      .filter(({ joules }) => joules > 0)
+      .map((reading) => ({ ...reading, latencyUs: latencyOf(reading) }));
+  });
 }
 
-/** Joules of one step, and what remains without what the idle card would have drawn meanwhile. */
+/** A window whose steps take so much longer than the latency, as a share, is marked: its joules are not those of the step that was timed. */
+export const LEAST_OFF_PACE = 0.03;
+
+/**
+ * Joules of one step, and what remains without what the idle card would have drawn meanwhile; microseconds of a step in the window, and
+ * how much more that is than the latency.
+ */
 export function energyFigures({ seconds, steps, joules, idleWatts, ...rest }) {
+  const windowUs = (seconds * 1e6) / steps;
   const perStep = joules / steps;
   const aboveIdle = (joules - idleWatts * seconds) / steps;
   return {
     ...rest,
     label: labelOf({ name: rest.contender, mode: rest.mode }),
+    seconds,
+    windowUs,
+    ...(rest.latencyUs !== undefined && { offPace: windowUs / rest.latencyUs - 1 }),
     perStep,
     aboveIdle,
     watts: joules / seconds,

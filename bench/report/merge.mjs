@@ -1,5 +1,7 @@
 /** Parts of one benchmark, and measurements beside it, as one result. Reading them is read.mjs's. */
 
+import { cellsOf as cellsOfPart, PARTS } from "../compare/cells.mjs";
+import { loopCells } from "../compare/loops.mjs";
 import { groupBy } from "./figures.mjs";
 import { cellName, plural } from "./format.mjs";
 import { pool } from "./pool.mjs";
@@ -63,10 +65,12 @@ export function merge(unsorted) {
     ],
     cells: cells.filter(({ part }) => part !== LOOPS),
     failedCells,
+    missingCells: missingFrom(parts),
     loopCells: cells.filter(({ part }) => part === LOOPS),
     shapes: distinct(all("shapes"), ({ name }) => name),
     unavailable: distinct(all("unavailable"), ({ name, reason }) => `${name}: ${reason}`),
     conditions: all("conditions"),
+    idleWatts: all("idleWatts"),
     drifts: beside("drifts"),
     traffics: beside("traffics"),
     counters: beside("counters"),
@@ -89,6 +93,7 @@ function cellsOf(part) {
     part: mode,
     experts: cell.experts ?? expertsOf(part, cell.shape),
     queued: part.queuedBursts === true,
+    paced: part.pacedWindows === true,
     limits: knownLimits(part),
     energy: energy.filter((each) => cellName(each) === cellName(cell)),
   }));
@@ -99,6 +104,27 @@ const expertsOf = ({ shapes }, name) => shapes.find((shape) => shape.name === na
 
 /** Cells of the loops are others than those beside peers, even of the same layer and batch. */
 const cellKey = (cell) => `${cellName(cell)}${cell.part === LOOPS ? ", loops" : ""}`;
+
+/** Cells that a part is made of and that none of the parts holds, measured or failed; those that were not asked for are not missed. */
+function missingFrom(parts) {
+  const held = new Set(parts.flatMap(cellsOf).map(cellKey));
+  const expected = parts.flatMap(({ mode: part, options = {} }) =>
+    cellsIn(part)
+      .filter(({ tokens }) => options.tokens?.includes(tokens) ?? true)
+      .filter(({ routing }) => options.routings?.includes(routing) ?? true)
+      .map((cell) => ({ ...cell, part })),
+  );
+  return distinct(expected, cellKey).filter((cell) => !held.has(cellKey(cell)));
+}
+
+/** Of a part by its name, as bench/compare measures them. */
+function cellsIn(part) {
+  const shapes =
+    part === LOOPS ? loopCells() : PARTS.includes(part) ? cellsOfPart(part, Infinity) : [];
+  return shapes.flatMap(({ shape, cells }) =>
+    cells.map(({ tokens, routing }) => ({ shape: shape.name, tokens, routing })),
+  );
+}
 
 function knownLimits({ limits, device }) {
   return {

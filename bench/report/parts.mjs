@@ -2,8 +2,9 @@
 
 import { loopBarsOf } from "./bars.mjs";
 import { heading, list, NONE, paragraph, right, table } from "./document.mjs";
+import { LEAST_OFF_PACE } from "./figures.mjs";
 import { cellName, number, percent, plural, ratio } from "./format.mjs";
-import { barTable } from "./lead.mjs";
+import { barTable, notMeasuredBlocks } from "./lead.mjs";
 import { loopFigures } from "./loops.mjs";
 import { median } from "./statistics.mjs";
 import { failureList } from "./tables.mjs";
@@ -13,12 +14,17 @@ export function energyTable(groups) {
     [
       { title: "cell" },
       { title: "contender" },
-      ...["mJ a step", "W", "tokens/J", "tokens/J above idle", "of Nexus's energy"].map(right),
+      ...["us in the window", "latency us", "mJ a step", "W", "tokens/J"].map(right),
+      ...["tokens/J above idle", "of Nexus's energy"].map(right),
     ],
     groups.flatMap(([name, group]) =>
       group.map((each) => [
         name,
         each.label,
+        each.offPace >= LEAST_OFF_PACE
+          ? `**${number(each.windowUs)}** (+${percent(each.offPace)})`
+          : number(each.windowUs),
+        each.latencyUs === undefined ? NONE : number(each.latencyUs),
         number(each.perStep * 1e3),
         number(each.watts),
         number(each.tokensPerJoule),
@@ -36,7 +42,7 @@ export function loopBlocks(cells) {
   return [
     heading(2, "The original system's table"),
     paragraph(
-      "The system that this project began from compared itself with loops over the experts. Here is that comparison, with the fastest loop of each row. It says little about today's peers; those stand above.",
+      "The system that this project began from compared itself with loops over the experts. Here is that comparison, with the fastest loop of each row. A loop's time is the shorter of two: the timed one (with half the distance between its deciles), and that of a step in the five seconds whose energy is read. It says little about today's peers; those stand above.",
     ),
     barTable(loopBarsOf(figures)),
     table(
@@ -44,6 +50,7 @@ export function loopBlocks(cells) {
         { title: "configuration" },
         right("tokens"),
         { title: "fastest loop" },
+        ...["timed us", "in the window us"].map(right),
         ...["its tokens/s", "Nexus tokens/s", "speed-up"].map(right),
         ...["its mJ/token", "Nexus mJ/token", "less energy"].map(right),
         { title: "fastest without a loop" },
@@ -53,6 +60,8 @@ export function loopBlocks(cells) {
         shape,
         `${tokens}`,
         loop?.label ?? NONE,
+        loop ? `${number(loop.timedUs)} ±${percent(loop.spread / 2)}` : NONE,
+        loop?.windowUs === undefined ? NONE : number(loop.windowUs),
         loop ? number((tokens / loop.us) * 1e6) : NONE,
         nexus ? number((tokens / nexus.us) * 1e6) : NONE,
         speedup === undefined ? NONE : `${speedup.toFixed(1)}x`,
@@ -160,8 +169,12 @@ export function driftBlocks(drifts) {
 }
 
 export function conditionBlocks({ device, versions, limits, conditions, unavailable, ...result }) {
-  const range = (key, unit) => {
-    const values = conditions.flatMap((each) => each[key] ?? []);
+  const range = (key, unit) =>
+    rangeOf(
+      conditions.flatMap((each) => each[key] ?? []),
+      unit,
+    );
+  const rangeOf = (values, unit) => {
     if (values.length === 0) return [];
     const [least, most] = [Math.min(...values), Math.max(...values)];
     return [`${least === most ? number(least) : `${number(least)} to ${number(most)}`} ${unit}`];
@@ -173,6 +186,7 @@ export function conditionBlocks({ device, versions, limits, conditions, unavaila
     ...range("powerW", "W"),
     ...range("powerLimitW", "W limit"),
   ];
+  const [idle] = rangeOf(result.idleWatts, "W");
   return [
     heading(2, "Conditions"),
     list([
@@ -185,7 +199,9 @@ export function conditionBlocks({ device, versions, limits, conditions, unavaila
       ...(seen.length === 0
         ? []
         : [`seen at ${plural(conditions.length, "time")} during the run: ${seen.join(", ")}`]),
+      ...(idle === undefined ? [] : [`idle, with contexts open and nothing running: ${idle}`]),
     ]),
+    ...notMeasuredBlocks(result),
     ...(unavailable.length === 0
       ? []
       : [

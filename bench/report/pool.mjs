@@ -48,6 +48,7 @@ function joinCells(cells) {
   return {
     ...latest,
     queued: cells.every(({ queued }) => queued),
+    paced: cells.every(({ paced }) => paced),
     ...(limits.length > 0 && { limit: joinRounds(limits) }),
     contenders: grouped(
       withCommit(cells, ({ contenders }) => contenders),

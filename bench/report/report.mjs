@@ -7,7 +7,9 @@ import { skewChart } from "./charts/skew.mjs";
 import { speedupChart } from "./charts/speedup.mjs";
 import { counterBlocks } from "./counters.mjs";
 import { figure, heading, paragraph } from "./document.mjs";
-import { energyGroups, energyOf, figuresOf } from "./figures.mjs";
+import { energyGroups, energyOf, figuresOf, LEAST_OFF_PACE } from "./figures.mjs";
+import { number, percent } from "./format.mjs";
+import { glanceBlocks } from "./glance.mjs";
 import { leadBlocks } from "./lead.mjs";
 import {
   ablationBlocks,
@@ -38,6 +40,7 @@ export function reportOf(result) {
     title: `Nexus beside its peers on ${result.device.name}`,
     blocks: [
       ...leadBlocks(figures, barsOf(figures)),
+      ...glanceBlocks(figures),
       ...cellBlocks(figures),
       ...energyBlocks(figures),
       ...loopBlocks(figures.loopCells),
@@ -126,7 +129,7 @@ function energyBlocks({ cells }) {
   return [
     heading(2, "Energy"),
     paragraph(
-      "From the card's own counter over windows of a second or more. Above idle: without what the card draws when it does nothing. The last column is the energy of a step over Nexus's in the same cell; above 1 Nexus saves.",
+      `From the card's own counter over windows of ${number(Math.min(...energy.map(({ seconds }) => seconds)))} s or more. A step's time in the window is bold where it is ${percent(LEAST_OFF_PACE)} or more above the latency: the card lowers its clocks under a load that lasts, or steps wait for something between them. Above idle: without what the card draws when it does nothing. The last column is the energy of a step over Nexus's in the same cell; above 1 Nexus saves.`,
     ),
     ...(svg === undefined ? [] : [figure("energy.svg", "Energy of a step", svg)]),
     energyTable(groups),

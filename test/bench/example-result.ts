@@ -165,6 +165,7 @@ export function exampleResult() {
     },
     versions: { node: "v24.0.0", python: "3.12.1", torch: "2.11.0", triton: "3.6.0" },
     limits: { copyTBs: 4.2, dataSheetTBs: 4.8, matrixTFlops: 780, dataSheetTFlops: 989 },
+    idleWatts: 75,
     conditions: [
       { when: "2026-11-24T10:00:00.000Z", smMHz: 1980, temperatureC: 41, powerW: 120 },
       { when: "2026-11-24T10:05:00.000Z", smMHz: 1650, temperatureC: 63, powerW: 698 },

@@ -110,6 +110,7 @@ describe("a part of the comparison", () => {
     );
     assert.equal(result.format, "nexus-peers/1");
     assert.equal(result.queuedBursts, true);
+    assert.equal(result.pacedWindows, true);
     const { windowSeconds, ...asked } = result.options;
     assert.ok(windowSeconds >= 5);
     assert.deepEqual(asked, {

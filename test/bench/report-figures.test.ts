@@ -151,6 +151,16 @@ describe("report figures", { skip }, () => {
     assert.match(bar("85 %").figure, /4\.31 of 4\.8 TB\/s, 89\.7 %/);
   });
 
+  it("the bar of every cell over vLLM's schedule is 1.15x, and one cell below it is enough to miss it", async () => {
+    const met = async (us: number) => {
+      const peer = (time: number) => [contender("nexus", 100), contender("vllm-schedule", time)];
+      return (await barsOf([cell(at(4096), peer(130)), cell(at(16384), peer(us))]))("from 2048")
+        .met;
+    };
+    assert.equal(await met(115), true);
+    assert.equal(await met(114.9), false);
+  });
+
   it("a bar missed by less than a hundredth does not read as met", async () => {
     const figure = async (us: number) => {
       const skewed = cell(at(2048, "zipf:1.5"), [contender("nexus", us)]);
@@ -276,6 +286,63 @@ describe("report figures", { skip }, () => {
       ],
     );
     assert.match(loopBarsOf([...rows, { speedup: 14 }])[0].figure, /^1 of 2 cells; 14\.0x to 20/);
+  });
+
+  it("a loop's time is the shorter of timed and in its energy window", async () => {
+    const { loopFigures } = await load("loops.mjs");
+    const { merge } = await load("merge.mjs");
+    const loops = exampleLoops();
+    const rowOf = (steps: number) => {
+      const [nexus, loop] = loops.energy;
+      const [row] = loopFigures(
+        merge([{ ...loops, energy: [nexus, { ...loop, steps }] }]).loopCells,
+      );
+      return row;
+    };
+    // 2 s in the window: 1000 us a step, half of the timed 2000; 4000 us are no news.
+    close(rowOf(2000).speedup, 10);
+    close(rowOf(2000).loop.timedUs, 2000);
+    close(rowOf(500).speedup, 20);
+    // The loop that was slower when timed may be the faster one.
+    const [only] = loops.cells;
+    const cells = [
+      {
+        ...only,
+        contenders: [...(only?.contenders ?? []), contender("loop-sorted", 1500, "eager")],
+      },
+    ];
+    const energy = [loops.energy[0], { ...loops.energy[1], steps: 2000 }];
+    const [row] = loopFigures(merge([{ ...loops, cells, energy }]).loopCells);
+    assert.equal(row.loop.name, "loop");
+    close(row.speedup, 10);
+  });
+
+  it("a step in an energy window stands beside its latency, and a window that is slower by 3 % is marked", async () => {
+    const { energyGroups, energyOf } = await load("figures.mjs");
+    const { energyTable } = await load("parts.mjs");
+    const { leadBlocks } = await load("lead.mjs");
+    const both = (steps: number, more: object = {}) => {
+      const energy = ["nexus", "x"].map((name) => ({
+        ...reading(at(1)),
+        contender: name,
+        steps: name === "x" ? steps : 20_000,
+      }));
+      return figuresOf([cell(at(1), [contender("nexus", 100), contender("x", 120)])], {
+        energy,
+        ...more,
+      });
+    };
+    const rows = async (steps: number) =>
+      energyTable(energyGroups(energyOf((await both(steps)).cells))).rows;
+    const [ours, theirs] = await rows(16_000);
+    assert.deepEqual(ours.slice(1, 4), ["nexus", "100", "100"]);
+    assert.deepEqual(theirs.slice(1, 4), ["x", "**125** (+4.2 %)", "120"]);
+    assert.equal((await rows(16_500))[1][2], "121");
+    const lead = async (steps: number, more: object = {}) =>
+      JSON.stringify(leadBlocks(await both(steps, more), []));
+    assert.match(await lead(16_000), /In 1 of the 1 cell whose energy .* contain waiting/);
+    assert.doesNotMatch(await lead(16_500), /contain waiting/);
+    assert.doesNotMatch(await lead(16_000, { pacedWindows: true }), /contain waiting/);
   });
 
   it("agreement: errors of single tokens and settings that failed, where they are known", async () => {

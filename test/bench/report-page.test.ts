@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
 import { inTemporaryFolder } from "../cli/nexus.ts";
@@ -44,10 +44,15 @@ describe("report page", { skip }, () => {
       const markdown = read("report.md");
       const lines = markdown.split("\n");
       assert.match(lines[2] as string, /fastest in 70 of 72 cells.*geometric mean of 1\.\d\dx/);
-      assert.match(lines[4] as string, /vLLM itself is not run.*rebuilt in Triton/);
+      assert.match(lines[4] as string, /^\*\*Four peers in every cell\*\*: torch-grouped-mm, /);
+      assert.match(lines[6] as string, /vLLM itself is not run.*rebuilt in Triton/);
       assert.doesNotMatch(markdown, /ScatterMoE/, "which has no part in these results");
-      assert.match(lines[6] as string, /A peer is faster beyond the noise in 2 cells/);
-      assert.match(lines[8] as string, /64 tokens, uniform: .*triton-kernels .* us \(\d+ %\)/);
+      assert.match(
+        lines[8] as string,
+        /Not measured in these results:\*\* OpenAI's triton_kernels/,
+      );
+      assert.match(lines[10] as string, /A peer is faster beyond the noise in 2 cells/);
+      assert.match(lines[12] as string, /64 tokens, uniform: .*triton-kernels .* us \(\d+ %\)/);
       assert.ok(markdown.includes("does not install | here"));
       assert.match(
         markdown,
@@ -55,7 +60,7 @@ describe("report page", { skip }, () => {
       );
       assert.match(
         markdown,
-        /\| small \| 512 \| loop \(eager\) \|.*20\.0x .* 85 % \| dense \| 7\.0x \|/,
+        /\| small \| 512 \| loop \(eager\) \| 2,000 ±\S+ % \| 2,000 \|.*20\.0x .* 85 % \| dense \| 7\.0x \|/,
       );
       assert.match(markdown, /\| \+ graph \| 300 \| 290 \| 80\.00x \| 356 \|/);
       assert.match(markdown, /\| 128 \| 8 \| 512 \| whole \| 2\.00 \| 6\.00 \| 3\.00x /);
@@ -72,6 +77,7 @@ describe("report page", { skip }, () => {
       );
       const order = [
         "Bars",
+        "At a glance",
         "Latency",
         "Roofline",
         "Skew",
@@ -88,6 +94,7 @@ describe("report page", { skip }, () => {
         places.toSorted((a, b) => a - b),
       );
       assert.ok((places[0] as number) > 0);
+      assert.match(markdown, /- idle, with contexts open and nothing running: 75\.0 W\n/);
       // Every row of a table has as many cells as its head.
       for (const block of markdown.split("\n\n").filter((each) => each.startsWith("| "))) {
         const widths = block
@@ -152,6 +159,48 @@ describe("report page", { skip }, () => {
     assert.equal(await outlines(80), 1);
     assert.equal(await outlines(99.5), 0, "within the noise");
     assert.equal(await outlines(150), 0, "Nexus is faster");
+  });
+
+  it("a page's tables are written between its comments, from the results that it names", () =>
+    inTemporaryFolder(async (folder) => {
+      const { written } = await load("page.mjs");
+      mkdirSync(path.join(folder, "plain"));
+      mkdirSync(path.join(folder, "beside"));
+      const write = (name: string, content: object) =>
+        writeFileSync(path.join(folder, name), JSON.stringify(content));
+      write("plain/quick.json", exampleResult());
+      write("plain/loops.json", exampleLoops());
+      write("plain/other.json", { rows: [] });
+      write("beside/quick.json", { ...exampleResult(), packWeights: "beside", energy: [] });
+      const begin = "<!-- figures: plain = plain; packed = beside -->\n";
+      const end = "<!-- end of figures -->\nafter\n";
+      const page: string = written(`before\n${begin}stale\n${end}`, folder);
+      assert.ok(page.startsWith(`before\n${begin}`) && page.endsWith(end), page);
+      assert.doesNotMatch(page, /stale|undefined|NaN/);
+      assert.match(
+        page,
+        /- \*\*packed: fastest in 70 of 72 cells\*\* .* Four peers in every cell\./,
+      );
+      assert.match(page, /\n\| bar \| plain \| packed \|\n/);
+      assert.match(
+        page,
+        /\n\| 15x the throughput .* \| met: 1 of 1 cell; 20\.0x to 20\.0x \| - \|\n/,
+      );
+      assert.match(page, /\n\| packed: vllm-schedule \| /);
+      assert.match(page, /\n\| {2}\| Nexus, plain \| Nexus, packed \| vllm-schedule \|/);
+      // 650 mJ a step beside 812 of the best peer; the packed result has no energy, so no column.
+      assert.match(page, /\n\| tokens \| plain \|\n.*\n\| 64 \| 20 %; less in 1 of 1 \|\n/);
+      assert.equal(written(page, folder), page);
+      assert.throws(() => written("no tables", folder), /no <!-- figures/);
+    }));
+
+  const bench = path.join(folder, "..");
+  it("the page of measurements quotes its results as they are", {
+    skip: existsSync(path.join(bench, "results")) ? false : "no bench/results/ here",
+  }, async () => {
+    const { written } = await load("page.mjs");
+    const page = readFileSync(path.join(bench, "README.md"), "utf8");
+    assert.equal(page, written(page, bench), "run node bench/report/page.mjs");
   });
 
   it("files that are none are refused with a line", () => {

@@ -51,7 +51,7 @@ describe("report parts", { skip }, () => {
     const { merge } = await load("merge.mjs");
     const whole = exampleResult();
     const drift = { format: "nexus-drift/1", device, commit: whole.commit, forms: [] };
-    // An ablation names no commit.
+    // Earlier ablations name no commit.
     const ablation = { command: "bench --ablation", device, results: [] };
     assert.deepEqual(merge([whole, drift, ablation]).warnings, []);
     const old = { ...ablation, device: { ...device, driver: "570.1" } };
@@ -59,6 +59,8 @@ describe("report parts", { skip }, () => {
     assert.equal(warnings.length, 2);
     assert.match(warnings[0], /different drivers: .*"570\.1" \(bench --ablation\)/);
     assert.match(warnings[1], /different commits: .*"fedcba9" \(nexus-drift\/1\)/);
+    const late = { ...ablation, commit: "fedcba9" };
+    assert.match(merge([whole, late]).warnings[0], /"fedcba9" \(bench --ablation\)/);
     const elsewhere = { ...drift, device: { ...device, name: "NVIDIA H100" } };
     assert.throws(() => merge([whole, elsewhere]), /different devices/);
   });
@@ -217,6 +219,35 @@ describe("report parts", { skip }, () => {
       assert.match(warnings.at(-1), /^1 cell measured again with another .*number of experts/);
     }
     assert.deepEqual(rounds(part(24, 100), part(25, 90, 128)).rounds, [[100], [90]]);
+  });
+
+  it("cells that a part is made of and no file holds are named, failed ones and those not asked for not", async () => {
+    const { merge } = await load("merge.mjs");
+    const { leadBlocks } = await load("lead.mjs");
+    const { figuresOf } = await load("figures.mjs");
+    const whole = { ...exampleResult(), mode: "small", energy: [] };
+    const small = (tokens: number, routing: string) => at(tokens, routing, "small");
+    const measured = [64, 256].flatMap((tokens) =>
+      ["uniform", "zipf:1", "zipf:1.5"].map((routing) =>
+        cell(small(tokens, routing), [contender("nexus", 100), contender("x", 120)]),
+      ),
+    );
+    const failed = { ...small(64, "hot"), failed: "out of memory", contenders: [] };
+    const result = { ...whole, options: { tokens: [64, 256] }, cells: [...measured, failed] };
+    const merged = merge([result]);
+    assert.deepEqual(
+      merged.missingCells.map(({ tokens, routing }: ExampleCell) => [tokens, routing]),
+      [[256, "hot"]],
+    );
+    const text = JSON.stringify(leadBlocks(figuresOf(merged), []));
+    assert.match(text, /1 cell failed:.*64 tokens, hot: out of memory/);
+    assert.match(text, /1 cell of these parts not attempted:.*small, 256 tokens, hot/);
+    // Another part may hold it; a result from before options were written may have been asked for few.
+    const rest = { ...whole, cells: [cell(small(256, "hot"), [contender("nexus", 100)])] };
+    assert.equal(merge([result, { ...rest, options: { tokens: [256] } }]).missingCells.length, 0);
+    assert.equal(merge([rest]).missingCells.length, 31);
+    const loops = { ...whole, mode: "loops", options: { tokens: [32] }, cells: [] };
+    assert.equal(merge([result, loops]).missingCells.length, 1 + 3);
   });
 
   it("what failed is named unless a later part measured it", async () => {
