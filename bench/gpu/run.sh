@@ -51,7 +51,7 @@ sanitize() {
 
 part() {
   case $1 in
-  tests) node test/run.mjs gpu/ ;;
+  tests) node test/run.mjs .gpu.test ;;
   endurance) NEXUS_REPLAYS=${NEXUS_REPLAYS:-1000000} node test/run.mjs gpu/endurance ;;
   bars) node bench/gpu/bars.mjs --out "$out/bars.json" ${NEXUS_ONLY:+--only "$NEXUS_ONLY"} ;;
   ablation) node $nexus bench --device cuda --ablation --json | node bench/gpu/with-commit.mjs >"$out/ablation.json" ;;
