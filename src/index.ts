@@ -95,7 +95,7 @@ export {
   ShapeError,
   UnpackableWeightsError,
 } from "./errors.ts";
-export type { MigInstance } from "./execution/cuda/mig/instances.ts";
+export { listMigInstances, type MigListing } from "./execution/cuda/mig/instances.ts";
 export { MigPool, type MigPoolOptions, MigWorker, openMigPool } from "./execution/cuda/mig/pool.ts";
 export type {
   AllocateOptions,
@@ -109,6 +109,7 @@ export type {
   EnergySource,
   Graph,
   MemoryUsage,
+  MigInstance,
   Packing,
   Projection,
   ProjectionPart,

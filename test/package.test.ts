@@ -153,6 +153,7 @@ const EXPORTS = [
   "StreamScheduler",
   "UnpackableWeightsError",
   "defaultDevice",
+  "listMigInstances",
   "openDevice",
   "openMigPool",
   "placeByHeat",

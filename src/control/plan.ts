@@ -6,7 +6,12 @@
 
 import { shown } from "../errors/wording.ts";
 import { InvalidArgumentError } from "../errors.ts";
-import { type ComputeBudgets, MAX_GROUPS, type Realisation } from "../execution/device.ts";
+import {
+  type ComputeBudgets,
+  MAX_GROUPS,
+  type MigInstance,
+  type Realisation,
+} from "../execution/device.ts";
 
 /** A hot, B warm, C cold (queued, time-sliced), D auxiliary (routing, aggregation, residual, shared experts), E router backward (reserved), F MIG. */
 export type SliceId = "A" | "B" | "C" | "D" | "E" | "F";
@@ -65,6 +70,8 @@ export interface Slice {
   readonly budget: SliceBudget;
   /** Expert indices, ascending. */
   readonly experts: readonly number[];
+  /** Of slice F: the instances of the device's GPU, which `openMigPool()` opens. Absent: none. */
+  readonly migInstances?: readonly MigInstance[];
 }
 
 /** Why one expert is where it is. */

@@ -63,6 +63,21 @@ export type DeviceKind = "cpu" | "cuda";
 /** How compute budgets can be made real. */
 export type Realisation = "shared" | "partitioned" | "mig";
 
+/** A MIG instance of a GPU, as NVML lists it: a device by itself, which a process of its own opens. */
+export interface MigInstance {
+  /** `MIG-...`: what `CUDA_VISIBLE_DEVICES` takes. */
+  readonly uuid: string;
+  /** As nvidia-smi numbers the GPU it is part of. */
+  readonly gpu: number;
+  readonly gpuInstance: number;
+  readonly computeInstance: number;
+  /** E.g. `"1g.18gb"`; the whole device name where the driver has no such part in it. */
+  readonly profile: string;
+  /** Null where the driver does not tell. */
+  readonly computeUnits: number | null;
+  readonly memoryBytes: number | null;
+}
+
 /** What a device is and what it can do; fixed for its lifetime. */
 export interface DeviceProperties {
   readonly kind: DeviceKind;
@@ -83,7 +98,10 @@ export interface DeviceProperties {
   readonly weightDTypes: readonly DType[];
   /** Element types that router logits may have. */
   readonly logitsDTypes: readonly DType[];
+  /** `mig`: whether the device's GPU has instances to open with `openMigPool()`; no budgets of this device become such. */
   readonly realisations: Readonly<Record<Realisation, Availability>>;
+  /** MIG instances of the device's GPU when it was opened; none where `realisations.mig` says why. */
+  readonly migInstances: readonly MigInstance[];
   /** Whether a bandwidth or cache budget is enforced by the hardware or only accounted for. */
   readonly enforces: {
     readonly bandwidth: Availability;

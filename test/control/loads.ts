@@ -56,6 +56,7 @@ export function gpu(changes: Partial<PlanningDevice> = {}): PlanningDevice {
       partitioned: { available: true },
       mig: { available: false, reason: "MIG mode is off." },
     },
+    migInstances: [],
     enforces: {
       bandwidth: { available: false, reason: "There is no switch for bandwidth." },
       cache: { available: true },

@@ -14,7 +14,7 @@ import { StreamScheduler } from "../../src/control/stream-scheduler.ts";
 import { Experts } from "../../src/data/experts.ts";
 import { Router } from "../../src/data/router.ts";
 import type { LayerWeights } from "../../src/data/weights.ts";
-import { DeviceUnavailableError, InvalidArgumentError, ShapeError } from "../../src/errors.ts";
+import { InvalidArgumentError, ShapeError } from "../../src/errors.ts";
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import { openDevice } from "../../src/execution/open.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
@@ -131,8 +131,10 @@ test("options out of range are refused when the layer is made, with a device and
   }
   // A device that is not open yet may be one that can do it.
   new MoELayer(spec, tensors, { slices: { realisation: "partitioned" } });
-  new MoELayer(spec, tensors, { slices: { realisation: "mig" } });
-  assert.throws(() => layerWith({ slices: { realisation: "mig" } }), DeviceUnavailableError);
+  // No device can do that.
+  const mig = { slices: { realisation: "mig" } } as const;
+  assert.throws(() => new MoELayer(spec, tensors, mig), /^InvalidArgumentError: .*openMigPool\(\)/);
+  assert.throws(() => layerWith(mig), /^InvalidArgumentError: .*openMigPool\(\)/);
 });
 
 test("a policy is a name or an object that can be asked", async () => {

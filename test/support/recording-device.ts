@@ -86,6 +86,7 @@ const GPU: DeviceProperties = {
     partitioned: { available: true },
     mig: { available: false, reason: "There is none." },
   },
+  migInstances: [],
   enforces: {
     bandwidth: { available: false, reason: "Nothing runs." },
     cache: { available: true },

@@ -91,9 +91,14 @@ function slicesOf(style: Style, report: DemoReport): string[] {
   const { before, after } = report;
   const rows = before.plan.slices.map((from, i): Cell[] => {
     const to = after.plan.slices[i] as Slice;
+    const format = SLICE_FORMATS[from.id];
+    if (isUnused(to))
+      return [
+        { text: SLICE_NAMES[from.id], format },
+        { text: to.state, format: "dim" },
+      ];
     const idle = to.state === "idle" ? " (idle)" : "";
-    const name = { text: SLICE_NAMES[from.id] + idle, format: SLICE_FORMATS[from.id] };
-    if (isUnused(to)) return [name, { text: to.state, format: "dim" }];
+    const name = { text: SLICE_NAMES[from.id] + idle, format };
     const cell = (of: (slice: Slice) => string) => change(of(from), of(to));
     return [
       name,
@@ -187,8 +192,8 @@ function indented(text: string): string[] {
   );
 }
 
-function isUnused({ state }: Slice): boolean {
-  return state === "reserved" || state === "absent";
+function isUnused({ id, state }: Slice): boolean {
+  return id === "F" || state === "reserved" || state === "absent";
 }
 
 function change(from: string, to: string): Cell {

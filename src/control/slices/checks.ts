@@ -25,6 +25,9 @@ const OPTIONS: Fields<SliceManagerOptions> = {
 const PRIORITIES: Fields<Record<BudgetedSliceId, number>> = { A: true, B: true, C: true, D: true };
 const RESERVATION: Fields<Reservation> = { computeUnits: true, cacheBytes: true };
 
+/** How a plan's budgets can be made real, the default first. */
+const DIVIDING: readonly Realisation[] = ["shared", "partitioned"];
+
 /** @throws InvalidArgumentError naming the option that there is not, or the priority that is none */
 export function checkNames(options: SliceManagerOptions): void {
   requireFields(options, "options", "an object, or left out", OPTIONS);
@@ -91,11 +94,7 @@ export function checkPlacing(placing: Placing, { name }: SlicePolicy, experts: n
 }
 
 /** @throws InvalidArgumentError naming the policy unless a device can be divided so */
-export function checkDivision(
-  division: Division,
-  { name }: SlicePolicy,
-  { realisations }: PlanningDevice,
-): void {
+export function checkDivision(division: Division, { name }: SlicePolicy): void {
   const { weights, realisation } = division ?? {};
   let sum = 0;
   for (const slice of BUDGETED_SLICE_IDS) {
@@ -108,15 +107,9 @@ export function checkDivision(
   if (!isAmount(sum)) {
     refuse(name, "divide", "weights", weights, "numbers that add up to a finite one");
   }
-  if (realisation !== undefined && !Object.keys(realisations).includes(realisation?.kind)) {
-    const kinds = Object.keys(realisations).join(", ");
-    refuse(
-      name,
-      "divide",
-      "realisation.kind",
-      realisation?.kind,
-      `one of ${kinds}, or no realisation`,
-    );
+  if (realisation !== undefined && !DIVIDING.includes(realisation?.kind)) {
+    const rule = `one of ${DIVIDING.join(", ")}, or no realisation`;
+    refuse(name, "divide", "realisation.kind", realisation?.kind, rule);
   }
 }
 
@@ -135,19 +128,24 @@ function refuse(
 /**
  * The one asked for, or for "auto" those to choose from, the default first.
  *
- * @throws InvalidArgumentError if there is no such realisation, DeviceUnavailableError if the device has none of them
+ * @throws InvalidArgumentError if no plan has such a realisation, DeviceUnavailableError if the device has none of them
  */
 export function usableRealisations(
   device: PlanningDevice,
   asked: Realisation | "auto",
 ): Realisation[] {
   const { name, realisations } = device;
-  if (asked !== "auto" && !Object.keys(realisations).includes(asked)) {
+  if (asked === "mig") {
     throw new InvalidArgumentError(
-      `There is no realisation ${shown(asked)}; choose one of auto, shared, partitioned, mig.`,
+      'realisation is "mig", and no plan divides MIG instances: each is a device of its own, for a process of its own. Open them with openMigPool(), and use auto, shared or partitioned here.',
     );
   }
-  const candidates = asked === "auto" ? (["shared", "partitioned"] as const) : [asked];
+  if (asked !== "auto" && !DIVIDING.includes(asked)) {
+    throw new InvalidArgumentError(
+      `There is no realisation ${shown(asked)}; choose one of auto, ${DIVIDING.join(", ")}.`,
+    );
+  }
+  const candidates = asked === "auto" ? DIVIDING : [asked];
   const usable = candidates.filter((each) => realisations[each].available);
   if (usable.length > 0) return usable;
   const reasons = candidates.map((each) => {

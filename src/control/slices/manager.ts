@@ -64,7 +64,7 @@ export interface SliceManagerOptions {
   readonly device?: PlanningDevice;
   /** A built-in policy by name, or one of your own; default "dynamic". */
   readonly policy?: PolicyName | SlicePolicy;
-  /** How budgets are made real; default "auto": shared, unless the adaptive policy measures partitions, or not dividing, to be better. */
+  /** How budgets are made real, `"mig"` excepted; default "auto": shared, unless the adaptive policy measures partitions, or not dividing, to be better. */
   readonly realisation?: Realisation | "auto";
   /** Higher keeps its budget longer; default A 4, D 3, B 2, C 1. */
   readonly priorities?: Partial<Record<BudgetedSliceId, number>>;
@@ -157,7 +157,7 @@ export class SliceManager {
 
     const work = moved.size === 0 ? wantedWork : workOf(view, sliceOf, used);
     const division = this.#policy.divide(view, work);
-    checkDivision(division, this.#policy, this.#device);
+    checkDivision(division, this.#policy);
     const { kind, reason } = this.#realise(division);
     const { budgets, reasons } = this.#budgets.next(division, work, cache);
     const plan = makePlan(

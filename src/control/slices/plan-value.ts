@@ -7,7 +7,7 @@
 
 import { shown } from "../../errors/wording.ts";
 import { InvalidArgumentError } from "../../errors.ts";
-import type { Realisation } from "../../execution/device.ts";
+import type { MigInstance, Realisation } from "../../execution/device.ts";
 import {
   BUDGETED_SLICE_IDS,
   type BudgetedSliceId,
@@ -52,7 +52,7 @@ const ROLES: Readonly<Record<SliceId, string>> = {
   C: "cold experts, queued and time-sliced",
   D: "routing, aggregation, residual and shared experts",
   E: "router backward",
-  F: "experts on MIG instances",
+  F: "MIG instances, for processes of their own",
 };
 
 const NO_BUDGET = { computeUnits: 0, bandwidthShare: 0 };
@@ -148,7 +148,6 @@ function makeSlices(
             : "No expert is on it.",
     });
   }) as [Slice, Slice, Slice];
-  const { mig } = device.realisations;
   return Object.freeze({
     A,
     B,
@@ -162,11 +161,24 @@ function makeSlices(
       state: "reserved",
       reason: "Kept for the router's backward pass; inference has none.",
     }),
-    F: slice("F", {
-      state: mig.available ? "idle" : "absent",
-      reason: mig.available ? "This plan uses no MIG instance." : mig.reason,
-    }),
+    F: slice("F", ofMig(device)),
   });
+}
+
+/** No plan puts experts there: an instance is a device of its own. So F says what there is, and how to use it. */
+function ofMig({ realisations, migInstances }: PlanningDevice) {
+  const { mig } = realisations;
+  if (!mig.available) return { state: "absent", reason: mig.reason } as const;
+  const reason = `Plans use no MIG instance; openMigPool() has a worker process for each of ${counted(migInstances.length, "instance")}: ${migInstances.map(inWords).join(", ")}.`;
+  return { state: "idle", reason, migInstances: Object.freeze([...migInstances]) } as const;
+}
+
+function inWords({ profile, uuid, computeUnits, memoryBytes }: MigInstance): string {
+  const sizes = [
+    computeUnits === null ? "compute units unknown" : `${computeUnits} compute units`,
+    memoryBytes === null ? "memory unknown" : `${(memoryBytes / MIB).toFixed(0)} MiB`,
+  ];
+  return `${profile} ${uuid} (${sizes.join(", ")})`;
 }
 
 function budgetKey(realisation: Realisation, slices: Plan["slices"]): string {

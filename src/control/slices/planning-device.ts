@@ -14,7 +14,13 @@ import { BUDGETED_SLICE_IDS } from "../plan.ts";
 /** The part of a device's properties that plans depend on. */
 export type PlanningDevice = Pick<
   DeviceProperties,
-  "name" | "computeUnits" | "computeUnitGranularity" | "cacheBytes" | "realisations" | "enforces"
+  | "name"
+  | "computeUnits"
+  | "computeUnitGranularity"
+  | "cacheBytes"
+  | "realisations"
+  | "migInstances"
+  | "enforces"
 >;
 
 /**
@@ -41,6 +47,7 @@ export function thisMachine(): PlanningDevice {
       partitioned: without("threads of one pool are not partitioned"),
       mig: without("processors have no MIG"),
     },
+    migInstances: [],
     enforces: {
       bandwidth: without("processors do not limit bandwidth"),
       cache: without("processors do not limit cache use"),
@@ -54,7 +61,7 @@ export function requirePlanningDevice(device: PlanningDevice): void {
   requireObject(device, "options.device", rule);
   const needed: readonly (keyof PlanningDevice)[] = [
     ...(["name", "computeUnits", "computeUnitGranularity", "cacheBytes"] as const),
-    ...(["realisations", "enforces"] as const),
+    ...(["realisations", "migInstances", "enforces"] as const),
   ];
   const missing = needed.filter((field) => device[field] === undefined);
   if (missing.length === 0) return;

@@ -50,6 +50,7 @@ export function cpuProperties(
         reason: "MIG instances are parts of NVIDIA GPUs; a CPU has none.",
       },
     },
+    migInstances: [],
     enforces: {
       bandwidth: {
         available: false,

@@ -43,7 +43,7 @@ import { Context } from "./driver/context.ts";
 import type { Driver } from "./driver/driver.ts";
 import { openDriver } from "./driver/native-driver.ts";
 import { CudaGraph } from "./graph.ts";
-import { migAvailability } from "./mig/instances.ts";
+import { migOfDevice } from "./mig/instances.ts";
 import { type NvmlEnergy, openNvmlEnergy } from "./nvml/energy.ts";
 import { PackedProjection } from "./packed-projection.ts";
 import { PlainProjection } from "./plain-projection.ts";
@@ -92,10 +92,7 @@ export async function openOnDriver(
     if (ordinal >= count) throw new DeviceUnavailableError(noSuchGpu(ordinal, count));
     const facts = driver.deviceFacts(ordinal);
     const kernels = await KernelSet.open(driver, facts);
-    const [energy, mig] = await Promise.all([
-      openNvmlEnergy(facts.uuid),
-      migAvailability(facts.uuid),
-    ]);
+    const [energy, mig] = await Promise.all([openNvmlEnergy(facts.uuid), migOfDevice(facts.uuid)]);
     const properties = cudaProperties(facts, kernels, driver.partitionsUnavailable(), mig);
     try {
       const context = new Context(driver, ordinal);

@@ -1,9 +1,10 @@
 /** What a CUDA device says of itself. */
 
-import type { Availability, DeviceProperties, WeightPacking } from "../device.ts";
+import type { DeviceProperties, WeightPacking } from "../device.ts";
 import type { Activation } from "../operators.ts";
 import type { KernelSet } from "./bundle/kernel-set.ts";
 import type { DeviceFacts } from "./driver/driver.ts";
+import type { MigOfDevice } from "./mig/instances.ts";
 import { activationSets } from "./operators/choice.ts";
 import { DECODE_TOKENS } from "./operators/decode.ts";
 import { ROW_TYPES } from "./rows.ts";
@@ -19,13 +20,13 @@ const RECOMMENDED_STREAMS = 1;
 
 /**
  * @param partitions why multiprocessors cannot be divided, or null
- * @param mig whether NVML lists MIG instances
+ * @param mig what NVML lists of MIG instances
  */
 export function cudaProperties(
   facts: DeviceFacts,
   kernels: Pick<KernelSet, "architecture" | "manifest" | "all">,
   partitions: string | null,
-  mig: Availability,
+  mig: MigOfDevice,
 ): DeviceProperties {
   return {
     kind: "cuda",
@@ -44,8 +45,9 @@ export function cudaProperties(
       shared: { available: true },
       partitioned:
         partitions === null ? { available: true } : { available: false, reason: partitions },
-      mig,
+      mig: mig.availability,
     },
+    migInstances: mig.instances,
     enforces: {
       bandwidth: {
         available: false,

@@ -4,8 +4,8 @@
  * itself.
  */
 
-import type { MigInstance } from "../cuda/mig/instances.ts";
 import type { GpuTelemetry } from "../cuda/nvml/gpu.ts";
+import type { MigInstance } from "../device.ts";
 import type { Check } from "./check.ts";
 import type { CudaGpu, Finding, GpuFindings, ManagedGpu } from "./gpu-findings.ts";
 

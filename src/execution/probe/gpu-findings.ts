@@ -4,8 +4,8 @@
  * reached, and then `stopped` says why.
  */
 
-import type { MigInstance } from "../cuda/mig/instances.ts";
 import type { GpuTelemetry } from "../cuda/nvml/gpu.ts";
+import type { MigInstance } from "../device.ts";
 
 export type Finding<T> =
   | ({ readonly ok: true } & T)

@@ -45,7 +45,7 @@ describe("a policy that says what cannot be", () => {
     [weighing({ A: 1e308, B: 1e308 }), /weights from divide\(\) is .*add up to a finite/],
     [
       dividing({ realisation: { kind: "green", reason: "so" } }),
-      /realisation\.kind from divide\(\) is "green"; .*one of shared, partitioned, mig/,
+      /realisation\.kind from divide\(\) is "green"; .*one of shared, partitioned, or no realisation/,
     ],
     [dividing({ realisation: null }), /realisation\.kind from divide\(\) is undefined/],
   ];

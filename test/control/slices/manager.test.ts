@@ -3,9 +3,39 @@ import os from "node:os";
 import { describe, test } from "node:test";
 import { ExpertProfiler } from "../../../src/control/profiler.ts";
 import { POLICY_NAMES, SliceManager } from "../../../src/control/slices/manager.ts";
+import type { PlanningDevice } from "../../../src/control/slices/planning-device.ts";
 import { placeByHeat, type SlicePolicy, weighByWork } from "../../../src/control/slices/policy.ts";
-import { DeviceUnavailableError } from "../../../src/errors.ts";
+import { DeviceUnavailableError, InvalidArgumentError } from "../../../src/errors.ts";
+import type { MigInstance } from "../../../src/execution/device.ts";
 import { cpu, expertsOf, gpu, load, SKEWED, unitsOf } from "../loads.ts";
+
+const INSTANCES: readonly MigInstance[] = [
+  {
+    uuid: "MIG-1",
+    gpu: 0,
+    gpuInstance: 7,
+    computeInstance: 0,
+    profile: "1g.18gb",
+    computeUnits: 16,
+    memoryBytes: 2 ** 34,
+  },
+  {
+    uuid: "MIG-2",
+    gpu: 0,
+    gpuInstance: 8,
+    computeInstance: 0,
+    profile: "odd",
+    computeUnits: null,
+    memoryBytes: null,
+  },
+];
+
+/** A GPU with MIG instances. */
+function divided(): PlanningDevice {
+  const { realisations } = gpu();
+  const mig = { available: true } as const;
+  return gpu({ realisations: { ...realisations, mig }, migInstances: INSTANCES });
+}
 
 describe("a plan from counts alone", () => {
   test("needs no device: it is for this machine's threads", () => {
@@ -84,10 +114,17 @@ describe("slices beside the experts'", () => {
     assert.deepEqual([F.state, F.reason, F.budget.computeUnits], ["absent", "MIG mode is off.", 0]);
   });
 
-  test("F is idle where MIG is available", () => {
-    const { realisations } = gpu();
-    const device = gpu({ realisations: { ...realisations, mig: { available: true } } });
-    assert.equal(new SliceManager({ device }).allocate(load(SKEWED)).slices.F.state, "idle");
+  test("F is idle where there are MIG instances, and lists them", () => {
+    const { F } = new SliceManager({ device: divided() }).allocate(load(SKEWED)).slices;
+    assert.equal(F.state, "idle");
+    assert.deepEqual(F.migInstances, INSTANCES);
+    assert.equal(
+      F.reason,
+      "Plans use no MIG instance; openMigPool() has a worker process for each of 2 instances: 1g.18gb MIG-1 (16 compute units, 16384 MiB), odd MIG-2 (compute units unknown, memory unknown).",
+    );
+    assert.deepEqual([F.budget.computeUnits, F.experts], [0, []]);
+    const none = new SliceManager({ device: gpu() }).allocate(load(SKEWED)).slices;
+    assert.ok(Object.values(none).every((slice) => slice.migInstances === undefined));
   });
 });
 
@@ -268,14 +305,26 @@ describe("realisation", () => {
   });
 
   test("what is unavailable is refused for the device's reason", () => {
-    assert.throws(
-      () => new SliceManager({ device: gpu(), realisation: "mig" }),
-      (error: unknown) =>
-        error instanceof DeviceUnavailableError && /MIG mode is off/.test(error.message),
-    );
     const none = { available: false, reason: "Out of order." } as const;
+    const partitioned = gpu({ realisations: { ...gpu().realisations, partitioned: none } });
+    assert.throws(
+      () => new SliceManager({ device: partitioned, realisation: "partitioned" }),
+      (error: unknown) =>
+        error instanceof DeviceUnavailableError && /Out of order/.test(error.message),
+    );
     const device = gpu({ realisations: { shared: none, partitioned: none, mig: none } });
     assert.throws(() => new SliceManager({ device }), /shared: Out of order/);
+  });
+
+  test("MIG is refused, with instances and without, for what it is used by", () => {
+    for (const device of [gpu(), divided(), cpu()]) {
+      assert.throws(
+        () => new SliceManager({ device, realisation: "mig" }),
+        (error: unknown) =>
+          error instanceof InvalidArgumentError &&
+          /^realisation is "mig".* openMigPool\(\), and use auto, shared/.test(error.message),
+      );
+    }
   });
 
   test("auto takes partitions where nothing can be shared", () => {

@@ -95,10 +95,11 @@ export function openFake(driver = new FakeDriver()): FakeDevice {
     context: new Context(driver, 0),
     encode: (operator, context) => encode(operator as unknown as Average, context, fn),
   });
-  const mig = { available: false, reason: "There is none." } as const;
+  const none = { available: false, reason: "There is none." } as const;
+  const mig = { availability: none, instances: [] };
   const properties = cudaProperties(driver.facts, KERNELS, driver.noPartitions, mig);
   const energy = {
-    source: { available: false, reason: "There is none." },
+    source: none,
     close: () => {},
   } as const;
   return { driver, core, device: new CudaDevice(core, properties, energy) };

@@ -7,7 +7,10 @@ import { FAKE_FACTS } from "./fake-driver.ts";
 
 type Kernels = Parameters<typeof cudaProperties>[1];
 
-const MIG = { available: false, reason: "MIG is off." } as const;
+const MIG = {
+  availability: { available: false, reason: "MIG is off." },
+  instances: [],
+} as const;
 
 function kernels(architecture: string, type: string, packs: readonly unknown[] = []): Kernels {
   const entries = [
@@ -31,7 +34,8 @@ describe("cudaProperties", () => {
     assert.deepEqual(properties.weightDTypes, ["bfloat16", "float16", "float32"]);
     const { shared, partitioned, mig } = properties.realisations;
     assert.deepEqual([shared.available, partitioned.available], [true, true]);
-    assert.equal(mig, MIG);
+    assert.equal(mig, MIG.availability);
+    assert.deepEqual(properties.migInstances, []);
     const { bandwidth, cache } = properties.enforces;
     assert.equal(cache.available, true);
     assert.ok(!bandwidth.available && /multiprocessors/.test(bandwidth.reason));

@@ -9,27 +9,12 @@
  * (pool.ts).
  */
 
-import type { Availability } from "../../device.ts";
+import type { Availability, MigInstance } from "../../device.ts";
 import type { Nvml } from "../nvml/checked.ts";
 import { orNull } from "../nvml/errors.ts";
 import type { NvmlLibrary } from "../nvml/ffi.ts";
 import type { NvmlGpu } from "../nvml/gpu.ts";
 import { NvmlSession } from "../nvml/session.ts";
-
-/** One MIG instance as NVML lists it. */
-export interface MigInstance {
-  /** `MIG-...`: what `CUDA_VISIBLE_DEVICES` takes. */
-  readonly uuid: string;
-  /** As nvidia-smi numbers the GPU it is part of. */
-  readonly gpu: number;
-  readonly gpuInstance: number;
-  readonly computeInstance: number;
-  /** E.g. `"1g.18gb"`; the whole device name where the driver has no such part in it. */
-  readonly profile: string;
-  /** Null where the driver does not tell. */
-  readonly computeUnits: number | null;
-  readonly memoryBytes: number | null;
-}
 
 export interface MigSurvey {
   /** `"none"`: this GPU cannot be divided. */
@@ -37,7 +22,7 @@ export interface MigSurvey {
   /** Set where the mode will be another after the GPU's next reset. */
   readonly pendingMode?: "off" | "on";
   readonly instances: readonly MigInstance[];
-  /** Whether slices can be realised by MIG: there is an instance. */
+  /** Whether there is an instance. */
   readonly availability: Availability;
 }
 
@@ -65,26 +50,40 @@ export function surveyMig(gpu: NvmlGpu): Promise<MigSurvey> {
   });
 }
 
+/** What a CUDA device says of MIG. */
+export type MigOfDevice = Pick<MigSurvey, "availability" | "instances">;
+
 /**
- * `realisations.mig` of a CUDA device. Never fails: what keeps NVML from telling is the reason.
+ * The instances of a CUDA device's GPU. Never fails: what keeps NVML from telling is the reason for there being none.
  *
  * @param uuid of the GPU or of a MIG instance of it, as the CUDA driver has it
  */
-export async function migAvailability(uuid: string, library?: NvmlLibrary): Promise<Availability> {
+export async function migOfDevice(uuid: string, library?: NvmlLibrary): Promise<MigOfDevice> {
   try {
     using session = await NvmlSession.open(library);
     const { gpu } = await session.locate(uuid);
-    return (await surveyMig(gpu)).availability;
+    const { availability, instances } = await surveyMig(gpu);
+    return { availability, instances };
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    return { available: false, reason: `MIG instances are listed by NVML. ${reason}` };
+    const why = error instanceof Error ? error.message : String(error);
+    const reason = `MIG instances are listed by NVML. ${why}`;
+    return { availability: { available: false, reason }, instances: [] };
   }
 }
 
-/** All instances of all GPUs that this process may see, and why there are none where that is so. */
-export async function listMigInstances(
-  library?: NvmlLibrary,
-): Promise<{ readonly instances: readonly MigInstance[]; readonly reasons: readonly string[] }> {
+/** MIG instances, and for every GPU without any why it has none. */
+export interface MigListing {
+  readonly instances: readonly MigInstance[];
+  readonly reasons: readonly string[];
+}
+
+/** All instances of all GPUs that this process may see. @throws DeviceUnavailableError (as a rejection) if there is no NVML, NvmlError if it fails */
+export function listMigInstances(): Promise<MigListing> {
+  return listInstances();
+}
+
+/** @internal As listMigInstances(), by an NVML that is not the machine's. */
+export async function listInstances(library?: NvmlLibrary): Promise<MigListing> {
   using session = await NvmlSession.open(library);
   const instances: MigInstance[] = [];
   const reasons: string[] = [];

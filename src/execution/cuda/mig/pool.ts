@@ -22,8 +22,8 @@ import {
   NexusError,
 } from "../../../errors.ts";
 import { type Fields, requireFields } from "../../checks.ts";
-import type { DeviceKind, DeviceProperties, MemoryUsage } from "../../device.ts";
-import { listMigInstances, type MigInstance } from "./instances.ts";
+import type { DeviceKind, DeviceProperties, MemoryUsage, MigInstance } from "../../device.ts";
+import { listMigInstances } from "./instances.ts";
 import type { Answer, Failure, Question, Request } from "./messages.ts";
 
 /** Closing a CUDA device takes well under a second; a worker that needs longer hangs in the driver. */
@@ -31,7 +31,7 @@ const CLOSE_MILLISECONDS = 5_000;
 
 /** Which MIG instances get a worker process, and what its device is. */
 export interface MigPoolOptions {
-  /** Default: all that NVML lists. */
+  /** Of those that `listMigInstances()` gives; default: all. */
   readonly instances?: readonly MigInstance[];
   /** What the workers open. Anything but `"cuda"` is for tests on machines without a GPU. */
   readonly device?: DeviceKind;
@@ -273,7 +273,7 @@ export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool
 function checkInstance(instance: MigInstance): void {
   if (typeof instance?.uuid === "string") return;
   throw new InvalidArgumentError(
-    `A MIG instance is ${shown(instance)}; it must be one of those that MigWorker.instance shows, with its uuid.`,
+    `A MIG instance is ${shown(instance)}; it must be one of those that listMigInstances() gives, with its uuid.`,
   );
 }
 

@@ -2,13 +2,16 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { SliceManager } from "../../../../src/control/slices/manager.ts";
 import {
-  listMigInstances,
-  migAvailability,
+  listInstances,
+  migOfDevice,
   surveyMig,
 } from "../../../../src/execution/cuda/mig/instances.ts";
 import { NvmlError } from "../../../../src/execution/cuda/nvml/errors.ts";
 import { NvmlSession } from "../../../../src/execution/cuda/nvml/session.ts";
+import { cudaProperties } from "../../../../src/execution/cuda/properties.ts";
+import { FAKE_FACTS } from "../fake-driver.ts";
 import { CODE, FakeNvml, h200, smallInstance } from "../nvml/fake-nvml.ts";
 
 const large = {
@@ -19,6 +22,13 @@ const large = {
   computeInstance: 1,
   multiprocessors: 60,
 };
+
+/** A bundle without any. */
+const NO_KERNELS = {
+  architecture: "sm_90a",
+  manifest: { kernels: [], activations: {} },
+  all: () => [],
+} as unknown as Parameters<typeof cudaProperties>[1];
 
 async function survey(library: FakeNvml) {
   const session = await NvmlSession.open(library);
@@ -102,19 +112,25 @@ describe("MIG", () => {
     const gpu = { ...h200(), mig };
     for (const uuid of [gpu.uuid, smallInstance.uuid]) {
       const library = new FakeNvml(gpu);
-      assert.deepEqual(await migAvailability(uuid, library), { available: true });
+      const { availability, instances } = await migOfDevice(uuid, library);
+      assert.deepEqual(availability, { available: true });
+      assert.deepEqual(
+        instances.map((each) => each.uuid),
+        [smallInstance.uuid],
+      );
       assert.equal(library.sessions, 0);
     }
     const broken = new FakeNvml();
     broken.failing.set("nvmlInit_v2", CODE.DRIVER_NOT_LOADED);
-    const absent = await migAvailability("GPU-0", broken);
-    assert.match(absent.available ? "" : absent.reason, /listed by NVML\. nvmlInit_v2 failed/);
+    const { availability, instances } = await migOfDevice("GPU-0", broken);
+    assert.match(JSON.stringify(availability), /listed by NVML\. nvmlInit_v2 failed/);
+    assert.deepEqual(instances, []);
   });
 
   it("gathers the instances of all GPUs, and the reasons of those without", async () => {
     const mig = { current: true, pending: true, places: [smallInstance] };
     const library = new FakeNvml(h200(0), { ...h200(1), mig });
-    const { instances, reasons } = await listMigInstances(library);
+    const { instances, reasons } = await listInstances(library);
     assert.deepEqual(
       instances.map(({ uuid, gpu }) => [uuid, gpu]),
       [[smallInstance.uuid, 1]],
@@ -122,5 +138,30 @@ describe("MIG", () => {
     assert.equal(reasons.length, 1);
     assert.match(reasons[0] ?? "", /MIG is off on GPU 0/);
     assert.equal(library.sessions, 0);
+  });
+
+  it("goes from NVML through the device's properties to slice F of a plan", async () => {
+    const mig = { current: true, pending: true, places: [smallInstance, large] };
+    const gpu = { ...h200(), mig };
+    const found = await migOfDevice(gpu.uuid, new FakeNvml(gpu));
+    const properties = cudaProperties(FAKE_FACTS, NO_KERNELS, null, found);
+    const { F } = new SliceManager({ device: properties }).allocate({
+      counts: Int32Array.of(3, 1),
+    }).slices;
+    assert.deepEqual(
+      F.migInstances?.map(({ uuid, computeUnits }) => [uuid, computeUnits]),
+      [
+        [smallInstance.uuid, 16],
+        ["MIG-large", 60],
+      ],
+    );
+    assert.match(
+      F.reason,
+      /openMigPool\(\).* 1c\.3g\.71gb MIG-large \(60 compute units, 16384 MiB/,
+    );
+    assert.throws(
+      () => new SliceManager({ device: properties, realisation: "mig" }),
+      /^InvalidArgumentError: realisation is "mig".*openMigPool\(\)/,
+    );
   });
 });

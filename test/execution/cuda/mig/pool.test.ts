@@ -16,8 +16,8 @@ import {
   InvalidArgumentError,
   NexusError,
 } from "../../../../src/errors.ts";
-import type { MigInstance } from "../../../../src/execution/cuda/mig/instances.ts";
 import { type MigPool, MigWorker, openMigPool } from "../../../../src/execution/cuda/mig/pool.ts";
+import type { MigInstance } from "../../../../src/execution/device.ts";
 
 const tasks = new URL("./tasks.js", import.meta.url);
 
