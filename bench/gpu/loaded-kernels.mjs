@@ -36,11 +36,13 @@ export function rememberImages(driver) {
   return images;
 }
 
-/** Names of the kernels with this entry, for rows of these types, that a device could choose: those of its architecture. */
-export function kernelsOf({ properties }, entry, elements) {
+/** Names of the kernels with this entry and these values of what they select that a device could choose: those of its architecture. */
+export function kernelsOf({ properties }, entry, selects) {
   return shipped()
     .filter(({ entry: own, arch }) => own === entry && properties.features.includes(arch))
-    .filter(({ selects }) => elements.includes(selects.element))
+    .filter(({ selects: own }) =>
+      Object.entries(selects).every(([key, value]) => own[key] === value),
+    )
     .map(({ name }) => name);
 }
 

@@ -66,7 +66,7 @@ part() {
   # In one process it needs more memory than many hosts have.
   racecheck)
     unfollowed=(--kernel-regex-exclude kns=project_packed)
-    for forms in bfloat16/1 bfloat16/2 bfloat16/3 float16/1 float16/2 float32; do
+    for forms in bfloat16/{1,2,3,4,5} float16/{1,2,3} float32/{1,2}; do
       sanitize racecheck $forms || return
     done
     ;;
@@ -83,8 +83,8 @@ limit() {
   local name=NEXUS_LIMIT_${1^^}
   case $1 in
   tests) echo "${!name:-300}" ;;
-  compare) echo "${!name:-600}" ;;
-  peers | endurance | memcheck | racecheck) echo "${!name:-400}" ;;
+  compare | memcheck | racecheck) echo "${!name:-600}" ;;
+  peers | endurance) echo "${!name:-400}" ;;
   *) echo "${!name:-180}" ;;
   esac
 }

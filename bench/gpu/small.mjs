@@ -1,159 +1,109 @@
 /**
  * A small run from end to end, for compute-sanitizer: layers of every element type and
- * of several forms, from a handful of tokens to a few thousand, eager, captured and
+ * of several forms (small-layers.mjs), from a handful of tokens to a few thousand, eager, captured and
  * replayed, on one stream and on several, with budgets that change in between. Outputs
  * are compared with the CPU device. Takes seconds by itself, minutes under a sanitizer.
  *
- *   node bench/gpu/small.mjs [ELEMENT TYPE[/PART]...]     (default: all; parts are 1, 2 and 3)
+ *   node bench/gpu/small.mjs [ELEMENT TYPE[/PART]...]     (default: all; PARTS below has them)
  *
- * A part of a 16-bit type's forms at a time is what racecheck has memory for: on the host it keeps tens of gigabytes.
+ * A part of a type's forms at a time is what racecheck has memory for: on the host it keeps tens of gigabytes.
  *
  * The kernels for many rows (kernels/triton/experts/many.py) are chosen for wider rows than the
- * other forms need, so they have forms of their own, and so have packed weights; that they were launched is checked.
+ * other forms need, so they have forms of their own, and so have packed weights. So has what other forms go past: shared
+ * experts, rules that need more than logits, tensors that stay on the device, ids that the host wrote. That the kernels
+ * were launched is checked. Partitions are the last part, as not every driver has them, nor may every sanitizer know them.
  */
 
 import assert from "node:assert/strict";
 import { kernelsOf, openRemembering } from "./loaded-kernels.mjs";
 import {
-  ExpertPopularity,
+  hiddenFor,
+  LOW_SHARES,
+  layerOf,
+  logitsFor,
+  sizesOf,
+  TILE_ROWS,
+  TOP_K,
+  weightsOf,
+} from "./small-layers.mjs";
+import {
+  DeviceTensor,
+  Experts,
+  FilledLayer,
   MoELayer,
-  makeLogits,
   openDevice,
-  parseSkew,
   Random,
+  Router,
   relativeError,
-  roundToBfloat16,
-  uniformBlock,
+  SliceManager,
+  schedule,
+  toFloat32,
 } from "./support.mjs";
 
 const BOUND = { float32: 2e-5, float16: 2e-3, bfloat16: 1.2e-2 };
-const TOP_K = 2;
-
-const SMALL = { experts: 6, hidden: 72, inner: 40, tokens: [1, 4, 33, 300] };
-/**
- * On sm_90 such rows are padded to 384 and 192 elements: six steps of a product of many rows, and the
- * three that are the least; in both products one and a half tiles of columns. So few weights lie in the
- * L2, where it takes a thousand rows an expert.
- */
-const MANY = { experts: 6, hidden: 328, inner: 136, tokens: [3300, 3190], skew: "zipf:5.5" };
-/** Rows of a tile there; skew leaves one expert with fewer than an eighth, and others with several tiles. */
-const TILE_ROWS = 128;
-/** Up to so many rows an expert tiles are lower (src/execution/cuda/operators/choice.ts): [rows, of a tile]. */
-const LOW_SHARES = [
-  [16, 32],
-  [48, 64],
-];
-/**
- * 69 MB of experts, more than the L2 holds. With 96 rows on average (700 tokens are recorded as 768) and with 64 programs claim
- * their pieces, and tiles of few rows take half the time; with 32 they go in step, through tiles of 64 rows, and with 14 through tiles of
- * 32. Always with all blocks: on one for each of three streams these would take minutes under racecheck.
- */
-const BEYOND = {
-  experts: 16,
-  hidden: 1032,
-  inner: 700,
-  tokens: [700, 500, 250, 110],
-  skew: "zipf:1.5",
-  whole: true,
-};
-/** The same with biases, and three of them. */
-const BIASED = { ...BEYOND, bias: true, tokens: [500, 250, 110] };
-/** 40 rows an expert on average, which makes tiles of 64. */
-const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:1.5" };
-/** 75 MB of experts, 56 packed: more than the L2 holds. */
-const PACKED = { ...BEYOND, inner: 760, packWeights: true };
-const PACKED_BIASED = { ...PACKED, bias: true };
-/** For as few tokens as decode takes, in which one of its kernels is as good as another. */
-const DECODING = {
-  experts: 6,
-  hidden: 328,
-  inner: 136,
-  tokens: [1, 4],
-  packWeights: true,
-  bias: true,
-};
-const SIZES = {
-  many: MANY,
-  beyond: BEYOND,
-  biased: BIASED,
-  fewer: FEWER,
-  packed: PACKED,
-  "packed, biased": PACKED_BIASED,
-  "packed, decoding": DECODING,
-};
 const SMALL_FORMS = ["plain", "mlp", "concat", "capacity"];
 const MANY_FORMS = ["many", "beyond", "biased", "fewer"];
-const PACKED_FORMS = ["packed", "packed, biased", "packed, decoding"];
-/** Each in parts. */
-const FORMS = {
-  bfloat16: [SMALL_FORMS, MANY_FORMS, PACKED_FORMS],
-  float16: [SMALL_FORMS, MANY_FORMS],
-  float32: [SMALL_FORMS],
+const PACKED_FORMS = ["packed", "packed, biased", "packed, decoding", "packed, grouped"];
+const OTHER_FORMS = [
+  "shared",
+  "grouped",
+  "sparsemixer",
+  "narrow logits",
+  "filled",
+  "in place",
+  "scheduled",
+];
+const PARTITIONED_FORMS = ["partitioned"];
+const PARTS = {
+  bfloat16: [SMALL_FORMS, MANY_FORMS, PACKED_FORMS, OTHER_FORMS, PARTITIONED_FORMS],
+  float16: [SMALL_FORMS, MANY_FORMS, OTHER_FORMS],
+  float32: [SMALL_FORMS, OTHER_FORMS],
 };
-/** Entries in the manifest of kernels that a part is to launch: all of them, or one that is as good as the others. */
+/** Entries in the manifest of kernels that a part is to launch, and what these select: all of them, or one that is as good as the others. */
 const ALL_OF = new Map([
-  [MANY_FORMS, ["project_many"]],
-  [PACKED_FORMS, ["project_packed", "pack_weights"]],
+  [MANY_FORMS, (element) => [["project_many", { element }]]],
+  [
+    PACKED_FORMS,
+    (element) => [
+      ["project_packed", { element }],
+      ["pack_weights", { element }],
+    ],
+  ],
+  [
+    OTHER_FORMS,
+    (element) => [
+      ["fill_uniform", { element }],
+      ["mark", {}],
+    ],
+  ],
 ]);
-const ONE_OF = new Map([[PACKED_FORMS, ["decode_packed_routing", "decode_packed_second"]]]);
+const ONE_OF = new Map([
+  [
+    PACKED_FORMS,
+    (element) => [
+      ["decode_packed_routing", { element }],
+      ["decode_packed_first", { element }],
+      ["decode_packed_second", { element }],
+    ],
+  ],
+  [
+    OTHER_FORMS,
+    (element) => [
+      ["decode_first", { element, routes: false }],
+      // Of a gate's logits, which are float32, and of the caller's.
+      ["route", { element: "float32", plain: false }],
+      ["route", { element, plain: true }],
+    ],
+  ],
+]);
 
-const random = new Random(1);
-
-/** Weights as the element type has them. */
-function weightsOf(dtype, shape, bound) {
-  const length = shape.reduce((a, b) => a * b);
-  return { dtype, shape, data: uniformBlock(dtype, length, bound, random) };
-}
-
-function layerOf(dtype, form, { experts: count, hidden, inner, bias = false }) {
-  const matrix = (outputs, inputs) =>
-    weightsOf(dtype, [count, outputs, inputs], Math.sqrt(3 / inputs));
-  const isMlp = form === "mlp";
-  const spec = {
-    hiddenSize: hidden,
-    router: {
-      experts: count,
-      topK: TOP_K,
-      rule: { scoring: "softmax", renormalize: true, scale: 1 },
-      ...(form === "capacity" && { capacityFactor: 1 }),
-    },
-    experts: {
-      form: isMlp ? "mlp" : "gated",
-      ...(isMlp && { depth: 3 }),
-      hiddenSize: hidden,
-      intermediateSize: inner,
-      activation: { kind: isMlp ? "gelu" : "silu" },
-      bias,
-      dtype,
-    },
-    aggregation: {
-      mode: form === "concat" ? "concat" : "sum",
-      weightsApplyTo: form === "concat" ? "input" : "output",
-      residual: form === "plain",
-    },
-  };
-  const vector = (outputs) => weightsOf("float32", [count, outputs], 1);
-  const experts = isMlp
-    ? { layers: [matrix(inner, hidden), matrix(inner, inner), matrix(hidden, inner)] }
-    : {
-        gate: matrix(inner, hidden),
-        up: matrix(inner, hidden),
-        down: matrix(hidden, inner),
-        ...(bias && {
-          gateBias: vector(inner),
-          upBias: vector(inner),
-          downBias: vector(hidden),
-        }),
-      };
-  return { spec, weights: { gate: weightsOf("float32", [count, hidden], 0.4), experts } };
-}
-
-/** Logits that load the experts of many rows unevenly; the other forms have gates. */
-function logitsFor({ experts, skew }, tokens) {
-  if (skew === undefined) return {};
-  const popularity = ExpertPopularity.draw(parseSkew(skew), experts, random);
-  return { logits: makeLogits(popularity, tokens, random) };
-}
+/** Forms that something else is done with than runForm() does. */
+const WAYS = {
+  filled: runFilled,
+  "in place": runInPlace,
+  scheduled: runScheduled,
+  partitioned: runPartitioned,
+};
 
 /** Tiles that are full, tiles that are not, and an expert with few rows; or many with less than half a tile. */
 function checkLoad(form, sizes, tokens, { counts }) {
@@ -173,26 +123,27 @@ function checkLoad(form, sizes, tokens, { counts }) {
   }
 }
 
-async function runForm(dtype, form) {
-  const sizes = SIZES[form] ?? SMALL;
-  const { spec, weights } = layerOf(dtype, form, sizes);
+function checkOutput(dtype, what, output, want) {
+  const error = relativeError(output, want);
+  if (!(error < BOUND[dtype])) throw new Error(`${dtype}, ${what}: off by ${error}`);
+}
+
+async function runForm(random, dtype, form) {
+  const sizes = sizesOf(form);
+  const { spec, weights } = layerOf(random, dtype, form);
   for (const streams of sizes.whole ? [1] : [1, 3]) {
     const { packWeights = false } = sizes;
     const layer = new MoELayer(spec, weights, { device: gpu, streams, packWeights });
     const reference = new MoELayer(spec, weights, { device: cpu });
     for (const tokens of sizes.tokens) {
-      const values = random.fillNormal(new Float32Array(tokens * sizes.hidden));
-      const hidden = { data: values.map(roundToBfloat16), shape: [tokens, sizes.hidden] };
-      const given = logitsFor(sizes, tokens);
+      const hidden = hiddenFor(random, dtype, form, tokens);
+      const given = logitsFor(random, dtype, form, tokens);
       const want = (await reference.forward(hidden, given)).output.data;
       for (let step = 0; step < 3; step++) {
         if (step === 2 && !sizes.whole) await changeBudgets(layer, sizes);
         const { output, stats } = await layer.forward(hidden, given);
         checkLoad(form, sizes, tokens, stats);
-        const error = relativeError(output.data, want);
-        if (!(error < BOUND[dtype])) {
-          throw new Error(`${dtype}, ${form}, ${tokens} tokens: off by ${error}`);
-        }
+        checkOutput(dtype, `${form}, ${tokens} tokens`, output.data, want);
       }
     }
     await layer.close();
@@ -210,34 +161,139 @@ async function changeBudgets(layer, { experts, skew }) {
   for (const slice of Object.keys(units)) control.slices.resize(slice, null);
 }
 
+/** Noise is not the same on both devices: a layer that is filled alike again has the same outputs, and another has others. */
+async function runFilled(random, dtype, form) {
+  const { experts, hidden: hiddenSize, inner, tokens } = sizesOf(form);
+  const shape = { experts, hiddenSize, intermediateSize: inner, topK: TOP_K };
+  const { spec } = layerOf(random, dtype, form);
+  const batches = tokens.map((count) => hiddenFor(random, dtype, form, count));
+  const outputs = [];
+  for (const seed of [5, 5, 6]) {
+    const layer = new MoELayer(spec, new FilledLayer(shape, dtype, seed), { device: gpu });
+    const all = [];
+    for (const hidden of batches) all.push((await layer.forward(hidden)).output.data);
+    outputs.push(all);
+    await layer.close();
+  }
+  const [first, again, other] = outputs;
+  assert.deepEqual(again, first, `${dtype}, ${form}`);
+  for (const [i, output] of first.entries()) {
+    assert.ok(output.every(Number.isFinite) && relativeError(other[i], output) > 0.1, form);
+  }
+}
+
+/** Replays that read hidden states and logits where the caller has them. Outputs all stay, so every replay writes elsewhere. */
+async function runInPlace(random, dtype, form) {
+  const { spec, weights } = layerOf(random, dtype, form);
+  const layer = new MoELayer(spec, weights, { device: gpu });
+  const reference = new MoELayer(spec, weights, { device: cpu });
+  for (const tokens of sizesOf(form).tokens) {
+    const batches = [];
+    for (let i = 0; i < 2; i++) {
+      const hidden = hiddenFor(random, dtype, form, tokens);
+      const { logits } = logitsFor(random, dtype, form, tokens);
+      const want = (await reference.forward(hidden, { logits })).output.data;
+      const [onDevice, scores] = [hidden, logits].map((each) => DeviceTensor.fromHost(gpu, each));
+      batches.push({ hidden: onDevice, logits: scores, want });
+    }
+    const made = batches.flatMap(({ hidden, logits }) => [hidden, logits]);
+    for (let step = 0; step < 6; step++) {
+      const { hidden, logits, want } = batches[step % 2];
+      const { output, stats } = await layer.forward(hidden, { logits });
+      made.push(output);
+      if (step >= 2) assert.equal(stats.mode, "replayed");
+      checkOutput(dtype, `${form}, ${tokens} tokens`, toFloat32(await output.toHost()), want);
+    }
+    for (const tensor of made) tensor[Symbol.dispose]();
+  }
+  await layer.close();
+  await reference.close();
+}
+
+/** Batches that the host has the ids of: routed by themselves, planned, and run once. */
+async function runScheduled(random, dtype, form) {
+  const { experts: count, tokens } = sizesOf(form);
+  const { spec, weights } = layerOf(random, dtype, form);
+  for (const size of tokens) {
+    const hidden = hiddenFor(random, dtype, form, size);
+    const logits = weightsOf(random, "float32", [size, count], 4);
+    const run = async (device, streams) => {
+      const router = new Router({ topK: TOP_K, device });
+      const experts = await Experts.fromTensors(spec.experts, count, weights.experts, { device });
+      const buckets = await router.route(hidden, logits);
+      const plan = new SliceManager({ device: device.properties }).allocate(buckets);
+      const { output } = await schedule(plan, experts, { streams }).run();
+      experts[Symbol.dispose]();
+      router[Symbol.dispose]();
+      return output.data;
+    };
+    const want = await run(cpu, 1);
+    for (const streams of [1, 3]) {
+      checkOutput(dtype, `${form}, ${size} tokens`, await run(gpu, streams), want);
+    }
+  }
+}
+
+/** Hot, warm and cold experts on multiprocessors of their own, of which the hot then get others. */
+async function runPartitioned(random, dtype, form) {
+  const { partitioned } = gpu.properties.realisations;
+  if (!partitioned.available) {
+    console.log(`no partitions: ${partitioned.reason}`);
+    return;
+  }
+  const sizes = sizesOf(form);
+  const { spec, weights } = layerOf(random, dtype, form);
+  const slices = { realisation: "partitioned" };
+  const layer = new MoELayer(spec, weights, { device: gpu, streams: 3, slices });
+  const reference = new MoELayer(spec, weights, { device: cpu });
+  const control = await layer.control;
+  for (const [expert, slice] of ["A", "B", "C"].entries()) control.slices.migrate(expert, slice);
+  control.replan(new Int32Array(sizes.experts).fill(1));
+  for (const tokens of sizes.tokens) {
+    const hidden = hiddenFor(random, dtype, form, tokens);
+    const want = (await reference.forward(hidden)).output.data;
+    for (let step = 0; step < 6; step++) {
+      if (step === 3) await changeBudgets(layer, sizes);
+      const { output, stats } = await layer.forward(hidden);
+      assert.equal(stats.streams, 3);
+      checkOutput(dtype, `${form}, ${tokens} tokens`, output.data, want);
+    }
+  }
+  await layer.close();
+  await reference.close();
+}
+
 const { device: gpu, loaded } = await openRemembering();
 const cpu = await openDevice({ kind: "cpu" });
 /** Names of kernels that were to be launched, and were. */
 const launched = new Set();
 
-function checkLaunched(entries, dtype, missing) {
-  for (const entry of entries) {
-    const names = kernelsOf(gpu, entry, [dtype]);
+function checkLaunched(wanted, isMissing) {
+  for (const [entry, selects] of wanted) {
+    const names = kernelsOf(gpu, entry, selects);
     const found = names.filter((name) => loaded().includes(name));
-    assert.ok(!missing(names, found), `of ${names.join(", ")} only ${found.join(", ")} launched`);
+    assert.ok(!isMissing(names, found), `of ${names.join(", ")} only ${found.join(", ")} launched`);
     for (const name of found) launched.add(name);
   }
 }
 
-for (const asked of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(FORMS)) {
+for (const asked of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(PARTS)) {
   const [dtype, part] = asked.split("/");
-  assert.ok(dtype in FORMS, `${dtype} is not one of ${Object.keys(FORMS).join(", ")}`);
-  const parts = part === undefined ? FORMS[dtype] : [FORMS[dtype][Number(part) - 1]];
+  assert.ok(dtype in PARTS, `${dtype} is not one of ${Object.keys(PARTS).join(", ")}`);
+  const parts = part === undefined ? PARTS[dtype] : [PARTS[dtype][Number(part) - 1]];
   assert.ok(parts[0] !== undefined, `${dtype} has no part ${part}`);
   for (const forms of parts) {
-    for (const form of forms) await runForm(dtype, form);
-    checkLaunched(ALL_OF.get(forms) ?? [], dtype, (all, found) => found.length < all.length);
-    checkLaunched(ONE_OF.get(forms) ?? [], dtype, (all, found) => all.length > 0 && !found[0]);
+    // A part is the same whatever runs before it.
+    const random = new Random(1);
+    for (const form of forms) await (WAYS[form] ?? runForm)(random, dtype, form);
+    const [all, one] = [ALL_OF, ONE_OF].map((wanted) => wanted.get(forms)?.(dtype) ?? []);
+    checkLaunched(all, (names, found) => found.length < names.length);
+    checkLaunched(one, (names, found) => names.length > 0 && found.length === 0);
   }
 }
 await gpu.close();
 await cpu.close();
 console.log("small run: all outputs agree with the CPU device");
 console.log(
-  `kernels for many rows and packed weights among them: ${[...launched].join(", ") || "none for these forms on this GPU"}`,
+  `kernels that were to be launched: ${[...launched].join(", ") || "none for these forms on this GPU"}`,
 );

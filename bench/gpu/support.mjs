@@ -6,6 +6,9 @@
 const root = new URL("../../dist/src/", import.meta.url);
 const load = (file) => import(new URL(file, root).href);
 
+export const { SliceManager } = await load("control/slices/manager.js");
+export const { Experts } = await load("data/experts.js");
+export const { Router } = await load("data/router.js");
 export const { EnergyMonitor } = await load("control/energy-monitor.js");
 export const { openDevice } = await load("execution/open.js");
 export const { openOnDriver } = await load("execution/cuda/device.js");
@@ -15,6 +18,7 @@ export const { summaryOf } = await load("cli/device.js");
 export const { median, quantile } = await load("cli/statistics.js");
 export const { LayerModules } = await load("layer/layer-modules.js");
 export const { MoELayer } = await load("layer/moe-layer.js");
+export const { schedule } = await load("layer/schedule.js");
 export const { StepStreams } = await load("layer/step.js");
 export const { openNvmlEnergy } = await load("execution/cuda/nvml/energy.js");
 export const { DeviceTensor } = await load("execution/device-tensor.js");
@@ -24,6 +28,7 @@ export const { layerSpecOf, presetOf } = await load("workload/presets.js");
 export const { Random } = await load("workload/random.js");
 export const { FilledLayer, uniformBlock } = await load("workload/random-layer.js");
 export const { referenceRoute, relativeError } = await load("reference/index.js");
+export const { toFloat32 } = await load("tensor.js");
 
 /** A layer with experts made on the device. @param packWeights how their weights are to be kept */
 export async function syntheticLayer(device, shape, seed, packWeights = false) {

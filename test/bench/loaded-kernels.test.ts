@@ -12,7 +12,7 @@ interface Loaded {
   kernelsOf(
     device: { properties: { features: readonly string[] } },
     entry: string,
-    elements: readonly string[],
+    selects: Readonly<Record<string, unknown>>,
   ): string[];
 }
 
@@ -29,13 +29,16 @@ test("images are remembered on their way to the driver", () => {
   assert.deepEqual([...images], [createHash("sha256").update(image).digest("hex")]);
 });
 
-test("kernels for many rows are those of the architecture that has some, and of the rows' types", () => {
-  const on = (features: readonly string[], ...elements: string[]) =>
-    kernelsOf({ properties: { features } }, "project_many", elements);
+test("kernels are those of an architecture, with an entry, that select what is asked for", () => {
   const own = ["sm_90a", "wgmma", "tma"];
-  const names = on(own, "bfloat16");
+  const many = (features: readonly string[], element: string) =>
+    kernelsOf({ properties: { features } }, "project_many", { element });
+  const names = many(own, "bfloat16");
   assert.ok(names.length > 0 && names.every((name) => /^project_\w+_bf16_many\d+$/.test(name)));
-  assert.equal(on(own, "bfloat16", "float16").length, 2 * names.length);
-  assert.deepEqual(on(own, "float32"), []);
-  assert.deepEqual(on(["sm_80"], "bfloat16"), []);
+  assert.deepEqual(many(own, "float32"), []);
+  assert.deepEqual(many(["sm_80"], "bfloat16"), []);
+  const on = { properties: { features: own } };
+  const general = kernelsOf(on, "route", { element: "float32", plain: false });
+  assert.ok(general.length > 0 && general.every((name) => /^route_fp32_experts\d+$/.test(name)));
+  assert.deepEqual(kernelsOf(on, "mark", {}), ["mark"]);
 });
