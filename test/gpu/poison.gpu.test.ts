@@ -1,16 +1,33 @@
 /**
  * A step must not read what it did not write: everything between hidden states and
- * output is filled with NaN and nonsense before every run, and the bits stay the same.
- * The gaps between rows are zero by agreement and stay so.
+ * output is filled with NaN and nonsense before every run, the output too, be it the step's or a
+ * tensor of the caller's, and the bits stay the same. The gaps between rows are zero by agreement and stay so.
  */
 
 import assert from "node:assert/strict";
-import { BareStep, loadedLayer, oneLane } from "../../src/cli/bench/bare-step.ts";
+import {
+  BareStep,
+  type LoadedLayer,
+  loadedLayer,
+  oneLane,
+  type StepLayout,
+} from "../../src/cli/bench/bare-step.ts";
 import { hostLayerWeights } from "../../src/data/host-weights.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
-import type { StepBuffers } from "../../src/data/step-buffers.ts";
-import type { Device, DeviceBuffer, RowLayout } from "../../src/execution/device.ts";
+import { outputWidth, type StepBuffers } from "../../src/data/step-buffers.ts";
+import type { LayerWeights } from "../../src/data/weights.ts";
+import {
+  type Device,
+  type DeviceBuffer,
+  type Packing,
+  type RowLayout,
+  rowBytes,
+} from "../../src/execution/device.ts";
 import { LayerModules } from "../../src/layer/layer-modules.ts";
+import { BYTES_PER_ELEMENT, type DType, toFloat32 } from "../../src/tensor.ts";
+import { layerSpecOf } from "../../src/workload/presets.ts";
+import type { Random } from "../../src/workload/random.ts";
+import { FilledLayer } from "../../src/workload/random-layer.ts";
 import { gatedExperts, plainSpec, randomLayer, WEIGHT_DTYPES } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
@@ -18,67 +35,168 @@ import { gpuTest } from "./gpu.ts";
 const HIDDEN = 100;
 /** A number that is no expert, no row and no slot. */
 const NONSENSE = 0x3fffffff;
-/** NaN as bfloat16 and as float16. */
-const NAN_BITS = 0x7fff;
+/** NaN in float32, and twice NaN in bfloat16 and float16. */
+const NAN_WORD = 0x7fff7fff;
+/** Fewer than there is room for, but for the first, on both sides of the handful with kernels of their own. */
+const TOKENS = [1, 3, 37, 300];
+/** More than the L2 holds, packed or not: weights that are there both ways are read packed, of few tokens. */
+const LARGE = { hiddenSize: 1024, intermediateSize: 2048, experts: 8, topK: 2, renormalize: true };
 
-function fillRows(device: Device, buffer: DeviceBuffer, { dtype, width, pitch }: RowLayout): void {
-  const wide = dtype === "float32";
-  const elements = buffer.byteLength / (wide ? 4 : 2);
-  const data = wide ? new Float32Array(elements) : new Uint16Array(elements);
-  for (let row = 0; row < elements; row += pitch) {
-    data.fill(wide ? Number.NaN : NAN_BITS, row, row + width);
-  }
+interface Case {
+  readonly spec: LayerSpec;
+  readonly weights: LayerWeights;
+  readonly packWeights?: Packing;
+}
+
+const base = plainSpec(HIDDEN, 1, 12, 3);
+/** A case per name, made of its own random numbers. */
+const CASES: Readonly<Record<string, (random: Random) => Case>> = {
+  ...Object.fromEntries(
+    WEIGHT_DTYPES.map((dtype) => [
+      `a shared expert, ${dtype}`,
+      (random: Random) =>
+        drawn(random, {
+          ...base,
+          experts: gatedExperts(HIDDEN, 50, { dtype, bias: true }),
+          shared: { experts: gatedExperts(HIDDEN, 30, { dtype }), gate: true },
+        }),
+    ]),
+  ),
+  "decode with a residual": (random) =>
+    drawn(random, { ...narrow(base), aggregation: { ...base.aggregation, residual: true } }),
+  concatenation: (random) =>
+    drawn(random, {
+      ...narrow(base),
+      aggregation: { mode: "concat", weightsApplyTo: "input", residual: false },
+    }),
+  "a capacity limit": (random) =>
+    drawn(random, { ...narrow(base), router: { ...base.router, capacityFactor: 0.8 } }),
+  "three products": (random) =>
+    drawn(random, {
+      ...narrow(base),
+      experts: {
+        ...gatedExperts(HIDDEN, 50, { dtype: "bfloat16", bias: true }),
+        form: "mlp",
+        depth: 3,
+        activation: { kind: "gelu" },
+      },
+    }),
+  "packed weights": () => filled(true),
+  "packed weights beside plain ones": () => filled("beside"),
+};
+
+function narrow(spec: LayerSpec): LayerSpec {
+  return { ...spec, experts: gatedExperts(HIDDEN, 50, { dtype: "bfloat16" }) };
+}
+
+function drawn(random: Random, spec: LayerSpec): Case {
+  return { spec, weights: hostLayerWeights(spec, randomLayer(random, spec).tensors) };
+}
+
+function filled(packWeights: Packing): Case {
+  const spec = layerSpecOf(LARGE, "bfloat16");
+  return { spec, weights: new FilledLayer(LARGE, "bfloat16", 3), packWeights };
+}
+
+/** Experts dealt out to lanes, each with a part of the device. */
+function threeLanes({ device, spec }: LoadedLayer): StepLayout {
+  const part = Math.floor(device.properties.computeUnits / 3);
+  return {
+    sliceOfLane: ["A", "B", "C"],
+    priorityOfLane: [3, 2, 1],
+    laneOf: Int32Array.from({ length: spec.router.experts }, (_, expert) => expert % 3),
+    budgets: { realisation: "shared", units: [part, part, part] },
+  };
+}
+
+function fillWords(device: Device, buffer: DeviceBuffer, word: number): void {
+  device.write(buffer, new Int32Array(buffer.byteLength / 4).fill(word));
+}
+
+/** @param buffer of whole rows */
+function fillRows(device: Device, buffer: DeviceBuffer, layout: RowLayout): void {
+  const { dtype, width, pitch } = layout;
+  const bytes = BYTES_PER_ELEMENT[dtype];
+  const rows = Math.floor(buffer.byteLength / rowBytes(layout, 1));
+  const data = new Uint8Array(buffer.byteLength);
+  const row = new Uint8Array(new Int32Array(Math.ceil((width * bytes) / 4)).fill(NAN_WORD).buffer);
+  for (let r = 0; r < rows; r++) data.set(row.subarray(0, width * bytes), r * pitch * bytes);
   device.write(buffer, data);
 }
 
 function poison(device: Device, buffers: StepBuffers): void {
   const { hidden, inner, sharedInner } = buffers.layouts;
-  const words = (buffer: DeviceBuffer, value: number) =>
-    device.write(buffer, new Int32Array(buffer.byteLength / 4).fill(value));
-  const numbers = (buffer: DeviceBuffer) =>
-    device.write(buffer, new Float32Array(buffer.byteLength / 4).fill(Number.NaN));
   const { offsets, order, inverse } = buffers.buckets;
   for (const buffer of [buffers.ids, buffers.counts, offsets, order, inverse]) {
-    words(buffer, NONSENSE);
+    fillWords(device, buffer, NONSENSE);
   }
-  for (const buffer of [buffers.logits, buffers.weights, buffers.output]) numbers(buffer);
+  for (const buffer of [buffers.logits, buffers.weights, buffers.output]) {
+    fillWords(device, buffer, NAN_WORD);
+  }
   for (const buffer of buffers.inner) fillRows(device, buffer, inner);
   fillRows(device, buffers.rows, hidden);
   if (buffers.shared === undefined || sharedInner === undefined) return;
   for (const buffer of buffers.shared.inner) fillRows(device, buffer, sharedInner);
   fillRows(device, buffers.shared.rows, hidden);
-  if (buffers.shared.scale !== undefined) numbers(buffers.shared.scale);
+  if (buffers.shared.scale !== undefined) fillWords(device, buffers.shared.scale, NAN_WORD);
 }
 
-for (const dtype of WEIGHT_DTYPES) {
-  gpuTest(`nothing is read before it is written, ${dtype}`, async (device) => {
-    const random = randomFor(`gpu poison ${dtype}`);
-    const spec: LayerSpec = {
-      ...plainSpec(HIDDEN, 1, 12, 3),
-      experts: gatedExperts(HIDDEN, 50, { dtype, bias: true }),
-      shared: { experts: gatedExperts(HIDDEN, 30, { dtype }), gate: true },
-    };
-    const { tensors } = randomLayer(random, spec);
-    using modules = await LayerModules.load(device, spec, hostLayerWeights(spec, tensors));
+for (const [name, made] of Object.entries(CASES)) {
+  gpuTest(`nothing is read before it is written: ${name}`, async (device, t) => {
+    const random = randomFor(`gpu poison ${name}`);
+    const { spec, weights, packWeights = false } = made(random);
+    const { packsWeights } = device.properties;
+    if (packWeights && !packsWeights.available) return t.skip(packsWeights.reason);
+    using modules = await LayerModules.load(device, spec, weights, packWeights);
     const layer = loadedLayer(device, spec, modules);
-    // Fewer tokens than there is room for, on both sides of the handful with kernels of their own.
-    for (const tokens of [1, 3, 37, 300]) {
-      using step = new BareStep(layer, oneLane(layer), { tokens });
-      await step.write({
-        dtype: "float32",
-        shape: [tokens, HIDDEN],
-        data: normal(random, tokens * HIDDEN),
-      });
-      await step.run();
-      const clean = await step.output();
-      const counts = await step.counts();
-      assert.ok((clean.data as Float32Array).every(Number.isFinite));
-      for (const run of [() => step.run(), () => step.replay(), () => step.replay()]) {
-        poison(device, step.buffers);
-        await run();
-        assert.deepEqual(await step.output(), clean, `${tokens} tokens`);
-        assert.deepEqual(await step.counts(), counts);
+    for (const tokens of TOKENS) {
+      const hidden = normal(random, tokens * spec.hiddenSize);
+      for (const layout of [oneLane(layer), threeLanes(layer)]) {
+        for (const outputType of new Set<DType>(["float32", layer.rowType])) {
+          const what = `${tokens} tokens, ${layout.sliceOfLane.length} lanes, ${outputType}`;
+          await checkStep(layer, layout, hidden, outputType, what);
+        }
       }
     }
   });
+}
+
+/** Eager, replayed, and replayed with an output of the caller's. */
+async function checkStep(
+  layer: LoadedLayer,
+  layout: StepLayout,
+  hidden: Float32Array,
+  outputType: DType,
+  what: string,
+): Promise<void> {
+  const { device, spec } = layer;
+  const { hiddenSize, router, aggregation } = spec;
+  const tokens = hidden.length / hiddenSize;
+  using step = new BareStep(layer, layout, { tokens, outputType });
+  const { buffers } = step;
+  const { byteLength } = buffers.output;
+  using output = device.allocate(byteLength, "the caller's output");
+  await step.write({ dtype: "float32", shape: [tokens, hiddenSize], data: hidden });
+  const values = tokens * outputWidth(aggregation.mode, hiddenSize, router.topK);
+  const read = async (from: DeviceBuffer) => {
+    const data = outputType === "float32" ? new Float32Array(values) : new Uint16Array(values);
+    await device.read(from, data);
+    return data;
+  };
+  await step.run();
+  const clean = await read(buffers.output);
+  const counts = await step.counts();
+  const numbers = toFloat32({ dtype: outputType, shape: [values], data: clean });
+  assert.ok(numbers.every(Number.isFinite), what);
+  for (const run of [() => step.run(), () => step.replay(), () => step.replay()]) {
+    poison(device, buffers);
+    await run();
+    assert.deepEqual(await read(buffers.output), clean, what);
+    assert.deepEqual(await step.counts(), counts, what);
+  }
+  poison(device, buffers);
+  fillWords(device, output, NAN_WORD);
+  await step.graph.launch([{ buffer: buffers.output, by: output, byteLength, access: "write" }]);
+  assert.deepEqual(await read(output), clean, `${what}, to the caller's tensor`);
+  assert.deepEqual(await step.counts(), counts, what);
 }
