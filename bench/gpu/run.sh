@@ -83,8 +83,8 @@ limit() {
   local name=NEXUS_LIMIT_${1^^}
   case $1 in
   tests) echo "${!name:-300}" ;;
-  compare | memcheck | racecheck) echo "${!name:-600}" ;;
-  peers | endurance) echo "${!name:-400}" ;;
+  compare | endurance | memcheck | racecheck) echo "${!name:-600}" ;;
+  peers) echo "${!name:-400}" ;;
   *) echo "${!name:-180}" ;;
   esac
 }
