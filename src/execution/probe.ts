@@ -66,8 +66,10 @@ export function reportOn(host: Host, findings: GpuFindings): MachineReport {
 
 function gpuSummary({ driver, kernels }: GpuFindings): string {
   const gpu = driver?.ok ? driver.gpus[0] : undefined;
-  const images = kernels?.ok ? kernels.architecture : "";
-  return `Nexus runs here on the GPU: ${gpu?.name}, ${gpu?.multiprocessors} multiprocessors, ${images} kernels.`;
+  const images = kernels?.ok
+    ? `${kernels.architecture} kernels`
+    : "but not all kernels load: see CUDA kernels";
+  return `Nexus runs here on the GPU: ${gpu?.name}, ${gpu?.multiprocessors} multiprocessors, ${images}.`;
 }
 
 function cpuSummary(host: Host): string {

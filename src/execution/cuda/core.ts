@@ -77,7 +77,10 @@ export class CudaCore
   #closures = 0;
   #closing: Promise<void> | undefined;
 
-  /** @throws CudaError if the driver refuses something; kernels and context are closed then, too */
+  /**
+   * @throws CudaError if the driver refuses something, DeviceUnavailableError if it is the kernels; these and the
+   *   context are closed then, too
+   */
   constructor({ driver, facts, context, kernels, float32, encode }: CoreParts) {
     this.driver = driver;
     this.facts = facts;
@@ -89,6 +92,8 @@ export class CudaCore
     this.allocator = new CachingAllocator(driver);
     this.events = new EventPool(driver, false);
     try {
+      // Now, since whoever may choose another device does so here and not at the first step.
+      kernels.tryOut();
       this.streams = new NativeStreams(driver);
     } catch (error) {
       kernels.close();

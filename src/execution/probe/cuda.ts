@@ -21,14 +21,13 @@ const TRIAL_REMEDY =
   "Look at nvidia-smi and the kernel log (dmesg) for what is wrong with the driver, and reinstall it if need be.";
 const NO_GPU_REMEDY = "None is needed without an NVIDIA GPU.";
 
-/** Why there is no CUDA device, for the end of "no CUDA because ..."; null where there is one. */
+/** Why there is no CUDA device, for the end of "no CUDA because ..."; null where there is one, whatever else is wrong. */
 export function whyNoCuda(findings: GpuFindings): string | null {
   const { ffi, driver, kernels, device, stopped } = findings;
-  for (const finding of [ffi, driver, kernels, device]) {
-    if (finding?.ok === false) return withoutStop(finding.reason);
-    if (finding === undefined) break;
-  }
-  if (device !== undefined) return null;
+  if (device?.ok) return null;
+  // The device repeats what its parts say, with more words around it.
+  const failed = [ffi, driver, kernels, device].find((finding) => finding?.ok === false);
+  if (failed?.ok === false) return withoutStop(failed.reason);
   return stopped === undefined
     ? "the GPU was not tried out"
     : `the process that tried it ${stopped.how} while ${stopped.during}`;
@@ -98,7 +97,7 @@ function checkLibrary({ driver, ffi, stopped }: GpuFindings, present: boolean): 
   };
 }
 
-function checkKernels({ driver, kernels, stopped }: GpuFindings, present: boolean): Check {
+function checkKernels({ driver, kernels, device, stopped }: GpuFindings, present: boolean): Check {
   const name = "CUDA kernels";
   if (kernels?.ok) {
     const { architecture, loaded } = kernels;
@@ -115,9 +114,9 @@ function checkKernels({ driver, kernels, stopped }: GpuFindings, present: boolea
   if (!driver?.ok) return afterLibrary(name, present);
   return {
     name,
-    status: "missing",
+    status: device?.ok ? "limited" : "missing",
     found: whyNot(kernels, stopped),
-    use: NOT_USED,
+    use: device?.ok ? "the CUDA device, until a step needs what does not load" : NOT_USED,
     remedy:
       kernels === undefined
         ? TRIAL_REMEDY

@@ -36,9 +36,9 @@ export interface GpuFindings {
   readonly driver?: Finding<{ readonly version: number; readonly gpus: readonly CudaGpu[] }>;
   /** Whether the driver divides multiprocessors. */
   readonly greenContexts?: Finding<object>;
-  /** Of the first GPU: which images fit, and how many kernels were loaded from them. */
+  /** Of the first GPU: which images fit, and how many kernels were loaded from them: all but PTX, of which one is compiled. */
   readonly kernels?: Finding<{ readonly architecture: string; readonly loaded: number }>;
-  /** Whether the CUDA device opened. */
+  /** Whether the CUDA device opened, as `openDevice()` opens it: so it takes the GPU or the CPU. */
   readonly device?: Finding<object>;
   /** The trying process did not come to its end: what it was doing, and how it ended. */
   readonly stopped?: { readonly during: string; readonly how: string };

@@ -82,11 +82,12 @@ async function lookAtKernels(driver: Driver) {
   driver.retainContext(0);
   const set = await KernelSet.open(driver, driver.deviceFacts(0));
   const { architecture } = set;
+  set.tryOut();
+  // Compiling all of the PTX takes minutes.
+  if (architecture === "ptx") return { architecture, loaded: 1 };
   const kernels = set.all({});
-  // Compiling all of the PTX takes minutes; one kernel tells whether the driver understands it.
-  const tried = architecture === "ptx" ? kernels.slice(0, 1) : kernels;
-  for (const kernel of tried) void kernel.fn;
-  return { architecture, loaded: tried.length };
+  for (const kernel of kernels) void kernel.fn;
+  return { architecture, loaded: kernels.length };
 }
 
 async function openCuda() {
@@ -102,8 +103,9 @@ await attempt("starting the CUDA driver", "driver", startDriver);
 if (usable !== undefined) {
   const driver = usable;
   await attempt("asking for green contexts", "greenContexts", () => lookAtGreenContexts(driver));
-  await attempt("loading the CUDA kernels", "kernels", () => lookAtKernels(driver));
+  // Before all kernels are loaded, which opening does not do: one that crashes the driver is no reason against opening.
   await attempt("opening the CUDA device", "device", openCuda);
+  await attempt("loading the CUDA kernels", "kernels", () => lookAtKernels(driver));
 }
 say({ during: "ending" });
 // Closes what is still open, and does not wait for it.

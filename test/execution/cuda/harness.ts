@@ -75,6 +75,7 @@ const KERNELS = {
   architecture: "sm_90a",
   manifest: { kernels: [ENTRY] },
   all: () => [],
+  tryOut: () => {},
   close: () => {},
 } as unknown as KernelSet;
 

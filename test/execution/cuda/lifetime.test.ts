@@ -310,6 +310,18 @@ describe("opening", () => {
     await unavailable(old, {}, /Old GPU has compute capability 7\.5/);
   });
 
+  it("refuses a GPU that takes no kernel, by kernel and file, and leaves nothing behind", async () => {
+    for (const call of ["loadModule", "getFunction"] as const) {
+      const driver = new FakeDriver();
+      driver.fail(call, { result: 209 });
+      await unavailable(driver, {}, /Kernel mark of .*sm_90a\S* cannot be loaded: .*reinstall/);
+      // What is lost cannot be unloaded either.
+      driver.fail(call, { result: 700 });
+      driver.fail("unloadModule", { result: 700 });
+      await unavailable(driver, {}, /Kernel mark of .* cannot be loaded: .*restart the process/);
+    }
+  });
+
   it("leaves nothing behind when the driver refuses something", async () => {
     const CALLS: readonly (keyof Driver)[] = [
       "createStream",

@@ -72,7 +72,10 @@ describe("GPU probes", () => {
     const cases: [GpuFindings, string][] = [
       [{ ffi: { ok: false, reason } }, "native calls"],
       [{ ...noDriver, driver: { ok: false, reason } }, "CUDA library"],
-      [{ ...working, kernels: { ok: false, reason } }, "CUDA kernels"],
+      [
+        { ...working, kernels: { ok: false, reason }, device: { ok: false, reason: "No device." } },
+        "CUDA kernels",
+      ],
     ];
     for (const [findings, name] of cases) {
       const found = report(host, findings);
@@ -113,6 +116,26 @@ describe("GPU probes", () => {
     }
     assert.match(check(report(machine(), { stopped }), "native calls").remedy ?? "", /None is/);
     assert.match(report(machine(), {}).summary, /No CUDA because the GPU was not tried out\.$/);
+  });
+
+  it("go by whether the device opens, whatever else does not load", () => {
+    const { kernels: _, ...opened } = working;
+    const stopped = { during: "loading the CUDA kernels", how: "was ended by SIGSEGV" };
+    for (const [findings, what, remedy] of [
+      [{ ...opened, kernels: { ok: false, reason: "One is bad." } }, /^One is bad$/, /install/],
+      [{ ...opened, stopped }, /ended by SIGSEGV while loading the CUDA kernels/, /nvidia-smi/],
+    ] as const) {
+      const found = report(machine(gpuFiles(1)), findings);
+      assert.equal(
+        found.summary,
+        "Nexus runs here on the GPU: NVIDIA H200, 132 multiprocessors, but not all kernels load: see CUDA kernels.",
+      );
+      assert.equal(check(found, "GPU 0").use, "the CUDA device");
+      const kernels = check(found, "CUDA kernels");
+      assert.deepEqual([kernels.status, what.test(kernels.found)], ["limited", true]);
+      assert.match(kernels.use, /^the CUDA device, until/);
+      assert.match(kernels.remedy ?? "", remedy);
+    }
   });
 
   it("do without energy and green contexts", () => {

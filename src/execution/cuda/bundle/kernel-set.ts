@@ -17,6 +17,7 @@ import { promisify } from "node:util";
 import { brotliDecompress } from "node:zlib";
 import { DeviceFailedError, DeviceUnavailableError, DisposedError } from "../../../errors.ts";
 import type { DeviceFacts, Driver } from "../driver/driver.ts";
+import { release } from "../driver/errors.ts";
 import {
   isPointer,
   type KernelEntry,
@@ -45,6 +46,9 @@ const SHARED_WITHOUT_ASKING = 48 * 1024;
 
 /** From this driver on a capture takes launches that may begin before the one in front is done. */
 const DEPENDENT_LAUNCHES_SINCE = 12030;
+
+/** The smallest kernel there is on every architecture: a few KiB. */
+const SMALLEST: Selects = { operator: "mark" };
 
 const decompress = promisify(brotliDecompress);
 
@@ -160,11 +164,21 @@ export class KernelSet implements Disposable {
     );
   }
 
+  /**
+   * Loads the smallest kernel: a driver that does not take that one takes none. It costs
+   * less than a millisecond, and with PTX a short compilation.
+   *
+   * @throws DeviceUnavailableError if it cannot be loaded
+   */
+  tryOut(): void {
+    void this.find(SMALLEST).fn;
+  }
+
   /** Unloads all kernels; harmless when repeated. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const module of this.#modules) this.#driver.unloadModule(module);
+    for (const module of this.#modules) release(() => this.#driver.unloadModule(module));
   }
 
   [Symbol.dispose](): void {

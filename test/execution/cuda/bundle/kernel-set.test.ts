@@ -18,6 +18,9 @@ const PROJECT = {
   extras: true,
 };
 
+/** Bytes of an image that nobody waits for. */
+const MOST_TO_TRY = 8192;
+
 describe("the archive for a device", () => {
   for (const [capability, archive] of [
     [[8, 0], "sm_80"],
@@ -62,6 +65,20 @@ describe("a set of kernels", () => {
     assert.equal(kernel.fn, 2000n);
     assert.equal(set.find(PROJECT).fn, 2000n);
     assert.deepEqual(modules.names, ["project_gated_logistic_extras_bf16_rows64"]);
+  });
+
+  it("is tried out with one kernel, which is not loaded again", async () => {
+    for (const capability of [
+      [9, 0],
+      [12, 1],
+    ] as const) {
+      const modules = new FakeModules();
+      const set = await KernelSet.open(modules.driver, facts({ capability }), bundle.directory);
+      set.tryOut();
+      set.tryOut();
+      void set.find({ operator: "mark" }).fn;
+      assert.deepEqual(modules.names, ["mark"]);
+    }
   });
 
   it("asks for shared memory beyond what every kernel may have", async () => {
@@ -300,6 +317,8 @@ describe("the bundle of the package", {
       const file = new URL("manifest.json", directory);
       const modules = new TrustingModules(parseManifest(readFileSync(file, "utf8"), "manifest"));
       const set = await KernelSet.open(modules.driver, facts({ capability }), directory);
+      set.tryOut();
+      assert.ok((modules.loaded[0]?.length ?? 0) <= MOST_TO_TRY, "opening loads a large kernel");
       for (const kernel of set.all({})) void kernel.fn;
       const entries = set.manifest.kernels.filter(({ arch }) => arch === set.architecture);
       assert.equal(modules.loaded.length, entries.length);
