@@ -3,6 +3,7 @@
  * line of JSON for each thing that happens.
  *
  *   child.js open     opens the device, runs a small layer and says how it went
+ *   child.js auto     says which kind of device is opened where any will do
  *   child.js replay   says when it replays a graph, and goes on until it is killed
  */
 
@@ -32,8 +33,14 @@ async function run(forever: boolean): Promise<void> {
   say({ finite: last.output.data.every(Number.isFinite) });
 }
 
+async function choose(): Promise<void> {
+  await using device = await openDevice();
+  say({ kind: device.properties.kind });
+}
+
 try {
-  await run(process.argv[2] === "replay");
+  if (process.argv[2] === "auto") await choose();
+  else await run(process.argv[2] === "replay");
 } catch (error) {
   if (!(error instanceof NexusError)) throw error;
   say({ error: error.name, code: error.code, message: error.message });

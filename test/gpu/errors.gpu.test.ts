@@ -1,17 +1,13 @@
 /**
  * What goes wrong on a GPU, and that it goes wrong with a clear error and leaves the
  * device usable: no room, bad numbers, closed objects, a GPU that is not visible, a
- * damaged kernel bundle, a process killed in the middle.
+ * process killed in the middle. Damaged kernels: damaged-bundle.gpu.test.ts.
  */
 
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { cp, mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
-import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
-import { brotliCompressSync, brotliDecompressSync, constants } from "node:zlib";
 import { Experts } from "../../src/data/experts.ts";
 import { Router } from "../../src/data/router.ts";
 import {
@@ -25,35 +21,11 @@ import { DeviceTensor } from "../../src/execution/device-tensor.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { referenceLayer, relativeError } from "../../src/reference/index.ts";
 import { matrixView } from "../../src/tensor.ts";
-import { inTemporaryFolder } from "../cli/nexus.ts";
 import { batch, gatedExperts, plainSpec, randomLayer, WEIGHT_DTYPES } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
 import { gpuTest, openGpu } from "./gpu.ts";
 import { clearHidden, ERROR_BOUND } from "./layers.ts";
-
-const CHILD = fileURLToPath(new URL("child.js", import.meta.url));
-/** The package, from dist/test/gpu. */
-const ROOT = path.resolve(path.dirname(CHILD), "../../..");
-
-/** No kernel is smaller. */
-const WRONG_EVERY = 1024;
-
-interface Said {
-  readonly error?: string;
-  readonly code?: string;
-  readonly message?: string;
-  readonly finite?: boolean;
-}
-
-/** Runs child.js to its end. @returns the last thing it said */
-function runChild(script: string, env: NodeJS.ProcessEnv = {}): Said {
-  const { stdout, stderr, status } = spawnSync(process.execPath, [script, "open"], {
-    encoding: "utf8",
-    env: { ...process.env, ...env },
-  });
-  assert.equal(status, 0, stderr);
-  return JSON.parse(stdout.trim().split("\n").at(-1) as string) as Said;
-}
+import { CHILD, runChild } from "./run-child.ts";
 
 gpuTest(
   "an allocation beyond the card's memory names the sizes, and the device goes on",
@@ -209,52 +181,9 @@ gpuTest("experts of another element type than the device holds are refused", asy
 });
 
 gpuTest("a GPU hidden by CUDA_VISIBLE_DEVICES is an ordinary absence", async () => {
-  const said = runChild(CHILD, { CUDA_VISIBLE_DEVICES: "" });
+  const said = runChild("open", { env: { CUDA_VISIBLE_DEVICES: "" } });
   assert.equal(said.code, "ERR_DEVICE_UNAVAILABLE", JSON.stringify(said));
   assert.match(said.message as string, /CUDA_VISIBLE_DEVICES/);
-});
-
-gpuTest("a damaged kernel bundle is named", async () => {
-  await inTemporaryFolder(async (folder) => {
-    // The package as it is installed: the bundle is found beside the code.
-    await cp(path.join(ROOT, "dist"), path.join(folder, "dist"), { recursive: true });
-    await cp(path.join(ROOT, "package.json"), path.join(folder, "package.json"));
-    await symlink(path.join(ROOT, "node_modules"), path.join(folder, "node_modules"));
-    const bundle = path.join(folder, "kernels/bundle");
-    await mkdir(bundle, { recursive: true });
-    await cp(path.join(ROOT, "kernels/bundle"), bundle, { recursive: true });
-    const child = path.join(folder, "dist/test/gpu/child.js");
-    assert.equal(runChild(child).finite, true, "the copy is sound to begin with");
-
-    const archives: string[] = [];
-    for (const name of await readdir(bundle)) {
-      const file = path.join(bundle, name);
-      if (name !== "manifest.json" && (await stat(file)).isFile()) archives.push(file);
-    }
-    const originals = await Promise.all(archives.map((file) => readFile(file)));
-    // Wrong bytes in what is packed, and the second half missing.
-    const damages = [
-      (archive: Buffer) => {
-        const images = brotliDecompressSync(archive);
-        for (let at = 0; at < images.length; at += WRONG_EVERY)
-          images[at] = ~(images[at] as number);
-        return brotliCompressSync(images, { params: { [constants.BROTLI_PARAM_QUALITY]: 1 } });
-      },
-      (archive: Buffer) => archive.subarray(0, archive.length >> 1),
-    ];
-    for (const damage of damages) {
-      for (const [i, file] of archives.entries()) {
-        await writeFile(file, damage(originals[i] as Buffer));
-      }
-      const said = runChild(child);
-      assert.equal(said.code, "ERR_DEVICE_UNAVAILABLE", JSON.stringify(said));
-      assert.match(said.message as string, /kernels.bundle/);
-    }
-    await writeFile(path.join(bundle, "manifest.json"), "{");
-    const said = runChild(child);
-    assert.equal(said.code, "ERR_DEVICE_UNAVAILABLE", JSON.stringify(said));
-    assert.match(said.message as string, /manifest\.json/);
-  });
 });
 
 /** Resolves once the child says that it replays. */
@@ -284,6 +213,6 @@ gpuTest("a process killed in the middle of replays leaves the device fine", asyn
     const [, signal] = await ended;
     assert.equal(signal, "SIGKILL");
   }
-  assert.equal(runChild(CHILD).finite, true);
+  assert.equal(runChild("open").finite, true);
   assert.deepEqual((await layer.forward(batch(hidden, 64))).output.data, before);
 });

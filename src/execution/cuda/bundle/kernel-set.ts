@@ -15,7 +15,12 @@ import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { brotliDecompress } from "node:zlib";
-import { DeviceFailedError, DeviceUnavailableError, DisposedError } from "../../../errors.ts";
+import {
+  DeviceFailedError,
+  DeviceUnavailableError,
+  DisposedError,
+  InvalidArgumentError,
+} from "../../../errors.ts";
 import type { DeviceFacts, Driver } from "../driver/driver.ts";
 import { release } from "../driver/errors.ts";
 import {
@@ -203,7 +208,9 @@ export class KernelSet implements Disposable {
       }
       return fn;
     } catch (error) {
-      if (!(error instanceof DeviceFailedError)) throw error;
+      // Refused by the driver, or before it could see an image that is not all there.
+      const refused = error instanceof DeviceFailedError || error instanceof InvalidArgumentError;
+      if (!refused) throw error;
       throw new DeviceUnavailableError(
         `Kernel ${entry.name} of ${this.#file} cannot be loaded: ${error.message}`,
         { cause: error },

@@ -26,7 +26,7 @@ export function checkModuleImage(image: Uint8Array): void {
 function checkPtx(image: Uint8Array): void {
   if (image.indexOf(0) !== image.length - 1 || image.length < 2) {
     throw new InvalidArgumentError(
-      `A kernel image of ${image.length} bytes is no cubin, and no PTX either: that is text ending in its only zero byte.`,
+      `A kernel image of ${image.length} bytes is no cubin, and no PTX either: that is text ending in its only zero byte. Reinstall the package.`,
     );
   }
 }

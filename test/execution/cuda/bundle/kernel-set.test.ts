@@ -3,9 +3,14 @@ import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { after, before, describe, it } from "node:test";
 import { brotliCompressSync } from "node:zlib";
-import { DeviceFailedError, DeviceUnavailableError } from "../../../../src/errors.ts";
+import {
+  DeviceFailedError,
+  DeviceUnavailableError,
+  InvalidArgumentError,
+} from "../../../../src/errors.ts";
 import { archiveFor, KernelSet } from "../../../../src/execution/cuda/bundle/kernel-set.ts";
 import { parseManifest } from "../../../../src/execution/cuda/bundle/manifest.ts";
+import { checkModuleImage } from "../../../../src/execution/cuda/driver/image.ts";
 import { FakeModules, facts, SHIPPED, TrustingModules } from "./fake-modules.ts";
 import { madeBundle, writeBundle } from "./made-bundle.ts";
 
@@ -219,7 +224,7 @@ describe("a set of kernels", () => {
     }
   });
 
-  it("names kernel and file where the driver does not take an image", async () => {
+  it("names kernel and file where an image is refused", async () => {
     const modules = new FakeModules();
     const set = await KernelSet.open(modules.driver, facts(), bundle.directory);
     const failure = new DeviceFailedError("cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE.");
@@ -238,6 +243,22 @@ describe("a set of kernels", () => {
         return true;
       },
     );
+    // An image whose hash is right, and which is neither PTX nor a whole cubin.
+    for (const image of [Buffer.from("\x7fELF"), Buffer.from("no code")]) {
+      modules.beforeLoad = () => checkModuleImage(image);
+      assert.throws(
+        () => set.find({ operator: "mark" }).fn,
+        (error: Error) => {
+          assert.ok(error instanceof DeviceUnavailableError, String(error));
+          assert.match(
+            error.message,
+            /Kernel mark of .*sm_90a\.br cannot be loaded: A .* of \d bytes .*Reinstall/,
+          );
+          assert.ok(error.cause instanceof InvalidArgumentError);
+          return true;
+        },
+      );
+    }
     modules.beforeLoad = () => {
       throw new TypeError("a bug");
     };
