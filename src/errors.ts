@@ -47,7 +47,7 @@ export class InvalidLogitsError extends NexusError {
   }
 }
 
-/** The device has no room for an allocation. */
+/** The device has no room for an allocation, or the host none for memory that the device is to reach (page-locked). */
 export class OutOfDeviceMemoryError extends NexusError {
   readonly requestedBytes: number;
   readonly availableBytes: number;

@@ -16,6 +16,7 @@ import { CachingAllocator } from "./driver/allocator.ts";
 import type { Context } from "./driver/context.ts";
 import type { DeviceFacts, Driver } from "./driver/driver.ts";
 import { EventPool } from "./driver/events.ts";
+import { lockMemory } from "./driver/pinned.ts";
 import { FaultWord } from "./faults.ts";
 import { CudaGraph, type GraphOwner } from "./graph.ts";
 import { type IssueSite, issue } from "./issue.ts";
@@ -78,7 +79,7 @@ export class CudaCore
   #closing: Promise<void> | undefined;
 
   /**
-   * @throws CudaError if the driver refuses something, DeviceUnavailableError if it is the kernels; these and the
+   * @throws CudaError, OutOfDeviceMemoryError if the driver refuses something, DeviceUnavailableError if it is the kernels; these and the
    *   context are closed then, too
    */
   constructor({ driver, facts, context, kernels, float32, encode }: CoreParts) {
@@ -385,7 +386,7 @@ export class CudaCore
   }
 
   #grow(bytes: number): NativeMemory {
-    const memory = this.driver.allocatePinned(bytes);
+    const memory = lockMemory(this.driver, bytes, "kernel launches");
     this.#chunks.push(memory.address);
     return memory;
   }

@@ -15,6 +15,7 @@ import {
   DeviceUnavailableError,
   DisposedError,
   InvalidArgumentError,
+  OutOfDeviceMemoryError,
 } from "../../errors.ts";
 import type { DType, Tensor } from "../../tensor.ts";
 import { checkBudgets } from "../budgets.ts";
@@ -103,7 +104,9 @@ export async function openOnDriver(
       throw error;
     }
   } catch (error) {
-    if (!(error instanceof DeviceFailedError)) throw error;
+    // A GPU without any room is of no use either.
+    const refused = error instanceof DeviceFailedError || error instanceof OutOfDeviceMemoryError;
+    if (!refused) throw error;
     throw new DeviceUnavailableError(unavailable(error.message), { cause: error });
   }
 }

@@ -23,7 +23,7 @@ export class MirrorPool {
     this.#driver = driver;
   }
 
-  /** A zeroed piece of at least so many bytes. @throws CudaError if the system cannot lock more memory */
+  /** A zeroed piece of at least so many bytes. @throws OutOfDeviceMemoryError if the system cannot lock more memory, CudaError */
   take(byteLength: number): PinnedPiece {
     const size = Math.max(1, Math.ceil(byteLength / PIECE_ALIGNMENT)) * PIECE_ALIGNMENT;
     const old = this.#free.get(size)?.pop();

@@ -5,7 +5,9 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { OutOfDeviceMemoryError } from "../../../src/errors.ts";
 import type { KernelEntry } from "../../../src/execution/cuda/bundle/manifest.ts";
+import { openOnDriver } from "../../../src/execution/cuda/device.ts";
 import { coverGrid } from "../../../src/execution/cuda/operators/grids.ts";
 import type { ComputeBudgets } from "../../../src/execution/device.ts";
 import { DeviceTensor } from "../../../src/execution/device-tensor.ts";
@@ -13,7 +15,7 @@ import { MoELayer } from "../../../src/layer/moe-layer.ts";
 import { dividingByUse } from "../../support/dividing-by-use.ts";
 import { batch, gatedExperts, plainSpec, randomLayer } from "../../support/layers.ts";
 import { randomFor } from "../../support/seed.ts";
-import { openEmulated, shippedManifest } from "./emulator/driver.ts";
+import { EmulatedDriver, openEmulated, shippedManifest } from "./emulator/driver.ts";
 import { withEmulated } from "./emulator/harness.ts";
 import { hiddenFor } from "./emulator/layers.ts";
 import { failed } from "./fake-calls.ts";
@@ -110,12 +112,58 @@ describe("a tensor that cannot be written", () => {
         const { allocations } = device.memory();
         driver.fail("allocatePinned", { result: OUT_OF_MEMORY });
         const tensor = { data: new Float32Array(10_000), shape: [100, 100] };
-        assert.throws(() => DeviceTensor.fromHost(device, tensor));
+        assert.throws(() => DeviceTensor.fromHost(device, tensor), ofTheHost("writes"));
         assert.equal(device.memory().allocations, allocations);
       },
       new FakeDriver({ readsPageable: true }),
     ));
 });
+
+describe("page-locked memory that runs out", () => {
+  it("is the host's, and asked for by size and use; the device goes on", () =>
+    withFake(async ({ core, device, driver }) => {
+      const refuse = () => driver.fail("allocatePinned", { result: OUT_OF_MEMORY });
+      refuse();
+      const large = 1_000_000;
+      assert.throws(
+        () => device.allocate(large, "counts", { mirrored: true }),
+        ofTheHost("mirrors", large),
+      );
+      refuse();
+      assert.throws(() => core.arena.allocate(large), ofTheHost("kernel launches", large));
+      const buffer = operand(device, 3);
+      refuse();
+      await assert.rejects(readValue(device, buffer), ofTheHost("staging"));
+      assert.equal(await readValue(device, buffer), 3);
+    }));
+
+  it("is a reason for the CPU where a device is being opened, as is the GPU's", async () => {
+    for (const call of ["allocatePinned", "allocate"] as const) {
+      const driver = new EmulatedDriver();
+      // The allocator tries twice.
+      driver[call] = () => {
+        throw failed(call, OUT_OF_MEMORY);
+      };
+      await assert.rejects(openOnDriver(driver), {
+        name: "DeviceUnavailableError",
+        message: /^There is no CUDA device: Cannot allocate \d+ bytes for .*Use "cpu", or "auto"/,
+      });
+      assert.deepEqual(driver.live, {});
+    }
+  });
+});
+
+/** An error about memory of the host that is for this use, and of at least so many bytes. */
+function ofTheHost(label: string, bytes = 1) {
+  return (error: unknown) => {
+    assert.ok(error instanceof OutOfDeviceMemoryError, String(error));
+    assert.ok(error.requestedBytes >= bytes, `${error.requestedBytes} bytes`);
+    const start = `Cannot allocate ${error.requestedBytes} bytes for ${label} in page-locked host memory: `;
+    assert.ok(error.message.startsWith(start), error.message);
+    assert.match(error.message, /ulimit -l/);
+    return true;
+  };
+}
 
 describe("a grid", () => {
   it("of more blocks along y than CUDA takes is refused", () => {

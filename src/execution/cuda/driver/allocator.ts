@@ -15,7 +15,7 @@
 import { DisposedError, OutOfDeviceMemoryError } from "../../../errors.ts";
 import { checkSize } from "../../memory-checks.ts";
 import type { Driver } from "./driver.ts";
-import { CudaError, OUT_OF_MEMORY, release } from "./errors.ts";
+import { isOutOfMemory, release } from "./errors.ts";
 
 type MemoryDriver = Pick<Driver, "allocate" | "free" | "memoryInfo">;
 
@@ -181,10 +181,6 @@ export class CachingAllocator {
 function roundedSize(bytes: number): number {
   const step = bytes < LARGE ? SMALL_STEP : LARGE_STEP;
   return Math.max(1, Math.ceil(bytes / step)) * step;
-}
-
-function isOutOfMemory(error: unknown): boolean {
-  return error instanceof CudaError && error.result === OUT_OF_MEMORY;
 }
 
 class Block implements DeviceBlock {

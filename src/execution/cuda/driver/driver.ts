@@ -73,7 +73,11 @@ export interface Driver {
   /** @throws CudaError with code `CUDA_ERROR_OUT_OF_MEMORY` if there is no room */
   allocate(bytes: number): bigint;
   free(address: bigint): void;
-  /** Page-locked host memory that the device can read and write at the same address. */
+  /**
+   * Page-locked host memory that the device can read and write at the same address.
+   *
+   * @throws CudaError with code `CUDA_ERROR_OUT_OF_MEMORY` if the system cannot lock so much
+   */
   allocatePinned(bytes: number): { readonly address: bigint; readonly bytes: ArrayBuffer };
   freePinned(address: bigint): void;
   copyToDevice(

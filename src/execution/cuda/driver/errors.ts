@@ -2,8 +2,8 @@
  * What a failed driver call becomes: the call, the code by number and name, and what
  * a person can do about it.
  *
- * Most codes have the same remedy for every call; a few calls have one of their own.
- * Codes without any (a wrong argument, a stale handle) are faults of Nexus, and the
+ * A code has the same remedy for every call. (Where the host runs out of memory, with the code
+ * of the GPU's, pinned.ts says so.) Codes without any (a wrong argument, a stale handle) are faults of Nexus, and the
  * message says so.
  */
 
@@ -12,7 +12,7 @@ import { DeviceFailedError } from "../../../errors.ts";
 /** CUresult codes that the driver layer itself decides by. */
 export const SUCCESS = 0;
 export const INVALID_VALUE = 1;
-export const OUT_OF_MEMORY = 2;
+const OUT_OF_MEMORY = 2;
 export const NO_DEVICE = 100;
 export const NOT_READY = 600;
 
@@ -72,13 +72,6 @@ const REMEDIES: Readonly<Record<number, string>> = {
   999: `The driver does not say what failed. Look at dmesg (Xid), then restart the process.`,
 };
 
-/** Where the same code asks for something else. */
-const REMEDIES_OF_CALLS: Readonly<Record<string, Readonly<Record<number, string>>>> = {
-  cuMemHostAlloc: {
-    2: "What ran out is memory of the host that can be locked, not the GPU's: raise the limit (`ulimit -l`, the container's memory), or end other processes that hold host memory.",
-  },
-};
-
 /** After these every later call on the context fails: faults of a kernel or the hardware, or the end of the process. */
 const CONTEXT_LOST: ReadonlySet<number> = new Set([
   4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719,
@@ -99,7 +92,7 @@ export class CudaError extends DeviceFailedError {
 
   /** @param detail what else is known, e.g. the log of a compilation */
   constructor(call: string, result: number, codeName: string, detail = "") {
-    const remedy = REMEDIES_OF_CALLS[call]?.[result] ?? REMEDIES[result] ?? BUG;
+    const remedy = REMEDIES[result] ?? BUG;
     super(
       `${call} failed with ${codeName} (${result})${detail && `: ${detail}`}. ${remedy.trim()}`,
     );
@@ -109,6 +102,10 @@ export class CudaError extends DeviceFailedError {
     this.remedy = remedy.trim();
     this.contextLost = CONTEXT_LOST.has(result);
   }
+}
+
+export function isOutOfMemory(error: unknown): boolean {
+  return error instanceof CudaError && error.result === OUT_OF_MEMORY;
 }
 
 /** Frees something, letting a lost context pass: what it held is gone with it. */

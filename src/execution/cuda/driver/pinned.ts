@@ -10,9 +10,10 @@
  * there is nothing behind them any more.
  */
 
+import { freemem } from "node:os";
 import { DisposedError, InvalidArgumentError, OutOfDeviceMemoryError } from "../../../errors.ts";
 import type { Driver } from "./driver.ts";
-import { release } from "./errors.ts";
+import { isOutOfMemory, release } from "./errors.ts";
 
 type PinnedDriver = Pick<Driver, "allocatePinned" | "freePinned">;
 
@@ -28,6 +29,31 @@ export interface PinnedPiece {
   readonly view: DataView;
 }
 
+/**
+ * Page-locked memory of the driver's.
+ *
+ * @param label for messages: what it is for
+ * @throws OutOfDeviceMemoryError if the system cannot lock so much, CudaError
+ */
+export function lockMemory(
+  driver: Pick<Driver, "allocatePinned">,
+  byteLength: number,
+  label: string,
+): ReturnType<Driver["allocatePinned"]> {
+  try {
+    return driver.allocatePinned(byteLength);
+  } catch (error) {
+    if (!isOutOfMemory(error)) throw error;
+    throw new OutOfDeviceMemoryError(
+      `${label} in page-locked host memory`,
+      byteLength,
+      freemem(),
+      "That is what the host has free, of which it may let the driver lock less; the GPU's memory is another matter. " +
+        "Raise the limit (`ulimit -l`, the container's memory), or end other processes that hold host memory.",
+    );
+  }
+}
+
 export class PinnedMemory {
   readonly label: string;
   readonly byteLength: number;
@@ -37,12 +63,12 @@ export class PinnedMemory {
   #used = 0;
   #closed = false;
 
-  /** @throws CudaError if the system cannot lock so much */
+  /** @throws OutOfDeviceMemoryError if the system cannot lock so much, CudaError */
   constructor(driver: PinnedDriver, byteLength: number, label: string) {
     this.label = label;
     this.byteLength = byteLength;
     this.#driver = driver;
-    const { address, bytes } = driver.allocatePinned(byteLength);
+    const { address, bytes } = lockMemory(driver, byteLength, label);
     this.#address = address;
     this.#buffer = bytes;
     new Uint8Array(bytes).fill(0);

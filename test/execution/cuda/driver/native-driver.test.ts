@@ -7,10 +7,15 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { afterEach, describe, test } from "node:test";
-import { DeviceFailedError, DeviceUnavailableError } from "../../../../src/errors.ts";
+import {
+  DeviceFailedError,
+  DeviceUnavailableError,
+  OutOfDeviceMemoryError,
+} from "../../../../src/errors.ts";
 import { Context } from "../../../../src/execution/cuda/driver/context.ts";
 import type { Driver } from "../../../../src/execution/cuda/driver/driver.ts";
 import { CudaError, release } from "../../../../src/execution/cuda/driver/errors.ts";
+import { PinnedMemory } from "../../../../src/execution/cuda/driver/pinned.ts";
 import { LAUNCH_CONFIG } from "../../../../src/execution/cuda/driver/structs.ts";
 import { testDriver } from "./driver-contract.ts";
 import { buildFake, FakeCuda } from "./fake-cuda.ts";
@@ -268,13 +273,21 @@ describe("what fails", { skip }, () => {
 test("memory of the host that runs out is told from the GPU's", { skip }, () => {
   const driver = fake().driver();
   using _context = new Context(driver, 0);
-  for (const [call, fails, remedy] of [
-    ["cuMemAlloc_v2", () => driver.allocate(64), /The GPU is out of memory/],
-    ["cuMemHostAlloc", () => driver.allocatePinned(64), /memory of the host .*ulimit -l/],
-  ] as const) {
-    fake().fail(call, 2);
-    assert.throws(fails, (error) => error instanceof CudaError && remedy.test(error.remedy));
-  }
+  fake().fail("cuMemAlloc_v2", 2);
+  assert.throws(
+    () => driver.allocate(64),
+    (error) => error instanceof CudaError && /The GPU is out of memory/.test(error.remedy),
+  );
+  fake().fail("cuMemHostAlloc", 2);
+  assert.throws(
+    () => new PinnedMemory(driver, 64, "counts"),
+    (error) => {
+      assert.ok(error instanceof OutOfDeviceMemoryError, String(error));
+      assert.equal(error.requestedBytes, 64);
+      assert.match(error.message, /64 bytes for counts in page-locked host memory: .*ulimit -l/);
+      return true;
+    },
+  );
 });
 
 describe("drivers that will not do", { skip }, () => {
