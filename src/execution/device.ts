@@ -17,6 +17,9 @@
  *   event loop. Enqueued work may start at once or only when `synchronize()` is
  *   called; it is finished when the promise of `synchronize()`, or of the
  *   graph's `launch()`, resolves.
+ * - Waiting. `write` and `writeRows` have read their source when they return. For large
+ *   ones a device may wait until it is done with what was launched before, and the event
+ *   loop with it.
  * - Memory. `write`, `read` and `copy` move bytes in the order of their calls, before
  *   whatever is launched later. `copy` and `read` come after what was launched before, too,
  *   but for reads of mirrored buffers; these, `write`, `writeRows` and `copyRows` are not

@@ -4,7 +4,7 @@
  * come after launches that wait for their turn, too; a copy then is waited for before that holds, and so is a read
  * before its buffer is written. Of several reads at once, all but two wait until one of these is over.)
  * Copies and small writes do not wait for the GPU; large writes wait until the driver has
- * read their source. A GPU that reads pageable memory by itself does so only when it is the
+ * read their source, and with them the event loop: they are no promises, as their source may change when they return. A GPU that reads pageable memory by itself does so only when it is the
  * copy's turn: there they are staged here, and only those that are more than LARGE_WRITE_BYTES
  * or that far ahead of the GPU wait for all that was handed over before. Reading waits by
  * promise. A mirrored buffer whose mirror is current is read without asking the GPU for anything.
