@@ -6,16 +6,14 @@
 
 import { NvmlError } from "./errors.ts";
 import {
-  ATTRIBUTES_BYTES,
   CLOCK_MEMORY,
   CLOCK_SM,
-  MEMORY_WORDS,
   type NvmlCall,
   type NvmlCalls,
   type NvmlLibrary,
   SENSOR_GPU,
-  UTILIZATION_WORDS,
 } from "./ffi.ts";
+import { DEVICE_ATTRIBUTES, MEMORY, UTILIZATION } from "./structs.ts";
 
 /** Longest of nvml.h's text buffers: names and UUIDs have 96 bytes, versions 80. */
 const TEXT_BYTES = 96;
@@ -28,6 +26,12 @@ type WordCall =
   | "nvmlDeviceGetMaxMigDeviceCount"
   | "nvmlDeviceGetGpuInstanceId"
   | "nvmlDeviceGetComputeInstanceId";
+
+/** Calls that fill a structure in for a device. */
+type StructCall =
+  | "nvmlDeviceGetMemoryInfo"
+  | "nvmlDeviceGetUtilizationRates"
+  | "nvmlDeviceGetAttributes_v2";
 
 /** An empty place, and an instance that a container was not given. */
 const NO_INSTANCE = ["NVML_ERROR_NOT_FOUND", "NVML_ERROR_NO_PERMISSION"];
@@ -127,16 +131,20 @@ export class Nvml {
   }
 
   async memory(device: bigint): Promise<{ totalBytes: number; usedBytes: number }> {
-    const words = new BigUint64Array(MEMORY_WORDS);
-    await this.#call("nvmlDeviceGetMemoryInfo", device, words);
-    return { totalBytes: Number(words[0]), usedBytes: Number(words[2]) };
+    const memory = await this.#struct("nvmlDeviceGetMemoryInfo", device, MEMORY);
+    return {
+      totalBytes: Number(memory.getBigUint64(MEMORY.total, true)),
+      usedBytes: Number(memory.getBigUint64(MEMORY.used, true)),
+    };
   }
 
   /** Percent of the last sampling period in which a kernel ran, and in which memory was accessed. */
   async utilisation(device: bigint): Promise<{ kernelPercent: number; memoryPercent: number }> {
-    const percent = new Uint32Array(UTILIZATION_WORDS);
-    await this.#call("nvmlDeviceGetUtilizationRates", device, percent);
-    return { kernelPercent: percent[0] as number, memoryPercent: percent[1] as number };
+    const rates = await this.#struct("nvmlDeviceGetUtilizationRates", device, UTILIZATION);
+    return {
+      kernelPercent: rates.getUint32(UTILIZATION.gpu, true),
+      memoryPercent: rates.getUint32(UTILIZATION.memory, true),
+    };
   }
 
   /** Whether the GPU is divided now, and will be after its next reset. */
@@ -180,14 +188,13 @@ export class Nvml {
   }
 
   async attributes(instance: bigint): Promise<InstanceAttributes> {
-    const view = new DataView(new ArrayBuffer(ATTRIBUTES_BYTES));
-    await this.#call("nvmlDeviceGetAttributes_v2", instance, new Uint8Array(view.buffer));
-    // NVML's byte order is the host's, and every host that CUDA runs on is little-endian.
+    const fields = DEVICE_ATTRIBUTES;
+    const attributes = await this.#struct("nvmlDeviceGetAttributes_v2", instance, fields);
     return {
-      multiprocessors: view.getUint32(0, true),
-      gpuSlices: view.getUint32(24, true),
-      computeSlices: view.getUint32(28, true),
-      memoryMebibytes: Number(view.getBigUint64(32, true)),
+      multiprocessors: attributes.getUint32(fields.multiprocessors, true),
+      gpuSlices: attributes.getUint32(fields.gpuSlices, true),
+      computeSlices: attributes.getUint32(fields.computeSlices, true),
+      memoryMebibytes: Number(attributes.getBigUint64(fields.memoryMebibytes, true)),
     };
   }
 
@@ -195,6 +202,17 @@ export class Nvml {
     const word = new Uint32Array(1);
     await this.#call(name, device, word);
     return word[0] as number;
+  }
+
+  /** In NVML's byte order, the host's: every host that CUDA runs on is little-endian. */
+  async #struct(
+    name: StructCall,
+    device: bigint,
+    { size }: { readonly size: number },
+  ): Promise<DataView> {
+    const bytes = new Uint8Array(size);
+    await this.#call(name, device, bytes);
+    return new DataView(bytes.buffer);
   }
 
   async #call<Name extends NvmlCall>(name: Name, ...args: NvmlCalls[Name]): Promise<void> {

@@ -8,8 +8,8 @@
  * know which is which. A call costs about a tenth of a millisecond that way.
  *
  * Handles (`nvmlDevice_t`) are pointers that only NVML looks behind. Results come
- * back in typed arrays, which the call itself keeps alive. Structs are told by their
- * size, from nvml.h.
+ * back in typed arrays, which the call itself keeps alive. Those for structs are as
+ * large as structs.ts says.
  *
  * An interface, so that all above it can be tested with an NVML made of JavaScript.
  */
@@ -28,13 +28,6 @@ const LIBRARY_PATHS = [
   "libnvidia-ml.so",
   "/usr/lib/wsl/lib/libnvidia-ml.so.1",
 ];
-
-/** `nvmlUtilization_t` { gpu, memory }, as 32-bit words. */
-export const UTILIZATION_WORDS = 2;
-/** `nvmlMemory_t` { total, free, used }, as 64-bit words. */
-export const MEMORY_WORDS = 3;
-/** `nvmlDeviceAttributes_t`: eight 32-bit counts and the memory size in MiB as a 64-bit word. */
-export const ATTRIBUTES_BYTES = 40;
 
 /** `nvmlClockType_t` */
 export const CLOCK_SM = 1;
@@ -60,8 +53,8 @@ export interface NvmlCalls {
   nvmlDeviceGetTotalEnergyConsumption: [device: bigint, millijoules: BigUint64Array];
   nvmlDeviceGetTemperature: [device: bigint, sensor: number, celsius: Uint32Array];
   nvmlDeviceGetClockInfo: [device: bigint, clock: number, megahertz: Uint32Array];
-  nvmlDeviceGetMemoryInfo: [device: bigint, memory: BigUint64Array];
-  nvmlDeviceGetUtilizationRates: [device: bigint, percent: Uint32Array];
+  nvmlDeviceGetMemoryInfo: [device: bigint, memory: Uint8Array];
+  nvmlDeviceGetUtilizationRates: [device: bigint, percent: Uint8Array];
   nvmlDeviceGetMigMode: [device: bigint, current: Uint32Array, pending: Uint32Array];
   nvmlDeviceGetMaxMigDeviceCount: [device: bigint, count: Uint32Array];
   nvmlDeviceGetMigDeviceHandleByIndex: [device: bigint, index: number, instance: BigUint64Array];
@@ -126,7 +119,12 @@ export function loadNvml(paths: readonly string[] = LIBRARY_PATHS): NvmlLibrary 
       `No NVML: ${opened.reason}. It comes with NVIDIA's driver; for a container set NVIDIA_DRIVER_CAPABILITIES=compute,utility.`,
     );
   }
-  return new KoffiNvml(opened.library);
+  return nvmlIn(opened.library);
+}
+
+/** The NVML in a library. */
+export function nvmlIn(library: NativeLibrary): NvmlLibrary {
+  return new KoffiNvml(library);
 }
 
 type AnyFunction = NativeFunction<readonly NativeType[]>;

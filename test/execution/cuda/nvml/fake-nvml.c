@@ -1,11 +1,35 @@
 /*
  * A libnvidia-ml.so with one GPU, for calling it as the real one is called. Only the
  * entry points that Nexus uses, without nvmlDeviceGetUtilizationRates: a driver that
- * lacks one. Readings count up, so that a repeated one is told from a stale one.
+ * lacks one. Readings count up, so that a repeated one is told from a stale one. Any
+ * GPU passes for an instance of itself.
  */
-#include <stdint.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
+
+/* As in nvml.h. */
+typedef struct { unsigned gpu, memory; } nvmlUtilization_t;
+typedef struct { unsigned long long total, free, used; } nvmlMemory_t;
+typedef struct {
+  unsigned multiprocessorCount;
+  unsigned sharedCopyEngineCount, sharedDecoderCount, sharedEncoderCount, sharedJpegCount, sharedOfaCount;
+  unsigned gpuInstanceSliceCount, computeInstanceSliceCount;
+  unsigned long long memorySizeMB;
+} nvmlDeviceAttributes_t;
+
+/* Sizes and offsets as this compiler has them, in the order of structs.test.ts. */
+int fake_layout(int *out) {
+#define AT(type, field) (int)offsetof(type, field)
+  const int layout[] = {
+    sizeof(nvmlUtilization_t), AT(nvmlUtilization_t, gpu), AT(nvmlUtilization_t, memory),
+    sizeof(nvmlMemory_t), AT(nvmlMemory_t, total), AT(nvmlMemory_t, used),
+    sizeof(nvmlDeviceAttributes_t), AT(nvmlDeviceAttributes_t, multiprocessorCount),
+    AT(nvmlDeviceAttributes_t, gpuInstanceSliceCount), AT(nvmlDeviceAttributes_t, computeInstanceSliceCount),
+    AT(nvmlDeviceAttributes_t, memorySizeMB)};
+  memcpy(out, layout, sizeof layout);
+  return (int)(sizeof layout / sizeof *layout);
+}
 
 typedef struct { int marker; } Device;
 static Device gpu = {42};
@@ -54,8 +78,12 @@ int nvmlDeviceGetClockInfo(Device *device, int clock, unsigned *out) {
   *out = 1000 * clock;
   return known(device);
 }
-int nvmlDeviceGetMemoryInfo(Device *device, unsigned long long *out) {
-  out[0] = 150000000000ull, out[1] = 149000000000ull, out[2] = 1000000000ull;
+int nvmlDeviceGetMemoryInfo(Device *device, nvmlMemory_t *out) {
+  *out = (nvmlMemory_t){.total = 150000000000ull, .free = 149000000000ull, .used = 1000000000ull};
+  return known(device);
+}
+int nvmlDeviceGetAttributes_v2(Device *device, nvmlDeviceAttributes_t *out) {
+  *out = (nvmlDeviceAttributes_t){16, 1, 2, 3, 4, 5, 6, 7, 1ull << 33};
   return known(device);
 }
 int nvmlDeviceGetMigMode(Device *device, unsigned *current, unsigned *pending) {

@@ -2,6 +2,12 @@
 
 import type { NvmlCall, NvmlCalls, NvmlLibrary } from "../../../../src/execution/cuda/nvml/ffi.ts";
 
+import {
+  DEVICE_ATTRIBUTES,
+  MEMORY,
+  UTILIZATION,
+} from "../../../../src/execution/cuda/nvml/structs.ts";
+
 export const CODE = {
   UNINITIALIZED: 1,
   INVALID_ARGUMENT: 2,
@@ -127,11 +133,15 @@ export class FakeNvml implements NvmlLibrary {
     nvmlDeviceGetTemperature: (_, sensor, out) => put(out, sensor === 0 ? 31 : 99),
     nvmlDeviceGetClockInfo: (_, clock, out) => put(out, clock === 1 ? 1980 : 3201),
     nvmlDeviceGetMemoryInfo: (_, out) => {
-      out.set([150_000_000_000n, 149_000_000_000n, 1_000_000_000n]);
+      const view = new DataView(out.buffer);
+      view.setBigUint64(MEMORY.total, 150_000_000_000n, true);
+      view.setBigUint64(MEMORY.used, 1_000_000_000n, true);
       return 0;
     },
     nvmlDeviceGetUtilizationRates: (_, out) => {
-      out.set([98, 61]);
+      const view = new DataView(out.buffer);
+      view.setUint32(UTILIZATION.gpu, 98, true);
+      view.setUint32(UTILIZATION.memory, 61, true);
       return 0;
     },
     nvmlDeviceGetMigMode: (device, current, pending) => {
@@ -154,10 +164,10 @@ export class FakeNvml implements NvmlLibrary {
     nvmlDeviceGetAttributes_v2: (instance, out) => {
       const { multiprocessors, memoryMebibytes } = this.#instance(instance);
       const view = new DataView(out.buffer);
-      view.setUint32(0, multiprocessors, true);
-      view.setUint32(24, 1, true);
-      view.setUint32(28, 1, true);
-      view.setBigUint64(32, BigInt(memoryMebibytes), true);
+      view.setUint32(DEVICE_ATTRIBUTES.multiprocessors, multiprocessors, true);
+      view.setUint32(DEVICE_ATTRIBUTES.gpuSlices, 1, true);
+      view.setUint32(DEVICE_ATTRIBUTES.computeSlices, 1, true);
+      view.setBigUint64(DEVICE_ATTRIBUTES.memoryMebibytes, BigInt(memoryMebibytes), true);
       return 0;
     },
   };

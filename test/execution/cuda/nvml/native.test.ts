@@ -4,45 +4,29 @@
  */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { after, describe, it } from "node:test";
-import { fileURLToPath } from "node:url";
+import { describe, it } from "node:test";
 import { openNvmlEnergy } from "../../../../src/execution/cuda/nvml/energy.ts";
 import { NvmlError } from "../../../../src/execution/cuda/nvml/errors.ts";
-import { FUNCTION_NOT_FOUND, loadNvml } from "../../../../src/execution/cuda/nvml/ffi.ts";
+import {
+  FUNCTION_NOT_FOUND,
+  type NvmlLibrary,
+  nvmlIn,
+} from "../../../../src/execution/cuda/nvml/ffi.ts";
 import { NvmlSession } from "../../../../src/execution/cuda/nvml/session.ts";
-import { loadKoffi } from "../../../../src/execution/native/library.ts";
+import { UTILIZATION } from "../../../../src/execution/cuda/nvml/structs.ts";
+import { buildFakeNvml } from "./fake-library.ts";
 
-const folder = mkdtempSync(join(tmpdir(), "nexus-nvml-"));
-after(() => rmSync(folder, { recursive: true }));
-const library = join(folder, "libnvidia-ml.so.1");
+const built = buildFakeNvml();
+const skip = typeof built === "string" && built;
 
-/** Compiles the library. @returns why it cannot, or null */
-function compile(): string | null {
-  const koffi = loadKoffi(process.platform, process.arch);
-  if (typeof koffi === "string") return koffi;
-  // Compiled tests lie in dist/test, their sources in test.
-  const path = "test/execution/cuda/nvml/fake-nvml.c";
-  const source = fileURLToPath(new URL(`../../../../../${path}`, import.meta.url));
-  if (!existsSync(source)) return `there is no ${path}`;
-  const { error, status, stderr } = spawnSync(
-    "cc",
-    ["-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source],
-    { encoding: "utf8" },
-  );
-  if (error !== undefined) return `there is no C compiler (${error.message})`;
-  assert.equal(status, 0, stderr);
-  return null;
+function load(): NvmlLibrary {
+  assert.ok(typeof built !== "string");
+  return nvmlIn(built);
 }
-
-const skip = compile() ?? false;
 
 describe("NVML through the FFI", { skip }, () => {
   it("calls, and reads what is written", async () => {
-    using session = await NvmlSession.open(loadNvml([library]));
+    using session = await NvmlSession.open(load());
     assert.equal(await session.use((nvml) => nvml.nvmlVersion()), "13.0.fake");
     const [gpu] = await session.gpus();
     assert.deepEqual([gpu?.index, gpu?.name, gpu?.uuid], [0, "NVIDIA Fake", "GPU-fake"]);
@@ -61,14 +45,27 @@ describe("NVML through the FFI", { skip }, () => {
     assert.ok((joules as number) >= 1000);
   });
 
+  it("reads what an instance is made of, each from its place", async () => {
+    using session = await NvmlSession.open(load());
+    const attributes = await session.use(async (nvml) =>
+      nvml.attributes(await nvml.deviceByIndex(0)),
+    );
+    assert.deepEqual(attributes, {
+      multiprocessors: 16,
+      gpuSlices: 6,
+      computeSlices: 7,
+      memoryMebibytes: 2 ** 33,
+    });
+  });
+
   it("answers for entry points that the library does not have as NVML does", async () => {
-    const nvml = loadNvml([library]);
-    const percent = new Uint32Array(2);
+    const nvml = load();
+    const percent = new Uint8Array(UTILIZATION.size);
     assert.equal(await nvml.call("nvmlDeviceGetUtilizationRates", 0n, percent), FUNCTION_NOT_FOUND);
   });
 
   it("keeps slow calls off the event loop", async () => {
-    using energy = await openNvmlEnergy("GPU-fake", loadNvml([library]));
+    using energy = await openNvmlEnergy("GPU-fake", load());
     const { source } = energy;
     assert.ok(source.available);
     let turns = 0;
@@ -82,7 +79,7 @@ describe("NVML through the FFI", { skip }, () => {
   });
 
   it("turns codes into errors", async () => {
-    using session = await NvmlSession.open(loadNvml([library]));
+    using session = await NvmlSession.open(load());
     await assert.rejects(
       session.use((nvml) => nvml.deviceByUuid("GPU-other")),
       (error: unknown) => error instanceof NvmlError && /NOT_FOUND/.test(error.message),
