@@ -14,7 +14,7 @@
  * An interface, so that all above it can be tested with an NVML made of JavaScript.
  */
 
-import { DeviceUnavailableError } from "../../../errors.ts";
+import { DeviceFailedError, DeviceUnavailableError } from "../../../errors.ts";
 import {
   type NativeFunction,
   type NativeLibrary,
@@ -102,6 +102,7 @@ export interface NvmlLibrary {
    * Calls an entry point off the main thread.
    *
    * @returns its code; `FUNCTION_NOT_FOUND` if this library has no such entry point
+   * @throws DeviceFailedError (as a rejection) if it cannot be called at all
    */
   call<Name extends NvmlCall>(name: Name, ...args: NvmlCalls[Name]): Promise<number>;
 }
@@ -140,17 +141,20 @@ class KoffiNvml implements NvmlLibrary {
     this.#library = library;
   }
 
-  call<Name extends NvmlCall>(name: Name, ...args: NvmlCalls[Name]): Promise<number> {
-    const fn = this.#find(name);
-    if (fn === null) return Promise.resolve(FUNCTION_NOT_FOUND);
+  async call<Name extends NvmlCall>(name: Name, ...args: NvmlCalls[Name]): Promise<number> {
     this.#underWay.add(args);
-    return new Promise((resolve, reject) => {
-      fn.async(...args, (error, status) => {
-        this.#underWay.delete(args);
-        if (error === null) resolve(status);
-        else reject(error);
-      });
-    });
+    try {
+      const fn = this.#find(name);
+      return fn === null ? FUNCTION_NOT_FOUND : await statusOf(fn, args);
+    } catch (cause) {
+      const message = cause instanceof Error ? cause.message : String(cause);
+      throw new DeviceFailedError(
+        `${name} could not be called: ${message.replace(/\.$/, "")}. Compare with what nexus doctor says of NVML and native calls; if it finds nothing, please report this.`,
+        { cause },
+      );
+    } finally {
+      this.#underWay.delete(args);
+    }
   }
 
   #find(name: NvmlCall): AnyFunction | null {
@@ -161,4 +165,13 @@ class KoffiNvml implements NvmlLibrary {
     }
     return fn;
   }
+}
+
+function statusOf(fn: AnyFunction, args: NvmlCalls[NvmlCall]): Promise<number> {
+  return new Promise((resolve, reject) => {
+    fn.async(...args, (error, status) => {
+      if (error === null) resolve(status);
+      else reject(error);
+    });
+  });
 }

@@ -5,6 +5,7 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { DeviceFailedError } from "../../../../src/errors.ts";
 import { openNvmlEnergy } from "../../../../src/execution/cuda/nvml/energy.ts";
 import { NvmlError } from "../../../../src/execution/cuda/nvml/errors.ts";
 import {
@@ -55,6 +56,19 @@ describe("NVML through the FFI", { skip }, () => {
       gpuSlices: 6,
       computeSlices: 7,
       memoryMebibytes: 2 ** 33,
+    });
+  });
+
+  it("says by name what the FFI does not call", async () => {
+    const noNumber = "first" as unknown as number;
+    const call = load().call("nvmlDeviceGetHandleByIndex_v2", noNumber, new BigUint64Array(1));
+    await assert.rejects(call, (error) => {
+      assert.ok(error instanceof DeviceFailedError, String(error));
+      assert.match(
+        error.message,
+        /^nvmlDeviceGetHandleByIndex_v2 could not be called: .*nexus doctor/,
+      );
+      return true;
     });
   });
 
