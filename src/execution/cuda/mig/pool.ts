@@ -6,7 +6,8 @@
  *
  * The workers and their program live and die together: a worker that dies fails
  * what it was asked for and nothing else; closing the pool ends them all, by force
- * if need be; and each ends by itself when its parent is gone. Idle workers keep no
+ * if need be; one that does not open its device is given up after a minute; and each
+ * ends by itself when its parent is gone. Idle workers keep no
  * process alive.
  */
 
@@ -25,6 +26,9 @@ import { type Fields, requireFields } from "../../checks.ts";
 import type { DeviceKind, DeviceProperties, MemoryUsage, MigInstance } from "../../device.ts";
 import { listMigInstances } from "./instances.ts";
 import type { Answer, Failure, Question, Request } from "./messages.ts";
+
+/** A driver without persistence mode starts a GPU anew, which takes seconds; a worker that needs longer hangs in it. */
+const OPEN_MILLISECONDS = 60_000;
 
 /** Closing a CUDA device takes well under a second; a worker that needs longer hangs in the driver. */
 const CLOSE_MILLISECONDS = 5_000;
@@ -54,6 +58,7 @@ export class MigWorker implements AsyncDisposable {
   readonly #pending = new Map<number, Pending>();
   #properties: DeviceProperties | undefined;
   #nextId = 0;
+  #givenUp = false;
   /** Why nothing can be asked any more. */
   #end: NexusError | undefined;
 
@@ -81,10 +86,11 @@ export class MigWorker implements AsyncDisposable {
     this.#hold();
   }
 
-  /** @throws DeviceUnavailableError (as a rejection) if the instance cannot be opened */
+  /** @throws DeviceUnavailableError (as a rejection) if the instance cannot be opened, or not within a minute */
   static async open(instance: MigInstance, device: DeviceKind = "cuda"): Promise<MigWorker> {
     checkInstance(instance);
     const worker = new MigWorker(instance);
+    const timer = setTimeout(() => worker.#giveUp(), OPEN_MILLISECONDS);
     try {
       worker.#properties = (await worker.#ask(
         { kind: "open", device },
@@ -92,8 +98,10 @@ export class MigWorker implements AsyncDisposable {
       )) as DeviceProperties;
       return worker;
     } catch (cause) {
-      await worker.close();
+      if (!worker.#givenUp) await worker.close();
       throw new DeviceUnavailableError((cause as Error).message, { cause });
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -185,6 +193,17 @@ export class MigWorker implements AsyncDisposable {
     this.#hold();
     if ("failure" in answer) pending.reject(this.#errorOf(pending.what, answer.failure));
     else pending.resolve(answer.value);
+  }
+
+  /** Ends the process and does not wait for that: one that sleeps in the driver takes no signal. */
+  #giveUp(): void {
+    this.#givenUp = true;
+    this.#child.kill("SIGKILL");
+    this.#fail(
+      this.#failed(
+        `did not open its device within ${OPEN_MILLISECONDS / 1e3} s. Look at nvidia-smi and the kernel log (dmesg) for what is wrong with the driver`,
+      ),
+    );
   }
 
   /** The first failure counts; what comes after it is its consequence. */

@@ -6,8 +6,11 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { after, before, describe, it } from "node:test";
-import { setTimeout as pause } from "node:timers/promises";
+import { setTimeout as pause, setImmediate as turn } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import {
   DeviceFailedError,
@@ -74,8 +77,8 @@ describe("a pool", () => {
 
   it("does one thing after the other in a worker, and keeps what is there", async () => {
     const [worker] = pool.workers;
-    const path = fileURLToPath(tasks);
-    assert.deepEqual(await Promise.all([1, 2, 3].map(() => worker?.run(path, "count"))), [1, 2, 3]);
+    const file = fileURLToPath(tasks);
+    assert.deepEqual(await Promise.all([1, 2, 3].map(() => worker?.run(file, "count"))), [1, 2, 3]);
     const before = await worker?.memory();
     await worker?.run(tasks, "hold", 4096);
     const held = await worker?.memory();
@@ -155,6 +158,32 @@ describe("a worker", () => {
       openMigPool({ instance: [instance(1)] } as object),
       /options\.instance is unknown; use instances, device\./,
     );
+  });
+
+  it("that hangs as it opens its device is given up after a minute, and ended", async (t) => {
+    const folder = mkdtempSync(path.join(tmpdir(), "nexus-hanging-"));
+    const before = process.env["NODE_OPTIONS"];
+    process.env["NODE_OPTIONS"] = `--import=${new URL("./hang.js", import.meta.url)}`;
+    process.env["NEXUS_TEST_HANGING"] = folder;
+    t.mock.timers.enable({ apis: ["setTimeout"] });
+    try {
+      const opening = openMigPool({ instances: [instance(1), instance(2)], device: "cpu" });
+      const refused = assert.rejects(
+        opening,
+        failure(DeviceUnavailableError, /MIG-1 .* did not open its device within 60 s\..*dmesg/),
+      );
+      while (readdirSync(folder).length < 2) await turn();
+      t.mock.timers.tick(59_999);
+      assert.equal(await Promise.race([opening, turn("not yet")]), "not yet");
+      t.mock.timers.tick(1);
+      await refused;
+    } finally {
+      t.mock.timers.reset();
+      if (before === undefined) delete process.env["NODE_OPTIONS"];
+      else process.env["NODE_OPTIONS"] = before;
+    }
+    for (const pid of readdirSync(folder)) assert.ok(await goneWithin(5000, Number(pid)), pid);
+    rmSync(folder, { recursive: true });
   });
 
   for (const how of ["wait", "end"]) {
