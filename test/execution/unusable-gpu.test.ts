@@ -23,7 +23,7 @@ await device.close();
 console.log(JSON.stringify({ kind, insisted, report: await probeMachine() }));
 `;
 
-const WHY = /Kernel mark of .*sm_90a\S* cannot be loaded: cuModuleGetFunction failed/;
+const WHY = /Kernel tidy of .*sm_90a\S* cannot be loaded: cuModuleGetFunction failed/;
 
 test("a GPU that takes no kernel is left alone, and the doctor says so", {
   skip: typeof fake === "string" && fake,

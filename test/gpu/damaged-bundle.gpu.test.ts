@@ -20,7 +20,7 @@ const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 const WRONG_EVERY = 1024;
 
 /** The one that opening a device loads. */
-const TRIED_OUT = "mark";
+const TRIED_OUT = "tidy";
 
 /** What these tests read and change of the manifest. */
 interface Manifest {
@@ -136,14 +136,14 @@ for (const damage of [nonsense, foreign]) {
       await damageKernels(copy, (name) => name === TRIED_OUT, damage);
       assertUnavailable(
         runChild("open", { script }),
-        /^Kernel mark of \S*kernels.bundle\S+ cannot be loaded: cuModule\w+ failed with CUDA_ERROR_/,
+        /^Kernel tidy of \S*kernels.bundle\S+ cannot be loaded: cuModule\w+ failed with CUDA_ERROR_/,
       );
       assert.equal(runChild("auto", { script }).kind, "cpu", "auto takes what takes no kernel");
 
       await damageKernels(copy, (name) => name !== TRIED_OUT, damage);
       assertUnavailable(
         runChild("open", { script }),
-        /^Kernel (?!mark )\w+ of \S*kernels.bundle\S+ cannot be loaded: cuModule\w+ failed with CUDA_ERROR_/,
+        /^Kernel (?!tidy )\w+ of \S*kernels.bundle\S+ cannot be loaded: cuModule\w+ failed with CUDA_ERROR_/,
       );
     }),
   );

@@ -314,11 +314,11 @@ describe("opening", () => {
     for (const call of ["loadModule", "getFunction"] as const) {
       const driver = new FakeDriver();
       driver.fail(call, { result: 209 });
-      await unavailable(driver, {}, /Kernel mark of .*sm_90a\S* cannot be loaded: .*reinstall/);
+      await unavailable(driver, {}, /Kernel tidy of .*sm_90a\S* cannot be loaded: .*reinstall/);
       // What is lost cannot be unloaded either.
       driver.fail(call, { result: 700 });
       driver.fail("unloadModule", { result: 700 });
-      await unavailable(driver, {}, /Kernel mark of .* cannot be loaded: .*restart the process/);
+      await unavailable(driver, {}, /Kernel tidy of .* cannot be loaded: .*restart the process/);
     }
   });
 
