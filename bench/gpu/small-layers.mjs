@@ -96,6 +96,7 @@ const RULES = {
 export function sizesOf(form) {
   return SIZES[form] ?? SMALL;
 }
+
 /** Weights as the element type has them. */
 export function weightsOf(random, dtype, shape, bound) {
   const length = shape.reduce((a, b) => a * b);

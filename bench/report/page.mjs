@@ -84,14 +84,15 @@ function besideEachOther(title, reports, rowsOf) {
 /** How a report stands, in a line or two. */
 function standing([title, figures]) {
   const { compared, fastest, clearlyFastest, lost, failedCells, missingCells } = figures;
-  const missed = barRows(figures).filter(([, text]) => text.startsWith("**missed**"));
+  const bars = barRows(figures);
+  const missed = bars.filter(([, text]) => text.startsWith("**missed**"));
   const lacking = failedCells.length + missingCells.length;
   return [
     `**${title}: fastest in ${fastest.length} of ${compared.length} cells** (${clearlyFastest.length} beyond the noise; in ${lost.length} a peer is),`,
     `**${ratio(figures.overBestPeer)} over the best peer and ${ratio(figures.overCommonPeer)} over ${COMMON_PEER}** in the geometric mean,`,
     `${ratio(ofModels(compared))} over the best peer with the five shapes of models.`,
     `${peersText(peersIn(compared).everywhere)} in every cell.`,
-    `${missed.length} of ${barRows(figures).length} bars missed.`,
+    `${missed.length} of ${bars.length} bars missed.`,
     ...(lacking === 0
       ? []
       : [`${failedCells.length} cells failed, ${missingCells.length} were not attempted.`]),

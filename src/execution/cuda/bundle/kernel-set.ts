@@ -170,8 +170,8 @@ export class KernelSet implements Disposable {
   }
 
   /**
-   * Loads a small kernel: a driver that does not take that one takes none. It costs
-   * less than a millisecond, and with PTX a short compilation.
+   * Loads a small kernel: a driver that does not take that one takes none. With PTX it is
+   * compiled.
    *
    * @throws DeviceUnavailableError if it cannot be loaded
    */
