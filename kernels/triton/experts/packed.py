@@ -30,7 +30,7 @@ from overlap import begin
 from .activation import join_gate
 from .grouped import BIAS_LAST, KEEP, PANEL
 from .many import store_rows
-from .packed_ask import BOX, WARPS, ask, next_stage, told
+from .packed_ask import BOX, WARPS, ask, next_stage, prefetch, told
 from .packed_words import (
     BLOCK_ROWS,
     FLAG_BITS,
@@ -63,16 +63,23 @@ def _warp(zero):
 
 
 @gluon.jit
-def _flags_of(flags, word, step, flag_words, inside, BLOCKS: gl.constexpr):
-    """Flags of a warp's groups, 32 bits for each block, of which the lowest is this panel's; and if any has patches in it."""
-    anew = step % FLAG_BITS == 0
-    at = flags + step // FLAG_BITS
-    found = gl.load(at, mask=anew & (inside > 0), other=0)
-    if BLOCKS == 2:
-        # What comes in at a word's end is gone when it comes to its beginning.
-        second = gl.load(at + BLOCK_ROWS // GROUP_ROWS * flag_words, mask=anew & (inside > BLOCK_ROWS), other=0)
-        found = (second.to(gl.int64) << FLAG_BITS) | (found.to(gl.int64) & 0xFFFFFFFF)
-    word = gl.where(anew, found, word >> 1)
+def _flags_of(flags, patches, groups, word, step, flag_words, inside, BLOCKS: gl.constexpr):
+    """Flags of a warp's groups, 32 bits for each block, of which the lowest is this panel's; and if any has patches in it.
+
+    The L2 is asked for the patches of all 32 panels at once, a lane for each.
+    """
+    # What comes in at a word's end is gone when it comes to its beginning.
+    word = word >> 1
+    if step % FLAG_BITS == 0:
+        at = flags + step // FLAG_BITS
+        lane = gl.arange(0, FLAG_BITS, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
+        ahead = patches + (step + lane).to(gl.int64) * groups * RECORDS
+        word = gl.load(at, mask=inside > 0, other=0)
+        prefetch(ahead, (word >> lane) & 1)
+        if BLOCKS == 2:
+            second = gl.load(at + BLOCK_ROWS // GROUP_ROWS * flag_words, mask=inside > BLOCK_ROWS, other=0)
+            prefetch(ahead + BLOCK_ROWS // GROUP_ROWS * RECORDS, (second >> lane) & 1)
+            word = (second.to(gl.int64) << FLAG_BITS) | (word.to(gl.int64) & 0xFFFFFFFF)
     if BLOCKS == 2:
         flag = (word & ((1 << FLAG_BITS) | 1)) != 0
     else:
@@ -224,7 +231,7 @@ def _multiply(
         patches_there = patches + (matrix.to(gl.int64) * steps * groups + group) * RECORDS
         none = gl.to_tensor(0).to(gl.int64)
         word = none if BLOCKS == 2 else gl.to_tensor(0)
-        word, flag = _flags_of(flags_there, word, gl.to_tensor(0), flag_words, inside, BLOCKS)
+        word, flag = _flags_of(flags_there, patches_there, groups, word, gl.to_tensor(0), flag_words, inside, BLOCKS)
         records = _patches_of((none, none, none, none), patches_there, gl.to_tensor(0), groups, flag, inside, BLOCKS)
         sums = gl.zeros([BLOCK_ROWS, BLOCK_M], gl.float32, layout=SUMS)
         more = sums if BLOCKS == 2 else 0
@@ -239,7 +246,7 @@ def _multiply(
         weights = _weights(b, stage, flag, records, GROUP, BLOCKS)
         for i in range(1, steps):
             sums, more = _issued(sums, more, weights, a.index(stage), SUMS, BLOCKS)
-            word, flag = _flags_of(flags_there, word, i, flag_words, inside, BLOCKS)
+            word, flag = _flags_of(flags_there, patches_there, groups, word, i, flag_words, inside, BLOCKS)
             records = _patches_of(records, patches_there, i, groups, flag, inside, BLOCKS)
             next_stage, next_phase = next_stage(stage, phase, STAGES)
             _filled(filled, next_stage, next_phase, X_DESCRIPTOR)
@@ -318,12 +325,24 @@ def project_packed(
     product = (scales, flags, patches, bias, out, n, k, out_pitch, options)
     walked = (tiles, tile_count, order, n, k, top_k, options)
     activation = (code, linear, cubic, limit, shift)
-    gl.warp_specialize(
-        [
-            (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-            (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-            (ask, (x, w, x_pitch, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
-        ],
-        [WARPS, WARPS],
-        [MULTIPLYING_REGISTERS, ASKING_REGISTERS],
-    )
+    if X_DESCRIPTOR:
+        gl.warp_specialize(
+            [
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+            ],
+            [WARPS, WARPS],
+            [MULTIPLYING_REGISTERS, ASKING_REGISTERS],
+        )
+    else:
+        # Those that ask are first: parameters take them no registers then, of which they have too few to gather rows with.
+        gl.warp_specialize(
+            [
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+            ],
+            [WARPS, WARPS],
+            [MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS],
+        )

@@ -13,7 +13,7 @@ from routing.bucket import BEGUN
 
 from .grouped import CLAIM, GATHER, IN_STEP, PANEL, READ_ONCE, find_tile
 from .many import CLAIMED, FOUND, LOOKED_UP, slots_of
-from .packed_words import BLOCK_ROWS, PLANE_COLUMNS, PLANE_ROWS, PLANES
+from .packed_words import BLOCK_ROWS, FLAG_BITS, GROUP_ROWS, PLANE_COLUMNS, PLANE_ROWS, PLANES, RECORDS
 from .pieces import ask_for_claim, begun_by_round, claimed_piece, next_place, wait_for
 
 # Warps of a group, whichever it is: those that ask, and each that multiplies.
@@ -42,6 +42,42 @@ def told(box, turn):
         gl.sum(gl.where(i == 2, entry, 0), axis=0),
         gl.sum(gl.where(i == 3, entry, 0), axis=0),
     )
+
+
+@gluon.jit
+def prefetch(at, wanted):
+    """Asks the L2 for what is there where it is wanted (not 0)."""
+    gl.inline_asm_elementwise(
+        "{ .reg .pred wanted; setp.ne.s32 wanted, $2, 0; @wanted prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+        "=r,l,r",
+        [at.to(gl.int64, bitcast=True), wanted.to(gl.int32)],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+# What a prefetch fetches, at the least, in bytes.
+SECTOR = gl.constexpr(64)
+
+
+@gluon.jit
+def _ask_ahead(product, matrix, column, there, BLOCK_N: gl.constexpr):
+    """Asks the L2 for what those that multiply read of a piece before its first step: scales, flags, and the first panel's patches."""
+    scales, flags, patches, bias, out, n, k, out_pitch, options = product
+    i = gl.arange(0, 32 * WARPS, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
+    groups = n // GROUP_ROWS
+    steps = k // PANEL
+    flag_words = gl.cdiv(steps, FLAG_BITS)
+    group = column // GROUP_ROWS
+    columns = gl.minimum(n - column, BLOCK_N)
+    own_groups = columns // GROUP_ROWS
+    number: gl.constexpr = SECTOR // 4
+    prefetch(scales + matrix * n + column + i * number, there & (i * number < columns))
+    prefetch(flags + (matrix * groups + group) * flag_words + i * number, there & (i * number < own_groups * flag_words))
+    record: gl.constexpr = SECTOR // 8
+    first = patches + (matrix.to(gl.int64) * steps * groups + group) * RECORDS
+    prefetch(first + i * record, there & (i * record < own_groups * RECORDS))
 
 
 @gluon.jit
@@ -90,7 +126,7 @@ def _ask_steps(
 
 @gluon.jit
 def ask(
-    x, w, x_pitch, walked, buffers,
+    x, w, x_pitch, product, walked, buffers,
     X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """What the asking warps do."""
@@ -120,6 +156,7 @@ def ask(
     place = gl.program_id(0)
     work = place
     matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+    _ask_ahead(product, matrix, column, work < total, BLOCK_N)
     stage = gl.to_tensor(0)
     phase = gl.to_tensor(0)
     sources = 0
@@ -140,6 +177,7 @@ def ask(
         stage, phase = _ask_steps(claimed_at, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         work = gl.where(claim, claimed_piece(number, claims, begun, claim, programs, total), dealt)
         next_matrix, next_first, next_rows, next_column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
+        _ask_ahead(product, next_matrix, next_column, work < total, BLOCK_N)
         stage, phase = _ask_steps(looked_up, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         if not X_DESCRIPTOR:
             slots = slots_of(next_first, next_rows, order, gather, BLOCK_M, COPIES)
