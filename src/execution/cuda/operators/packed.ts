@@ -29,7 +29,7 @@ const PIECES = 2;
  * Most rows of a matrix on average where memory is fast. Whole steps on an H200, as above: 16 rows of 6.3 MB 284 us to 248 and 285 to 290,
  * of 235 MB 641 to 614 and 649 to 629; 32 rows of 33 MB 373 and 373, 389 to 411; 64 rows of 235 MB 662 to 675 and 799 to 933.
  */
-const FAST_MEMORY_ROWS = 16;
+const FAST_MEMORY_ROWS = 32;
 
 export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
