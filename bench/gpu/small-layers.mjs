@@ -44,8 +44,8 @@ const BEYOND = {
 const BIASED = { ...BEYOND, bias: true, tokens: [500, 250, 110] };
 /** 40 rows an expert on average, which makes tiles of 64. */
 const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:1.5" };
-/** 75 MB of experts, 56 packed: more than the L2 holds. */
-const PACKED = { ...BEYOND, inner: 760, packWeights: true };
+/** 99 MB of experts, 74 packed: more than the L2 holds. */
+const PACKED = { ...BEYOND, inner: 1000, packWeights: true };
 const PACKED_BIASED = { ...PACKED, bias: true };
 /** For as few tokens as decode takes, in which one of its kernels is as good as another. */
 const DECODING = {

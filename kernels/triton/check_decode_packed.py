@@ -76,10 +76,10 @@ def _check(checks, bundle, shape, w1, w2, stored, bias, tokens):
     count = torch.tensor([live], dtype=torch.int32, device=DEVICE)
     activation = random.choice(tuple(ACTIVATIONS))
 
-    def first():
+    def first(kernel="decode_packed_first_bf16", ids=ids):
         out = _nan(slots, intermediate)
         launch.decode_first(
-            bundle, bundle["decode_packed_first_bf16"], x, stored[0], out, ids, count, slots=slots, top_k=top_k, activation=activation,
+            bundle, bundle[kernel], x, stored[0], out, ids, count, slots=slots, top_k=top_k, activation=activation,
             bias=b1, read_once=random.random() < 0.5,
         )
         return out
@@ -91,6 +91,17 @@ def _check(checks, bundle, shape, w1, w2, stored, bias, tokens):
     checks.error(f"decode_packed_first {what} {activation}", "decode_packed", worst, TOLERANCE)
     checks.that(f"decode_packed_first {what}: rows that are nobody's were written", bool(inner[~there].isnan().all()))
     checks.same(f"decode_packed_first {what} again", inner, first())
+    # Whoever shares a token's experts, it gets the same.
+    token = random.randrange(live)
+    others = torch.rand(tokens, experts, device=DEVICE).topk(top_k, dim=1).indices.to(torch.int32)
+    others[token] = ids[token]
+    joint = first("decode_packed_first_joint_bf16")
+    worst = _worst(joint[there], rows[there], rows_loss[there])
+    checks.error(f"decode_packed_first {what} {activation}, jointly", "decode_packed", worst, TOLERANCE)
+    checks.that(f"decode_packed_first {what}, jointly: rows that are nobody's were written", bool(joint[~there].isnan().all()))
+    own = slice(token * top_k, (token + 1) * top_k)
+    beside = first("decode_packed_first_joint_bf16", others)
+    checks.same(f"decode_packed_first {what}, jointly: token {token} beside others", joint[own], beside[own])
 
     width = valid if valid % GROUP_ROWS else hidden
     extras = {name: torch.randn(tokens, hidden, device=DEVICE).to(torch.bfloat16) for name in ("shared", "residual")}
@@ -105,7 +116,7 @@ def _check(checks, bundle, shape, w1, w2, stored, bias, tokens):
             continue
         dtype = getattr(torch, entry["selects"]["output"])
 
-        def second():
+        def second(ids=ids):
             out = _nan(tokens, width, dtype=dtype)
             launch.decode_second(
                 bundle, bundle[name], inner, stored[1], ids, out, count, most_tokens=tokens, top_k=top_k, weights=weights, bias=b2,
@@ -117,6 +128,7 @@ def _check(checks, bundle, shape, w1, w2, stored, bias, tokens):
         checks.error(f"{name} {what}", "decode_packed", _worst(out[:live], wanted, loss), TOLERANCE)
         checks.that(f"{name} {what}: rows past the tokens were written", bool(out[live:].isnan().all()))
         checks.same(f"{name} {what} again", out, second())
+        checks.same(f"{name} {what}: token {token} beside others", out[token], second(others)[token])
 
 
 def _reference(x, w1, w2, ids, weights, b1, b2, activation, inner):

@@ -323,7 +323,7 @@ def decode_second(bundle, kernel, x, w, ids, out, tokens, *, most_tokens, top_k,
     given = weight_values(w)
     n = given["n"]
     options = bundle.manifest["options"]["decode_second"]
-    kernel.launch((most_tokens, n // kernel.grid["y"]["by"], 1), {
+    kernel.launch(covering(kernel.grid, tokens=most_tokens, n=n), {
         **given, "x": x, "bias": bias, "ids": ids, "weights": weights, "shared": shared, "shared_scale": shared_scale,
         "residual": residual, "out": out, "tokens": tokens, "width": out.shape[1],
         "x_pitch": x.shape[1], "row_pitch": n, "top_k": top_k,

@@ -15,7 +15,7 @@ import type { AggregationSpec, LayerSpec } from "./spec.ts";
 import { productCount, type StepBuffers, weightBytesOf } from "./step-buffers.ts";
 
 /**
- * The operator reads an expert once for every token that chose it. An expert that takes no more
+ * The operator reads a plain expert once for every token that chose it. An expert that takes no more
  * than this share of the device's cache is found there the second time.
  */
 const CACHED_SHARE = 1 / 2;
@@ -47,17 +47,20 @@ type DecodingDevice = Pick<
 /**
  * Most tokens that the layer's experts can and should take in a single operator on this
  * device; 0 if none. It knows experts of two products and weighted sums, and drops no tokens.
+ *
+ * @param packed whether experts are there packed: those it reads once for all tokens, and so never should not
  */
 export function decodeTokensOf(
   { decodeTokens, cacheBytes, memoryBytesPerSecond }: DecodingDevice,
   { experts, aggregation, router }: LayerSpec,
+  packed = false,
 ): number {
   const known =
     productCount(experts) === 2 &&
     aggregation.mode === "sum" &&
     router.capacityFactor === undefined;
   if (!known) return 0;
-  if (cacheBytes === null) return decodeTokens;
+  if (cacheBytes === null || packed) return decodeTokens;
   const expertBytes = weightBytesOf(experts);
   const { topK } = router;
   const fast =

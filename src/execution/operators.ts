@@ -242,7 +242,7 @@ export interface DecodeOperator {
   readonly tokens: DeviceBuffer;
   /** Rows of width H, by token. */
   readonly input: DeviceBuffer;
-  /** int32 [B, k]. */
+  /** int32 [B, k]: a token's are distinct, but for dropped ones, which are negative. */
   readonly ids: DeviceBuffer;
   /**
    * If set, it is done first, as if it were in front of this operator: routing of these tokens, with no `bucket` operator to follow.

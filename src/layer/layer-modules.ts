@@ -60,7 +60,7 @@ export class LayerModules implements Disposable {
         ...(shared && { shared }),
         topK: spec.router.topK,
         aggregation: spec.aggregation,
-        decodeTokens: decodeTokensOf(device.properties, spec),
+        decodeTokens: decodeTokensOf(device.properties, spec, packWeights !== false),
       });
     } catch (error) {
       for (const module of loaded) module[Symbol.dispose]();

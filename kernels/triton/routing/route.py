@@ -130,6 +130,33 @@ def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.con
 
 
 @triton.jit
+def turns(logits, kind, expert, live, experts, EXPERTS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr):
+    """A word: a byte for each of a few tokens, the number that `choose` gives it an expert as if PLAIN; top_k or more if it does not
+    choose it, 255 if it does not live. Each warp finds it for itself."""
+    copy = tl.arange(0, WARPS)[:, None, None]
+    column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    inside = column < experts
+    tl.static_assert(TOKENS <= 4, "a word has four bytes")
+    # So many that a lane has no more than sixteen keys.
+    AT_ONCE: tl.constexpr = TOKENS if EXPERTS <= 128 else 512 // EXPERTS
+    numbers = copy * 0
+    for first in tl.range(0, TOKENS, AT_ONCE, num_stages=1):
+        keys = ()
+        for ahead in tl.static_range(AT_ONCE):
+            token = first + ahead
+            at = token * experts + column + copy * 0
+            keys += (tl.where(inside, _key(load_logits(logits, kind, at, inside & (token < live), 0.0)), LOWEST),)
+        for ahead in tl.static_range(AT_ONCE):
+            token = first + ahead
+            key = keys[ahead]
+            own = _most(tl.where(column == expert, key, LOWEST))
+            before = (key > own) | ((key == own) & (column < expert))
+            number = tl.where(token < live, tl.minimum(_added(before.to(tl.int32)), 255), 255)
+            numbers = numbers | (number << (8 * token))
+    return tl.max(tl.max(tl.max(numbers, axis=2), axis=1), axis=0)
+
+
+@triton.jit
 def _limit_groups(key, column, inside, experts, groups, keep, options):
     """The keys, with all experts outside the best groups at LOWEST (DeepSeek-V2 and V3)."""
     size = experts // groups

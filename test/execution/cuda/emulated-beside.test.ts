@@ -18,8 +18,8 @@ import { withEmulated } from "./emulator/harness.ts";
 const HIDDEN = 100;
 const EXPERTS = 4;
 const TOP_K = 2;
-/** Of an L2 that holds no layer here. */
-const SMALL_L2 = { facts: { l2Bytes: 1024 } };
+/** Of an L2 that holds no layer here, and memory that is not so fast that small matrices are read as they are. */
+const SMALL_L2 = { facts: { l2Bytes: 1024, memoryBytesPerSecond: 3.35e12 } };
 const NEVER = 1_000_000;
 
 function layerParts(name: string) {
@@ -48,7 +48,17 @@ describe("weights kept both ways on an emulated GPU", () => {
     // Of matrices of so few pieces up to 16 rows an expert.
     assert.deepEqual(await packed((16 * EXPERTS) / TOP_K), [true, true]);
     assert.deepEqual(await packed((32 * EXPERTS) / TOP_K), [false, false], "many rows");
-    assert.deepEqual(await packed(5, { facts: { l2Bytes: 2 ** 30 } }), [false, false], "cached");
+    assert.deepEqual(
+      await packed(5, { facts: { ...SMALL_L2.facts, l2Bytes: 2 ** 30 } }),
+      [false, false],
+      "cached",
+    );
+  });
+
+  it("are read as they are in small products where memory is fast", async () => {
+    const facts = { ...SMALL_L2.facts, memoryBytesPerSecond: 4.8e12 };
+    const packed = (await kernelsOf(5, { facts })).map((name) => /packed/.test(name));
+    assert.deepEqual(packed, [false, false]);
   });
 
   it("give the bits of plain ones, eager and replayed on three streams", async () => {

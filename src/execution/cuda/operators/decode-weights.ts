@@ -14,6 +14,7 @@ import { PLAIN_REMEDY } from "./packed.ts";
 export interface DecodeWeights {
   readonly first: CudaProjection;
   readonly second: CudaProjection;
+  readonly packed: boolean;
   /** What the kernels that read them are called in `selects`. */
   readonly operators: Readonly<Record<"first" | "second", string>>;
   /** Where a product's weights are, as its kernel is told. */
@@ -49,6 +50,7 @@ function plainWeights({ first, second }: Pair<PlainProjection>): DecodeWeights {
   return {
     first,
     second,
+    packed: false,
     operators: { first: "decode_first", second: "decode_second" },
     values: { first: { w: first.address }, second: { w: second.address } },
   };
@@ -59,6 +61,7 @@ function packedWeights({ first, second }: Pair<PackedProjection>): DecodeWeights
   return {
     first,
     second,
+    packed: true,
     operators: { first: "decode_packed_first", second: "decode_packed_second" },
     values: { first: values(first), second: values(second) },
   };

@@ -6,6 +6,7 @@ import type { Kernel, Selects } from "../bundle/kernel-set.ts";
 import { activationValues } from "./activation.ts";
 import { aggregationValues, outputTypeOf } from "./aggregation.ts";
 import { activationSets, fillingKernel } from "./choice.ts";
+import { jointly } from "./decode-joint.ts";
 import { decodeWeights } from "./decode-weights.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid } from "./grids.ts";
@@ -15,14 +16,15 @@ import { MOST_CHOICES } from "./sets.ts";
 import { NOTHING_TO_TIDY } from "./tidy.ts";
 
 /**
- * Most tokens of a `decode` operator. Each slot reads its expert's weights for itself, which costs
- * nothing while hardly two tokens share an expert; with more the grouped products read less.
+ * Most tokens of a `decode` operator. Of plain weights each slot reads its expert's for itself, which costs
+ * nothing while hardly two tokens share an expert; with more the grouped products read less. Of packed ones tokens that share
+ * an expert read it once, and there are columns for as many.
  */
 export const DECODE_TOKENS = 4;
 
 export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): void {
   const { kernels, facts } = to.context;
-  const { first, second, operators, values } = decodeWeights(operator, to);
+  const { first, second, packed, operators, values } = decodeWeights(operator, to);
   const { element } = first;
   const topK = to.integer("topK", operator.topK, 1, Math.min(first.spec.count, MOST_CHOICES));
   const mostTokens = to.integer("mostTokens", operator.mostTokens, 1, DECODE_TOKENS);
@@ -45,11 +47,20 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
   const bitsOfSecond = options["decode_second"] ?? {};
   const cached = inCache(to.context, first.weightBytes + second.weightBytes);
   const { gated } = first.spec;
-  const selects = { operator: operators.first, element, gated };
+  const experts = first.spec.count;
+  const { multiprocessors } = facts;
+  const joint = packed
+    ? jointly({ mostTokens, topK, experts, n: second.n, multiprocessors })
+    : undefined;
+  const selects = {
+    operator: operators.first,
+    element,
+    gated,
+    ...(joint && { joint: joint.first }),
+  };
   const sets = activationSets(kernels.manifest, operator.activation, gated);
   const of = (some: Selects) =>
     sets.flatMap((activations) => kernels.all({ ...selects, activations, ...some }));
-  const experts = first.spec.count;
   const routing = routedBy(operator, experts, of({ routes: true, experts }), to);
   const [kernel = kernels.missing({ ...selects, activations: sets.join(" or ") })] = routing
     ? [routing.kernel]
@@ -77,12 +88,18 @@ export function encodeDecode(operator: DecodeOperator, to: OperatorEncoder): voi
     coverGrid(kernel.entry, { ...extents, n: first.n }),
     routing && { mirrors: routing.mirrors, tidies: true },
   );
-  const needs = { operator: operators.second, element, output: outputType, k: second.k };
+  const needs = {
+    operator: operators.second,
+    element,
+    output: outputType,
+    k: second.k,
+    ...(joint && { joint: joint.second }),
+  };
   const sum =
-    fillingKernel(kernels.all(needs), { ...extents, n: second.n }, facts.multiprocessors) ??
+    fillingKernel(kernels.all(needs), { ...extents, n: second.n }, multiprocessors) ??
     kernels.missing(needs);
   // A single token's experts are distinct.
-  const once = !cached && mostTokens === 1;
+  const once = !cached && (mostTokens === 1 || joint?.second === true);
   to.kernel(
     sum.kernel,
     {

@@ -26,10 +26,17 @@ const PACKED_ROWS = 48;
 const FEW_PIECES_ROWS = 16;
 const PIECES = 2;
 /**
- * Most rows of a matrix on average where memory is fast. Whole steps on an H200, as above: 16 rows of 6.3 MB 284 us to 248 and 285 to 290,
- * of 235 MB 641 to 614 and 649 to 629; 32 rows of 33 MB 373 and 373, 389 to 411; 64 rows of 235 MB 662 to 675 and 799 to 933.
+ * Where memory is fast: most rows of a matrix on average, least inputs, and least pieces a multiprocessor. With fewer inputs pieces are so
+ * short that what each takes beside its steps is more than is saved, and with fewer pieces some programs have twice as many as others.
+ *
+ * Products on an H200, plain and packed, uniform and Zipf 1.5. 32 rows of 33 MB 245 us to 216 and 253 to 244 (2880 inputs, first products),
+ * 135 to 118 and 142 to 133 (second ones), 64 of 235 MB 460 to 465 and 464 to 539. 16 tokens, 768 inputs 62 to 66 and 36 to 40, 1024
+ * inputs 58 to 64 and 42 to 41, 2880 inputs 111 to 109 and 64 to 62; 2048 inputs but one piece a multiprocessor 17 to 20 and 15 to
+ * 19; 14336 inputs and two pieces 211 to 186.
  */
 const FAST_MEMORY_ROWS = 32;
+const FAST_MEMORY_INPUTS = 1536;
+const FAST_MEMORY_PIECES = 1.5;
 
 export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
@@ -39,7 +46,7 @@ export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
  */
 export function paysPacked(
   { rows, activation }: ProjectOperator,
-  { spec, element, n, weightBytes }: CudaProjection,
+  { spec, element, n, k, weightBytes }: CudaProjection,
   { context }: OperatorEncoder,
 ): boolean {
   const { gated, bias, count } = spec;
@@ -49,12 +56,14 @@ export function paysPacked(
   const kernel = packedKernel(context, needs);
   if (kernel === undefined) return false;
   const { multiprocessors, l2Bytes, memoryBytesPerSecond } = context.facts;
-  const pieces = count * Math.ceil(n / (kernel.entry.grid.columns_per_block ?? n));
-  const few = pieces < PIECES * multiprocessors;
+  const pieces =
+    (count * Math.ceil(n / (kernel.entry.grid.columns_per_block ?? n))) / multiprocessors;
+  const share = (rows.mostTokens * rows.topK) / count;
+  if (memoryBytesPerSecond >= FAST_MEMORY) {
+    return share <= FAST_MEMORY_ROWS && k >= FAST_MEMORY_INPUTS && pieces >= FAST_MEMORY_PIECES;
+  }
   const large = weightBytes / count > LARGE_SHARE * l2Bytes;
-  const most = few ? FEW_PIECES_ROWS : large ? LARGE_ROWS : PACKED_ROWS;
-  const fast = memoryBytesPerSecond >= FAST_MEMORY;
-  return (rows.mostTokens * rows.topK) / count <= (fast ? Math.min(most, FAST_MEMORY_ROWS) : most);
+  return share <= (pieces < PIECES ? FEW_PIECES_ROWS : large ? LARGE_ROWS : PACKED_ROWS);
 }
 
 export function encodePacked(

@@ -177,23 +177,36 @@ function packedDecodes(): Variant[] {
       output: sum.selects["output"],
       k: {},
       one_wave: blocks === 1,
+      joint: false,
     },
     warps,
   });
+  const joint = (single: Variant): Variant => ({
+    ...single,
+    name: single.name.replace("second", "second_joint"),
+    grid: { ...single.grid, x: { of: "n", by: 16 }, y: undefined },
+    selects: { ...single.selects, joint: true },
+  });
+  const seconds = sums.flatMap((sum) => [
+    tile(sum, 16, 2, 1),
+    tile(sum, 8, 2, 3),
+    tile(sum, 8, 1, 5),
+    tile(sum, 16, 1, 2),
+  ]);
   return [
-    ...firsts.map((first) => ({
-      ...packed(first),
-      name: first.name
-        .replace("decode", "decode_packed")
-        .replace(`gated_logistic_bf16_${FIRST_TILE}`, "bf16"),
-      selects: { ...first.selects, operator: "decode_packed_first" },
-    })),
-    ...sums.flatMap((sum) => [
-      tile(sum, 16, 2, 1),
-      tile(sum, 8, 2, 3),
-      tile(sum, 8, 1, 5),
-      tile(sum, 16, 1, 2),
-    ]),
+    ...[false, true].flatMap((joint) =>
+      firsts.map((first) => ({
+        ...packed(first),
+        name: first.name
+          .replace("decode", "decode_packed")
+          .replace(`gated_logistic_bf16_${FIRST_TILE}`, joint ? "joint_bf16" : "bf16"),
+        selects: { ...first.selects, operator: "decode_packed_first", joint },
+      })),
+    ),
+    ...seconds,
+    ...sums.flatMap((sum) =>
+      [tile(sum, 16, 2, 1), tile(sum, 16, 1, 2), tile(sum, 8, 1, 4)].map(joint),
+    ),
   ];
 }
 

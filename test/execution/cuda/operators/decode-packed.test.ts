@@ -8,7 +8,7 @@ import { decodeOf, NOTHING_TO_TIDY } from "./operators.ts";
 
 const FIRST = { count: 8, inputs: 100, outputs: 72, gated: true, bias: true };
 const SECOND = { count: 8, inputs: 72, outputs: 100 };
-const PACKED = ["decode_packed_first_bf16", "decode_packed_second_bf16_fp32_16x2"];
+const PACKED = ["decode_packed_first_joint_bf16", "decode_packed_second_bf16_fp32_16x2"];
 const PLAIN = ["decode_first_gated_logistic_bf16_16x256", "decode_second_bf16_fp32_4x1024"];
 /** Of an L2 that holds no experts here. */
 const SMALL_L2 = { l2Bytes: 1024 };
@@ -80,6 +80,24 @@ describe("decode of packed weights", () => {
       global_scratch: 0n,
       profile_scratch: 0n,
     });
+  });
+
+  it("takes tokens together, by other kernels, that read every expert once", async () => {
+    const device = await FakeDevice.open(SMALL_L2);
+    const first = device.packed(FIRST);
+    const second = device.packed({ ...SECOND, outputs: 4096 });
+    const [one, two] = device.kernels(device.encode(decodeOf(device, { first, second })).work);
+    assert.deepEqual(
+      [one?.name, two?.name],
+      ["decode_packed_first_joint_bf16", "decode_packed_second_joint_bf16_fp32_16x1"],
+    );
+    assert.deepEqual(two?.grid, { x: 256, y: 1, z: 1 });
+    assert.equal((two?.values["options"] as number) & 32, 32);
+    const single = decodeOf(device, { first, second, mostTokens: 1 });
+    assert.deepEqual(namesOf(device, single), [
+      "decode_packed_first_bf16",
+      "decode_packed_second_bf16_fp32_8x2",
+    ]);
   });
 
   it("reads weights that are there both ways packed, unless the L2 holds them or there is no kernel", async () => {

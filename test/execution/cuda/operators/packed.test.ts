@@ -156,7 +156,7 @@ async function pays(matrices: number, n: number, k: number, rows: number, speed:
     activation: SILU,
   } as unknown as ProjectOperator;
   const spec = { gated: true, bias: false, count: matrices };
-  const projection = { spec, element: "bfloat16", n, weightBytes: 2 * matrices * n * k };
+  const projection = { spec, element: "bfloat16", n, k, weightBytes: 2 * matrices * n * k };
   return paysPacked(
     operator,
     projection as unknown as CudaProjection,
@@ -168,14 +168,18 @@ describe("packed weights beside plain ones", () => {
   const H100 = 3.35e12;
   const H200 = 4.8e12;
   for (const [shape, [matrices, n, k], mostRows] of [
-    ["matrices of 6 MB", [128, 1536, 2048], { [H100]: 48, [H200]: 16 }],
-    ["large matrices", [8, 28672, 4096], { [H100]: 64, [H200]: 16 }],
-    ["few pieces", [16, 2048, 2048], { [H100]: 16, [H200]: 16 }],
+    ["matrices of 6 MB", [128, 1536, 2048], { [H100]: 48, [H200]: 32 }],
+    ["large matrices", [8, 28672, 4096], { [H100]: 64, [H200]: 32 }],
+    ["few pieces", [16, 2048, 2048], { [H100]: 16, [H200]: 32 }],
+    ["fewer pieces", [8, 2048, 2048], { [H100]: 16, [H200]: 0 }],
+    ["few inputs", [128, 1536, 1024], { [H100]: 48, [H200]: 0 }],
   ] as const) {
     it(`are read up to so many rows a matrix: ${shape}`, async () => {
       for (const speed of [H100, H200] as const) {
         const most = mostRows[speed];
-        assert.equal(await pays(matrices, n, k, most, speed), true, `${most} rows, ${speed}`);
+        if (most > 0) {
+          assert.equal(await pays(matrices, n, k, most, speed), true, `${most} rows, ${speed}`);
+        }
         assert.equal(await pays(matrices, n, k, most + 1, speed), false, `${most + 1}, ${speed}`);
       }
     });

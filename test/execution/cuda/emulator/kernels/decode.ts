@@ -41,8 +41,13 @@ export const decodeFirst = (call: KernelCall): void => first(call, PLAIN);
 export const decodePackedFirst = (call: KernelCall): void => first(call, PACKED);
 export const decodeRouting = (call: KernelCall): void => routing(call, PLAIN);
 export const decodePackedRouting = (call: KernelCall): void => routing(call, PACKED);
-export const decodeSecond = (call: KernelCall): void => second(call, PLAIN);
-export const decodePackedSecond = (call: KernelCall): void => second(call, PACKED);
+export const decodeSecond = (call: KernelCall): void =>
+  second(call, PLAIN, call.grid.x, call.grid.y);
+export const decodePackedSecond = (call: KernelCall): void =>
+  second(call, PACKED, call.grid.x, call.grid.y);
+/** All tokens there are, by programs of a grid of one axis. */
+export const decodePackedSecondJoint = (call: KernelCall): void =>
+  second(call, PACKED, call.pointer("tokens").int(0), call.grid.x);
 
 function first(call: KernelCall, kept: Weights): void {
   firstProduct(call, kept, call.grid.y, (slot) => call.pointer("ids").int(slot));
@@ -110,13 +115,13 @@ function picked(logits: Float32Array, nth: number): number {
   return order[nth] as number;
 }
 
-function second(call: KernelCall, kept: Weights): void {
+function second(call: KernelCall, kept: Weights, mostTokens: number, parts: number): void {
   tidyUp(call);
   const number = (name: string) => call.number(name);
   const [n, k, topK, options] = [number("n"), number("k"), number("top_k"), number("options")];
   const width = number("width");
-  const rows = call.grid.y * kept.rows(call);
-  for (let token = 0; token < call.grid.x; token++) {
+  const rows = parts * kept.rows(call);
+  for (let token = 0; token < mostTokens; token++) {
     if (token >= call.pointer("tokens").int(0)) continue;
     const total = new Float32Array(rows);
     const choices = Array.from({ length: topK }, (_, choice) => {

@@ -8,6 +8,7 @@ import {
   decodePackedFirst,
   decodePackedRouting,
   decodePackedSecond,
+  decodePackedSecondJoint,
   decodeRouting,
   decodeSecond,
 } from "./decode.ts";
@@ -35,6 +36,7 @@ export const KERNELS: Readonly<Record<string, (call: KernelCall) => void>> = {
   decode_packed_first: decodePackedFirst,
   decode_packed_routing: decodePackedRouting,
   decode_packed_second: decodePackedSecond,
+  decode_packed_second_joint: decodePackedSecondJoint,
   combine,
   concat,
   pack_rows: packRows,
