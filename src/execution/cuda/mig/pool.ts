@@ -33,6 +33,9 @@ const OPEN_MILLISECONDS = 60_000;
 /** Closing a CUDA device takes well under a second; a worker that needs longer hangs in the driver. */
 const CLOSE_MILLISECONDS = 5_000;
 
+/** How long one that was killed may take to be gone. One that sleeps in the driver takes no signal, and stays. */
+const KILL_MILLISECONDS = 2_000;
+
 /** Which MIG instances get a worker process, and what its device is. */
 export interface MigPoolOptions {
   /** Of those that `listMigInstances()` gives; default: all. */
@@ -145,7 +148,10 @@ export class MigWorker implements AsyncDisposable {
     return (await this.#ask({ kind: "memory" }, "Asking for the memory in use")) as MemoryUsage;
   }
 
-  /** Ends the process, and with it whatever it is doing; resolves when it is gone. Can be called twice. */
+  /**
+   * Ends the process, and with it whatever it is doing; resolves when it is gone, or after some seconds where it sleeps in the driver and
+   * cannot be ended. Can be called twice.
+   */
   async close(): Promise<void> {
     if (this.#end === undefined) {
       // A busy worker would look at the request only when it is done with what nobody wants any more.
@@ -153,10 +159,12 @@ export class MigWorker implements AsyncDisposable {
       else this.#ask({ kind: "close" }, "Closing").catch(() => undefined);
       this.#fail(new DisposedError(this.#name()));
     }
-    const timer = setTimeout(() => this.#child.kill("SIGKILL"), CLOSE_MILLISECONDS);
     this.#child.ref();
-    await this.#exited;
-    clearTimeout(timer);
+    if (await this.#goneWithin(CLOSE_MILLISECONDS)) return;
+    this.#child.kill("SIGKILL");
+    if (await this.#goneWithin(KILL_MILLISECONDS)) return;
+    // It ends when the driver lets it, and holds up nobody meanwhile.
+    this.#child.unref();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -193,6 +201,16 @@ export class MigWorker implements AsyncDisposable {
     this.#hold();
     if ("failure" in answer) pending.reject(this.#errorOf(pending.what, answer.failure));
     else pending.resolve(answer.value);
+  }
+
+  async #goneWithin(milliseconds: number): Promise<boolean> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<false>((resolve) => {
+      timer = setTimeout(() => resolve(false), milliseconds);
+    });
+    const gone = await Promise.race([this.#exited.then(() => true), late]);
+    clearTimeout(timer);
+    return gone;
   }
 
   /** Ends the process and does not wait for that: one that sleeps in the driver takes no signal. */
@@ -246,7 +264,7 @@ export class MigPool implements AsyncDisposable {
     this.workers = workers;
   }
 
-  /** Ends all workers; resolves when they are gone. Can be called twice. */
+  /** Ends all workers; resolves when they are gone, or cannot be ended. Can be called twice. */
   async close(): Promise<void> {
     await Promise.all(this.workers.map((worker) => worker.close()));
   }

@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -46,13 +46,22 @@ function failure<E extends NexusError>(type: abstract new (...args: never[]) => 
 
 async function goneWithin(milliseconds: number, pid: number): Promise<boolean> {
   for (const end = Date.now() + milliseconds; Date.now() < end; await pause(20)) {
-    try {
-      process.kill(pid, 0);
-    } catch {
-      return true;
-    }
+    if (!isThere(pid)) return true;
   }
   return false;
+}
+
+function isThere(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
+}
+
+/** Whether a child keeps this process alive. */
+function holdsProcess(): boolean {
+  return process.getActiveResourcesInfo().includes("ProcessWrap");
 }
 
 describe("a pool", () => {
@@ -184,6 +193,29 @@ describe("a worker", () => {
     }
     for (const pid of readdirSync(folder)) assert.ok(await goneWithin(5000, Number(pid)), pid);
     rmSync(folder, { recursive: true });
+  });
+
+  it("that cannot be ended holds up neither closing nor this process", {
+    timeout: 20_000,
+  }, async (t) => {
+    const pool = await openMigPool({ instances: [instance(1)], device: "cpu" });
+    const pid = pool.workers[0]?.pid ?? 0;
+    t.after(() => process.kill(pid, "SIGKILL"));
+    // It neither answers nor takes a signal of the pool's.
+    process.kill(pid, "SIGSTOP");
+    const kill = t.mock.method(ChildProcess.prototype, "kill", () => true);
+    t.mock.timers.enable({ apis: ["setTimeout"] });
+    const closing = pool.close();
+    for (const milliseconds of [5000, 2000]) {
+      assert.equal(holdsProcess(), true);
+      t.mock.timers.tick(milliseconds);
+      await turn();
+    }
+    await closing;
+    const signals = kill.mock.calls.map((call) => call.arguments);
+    assert.deepEqual(signals, [["SIGKILL"]]);
+    assert.equal(holdsProcess(), false);
+    assert.equal(isThere(pid), true);
   });
 
   for (const how of ["wait", "end"]) {
