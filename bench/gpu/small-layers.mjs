@@ -47,10 +47,13 @@ const FEWER = { experts: 6, hidden: 328, inner: 136, tokens: [120], skew: "zipf:
 /** 99 MB of experts, 74 packed: more than the L2 holds. */
 const PACKED = { ...BEYOND, inner: 1000, packWeights: true };
 const PACKED_BIASED = { ...PACKED, bias: true };
-/** For as few tokens as decode takes, in which one of its kernels is as good as another. */
+/**
+ * For as few tokens as decode takes, in which one of its kernels is as good as another. Outputs are as wide as it takes for several tokens to
+ * be taken together in both products (src/execution/cuda/operators/decode-joint.ts).
+ */
 const DECODING = {
   experts: 6,
-  hidden: 328,
+  hidden: 2200,
   inner: 136,
   tokens: [1, 4],
   packWeights: true,

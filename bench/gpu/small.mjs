@@ -81,9 +81,12 @@ const ONE_OF = new Map([
   [
     PACKED_FORMS,
     (element) => [
-      ["decode_packed_routing", { element }],
-      ["decode_packed_first", { element }],
+      ...[false, true].flatMap((joint) => [
+        ["decode_packed_routing", { element, joint }],
+        ["decode_packed_first", { element, joint }],
+      ]),
       ["decode_packed_second", { element }],
+      ["decode_packed_second_joint", { element }],
     ],
   ],
   [

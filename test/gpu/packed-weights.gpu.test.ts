@@ -101,6 +101,9 @@ for (const [experts, hidden, intermediate, bias] of [
   // More than the L2 holds, packed or not: weights that are there both ways are read packed.
   [8, 1024, 2048, false],
   [96, 512, 330, true],
+  // Of which both products take several tokens together.
+  [6, 2200, 150, true],
+  [8, 2200, 1100, false],
 ] as const) {
   const name = `${experts} experts of ${hidden} x ${intermediate}${bias ? " with biases" : ""}`;
   gpuTest(`packed weights decode: ${name}`, async (device, t) => {
@@ -140,6 +143,28 @@ for (const [experts, hidden, intermediate, bias] of [
     }
   });
 }
+
+gpuTest(
+  "packed weights decode a token to the same bits beside whatever others",
+  async (device, t) => {
+    const { packsWeights } = device.properties;
+    if (!packsWeights.available) return t.skip(packsWeights.reason);
+    const hidden = 2200;
+    const random = randomFor("gpu packed decode, beside others");
+    const { router, ...spec } = specOf(8, hidden, 150, true);
+    const { capacityFactor: _, ...unlimited } = router;
+    const layer = randomLayer(random, { ...spec, router: unlimited });
+    const token = normal(random, hidden);
+    const inputs = Array.from({ length: 6 }, () => {
+      const input = normal(random, 4 * hidden);
+      input.set(token, hidden);
+      return input;
+    });
+    const all = await outputs(device, layer, inputs, { packWeights: true });
+    const own = all.map((output) => output.subarray(hidden, 2 * hidden));
+    for (const output of own) assert.deepEqual(output, own[0]);
+  },
+);
 
 /** Of outputs that differ in the order of sums and are rounded alike, between products and at the end. */
 const DECODE_TOLERANCE = 4e-3;
