@@ -1,4 +1,4 @@
-"""Checks of the kernels of experts/decode_packed.py against float64, from the plain weights that were packed.
+"""Checks of the kernels of experts/decode_packed.py and decode_packed_second.py against float64, from the plain weights that were packed.
 
 Part of test_experts.py. That they route as `route` does is checked in check_routed.py.
 """
@@ -49,6 +49,30 @@ def check_decode_packed(checks, bundle, multiprocessors):
         checks.that(f"decode_packed {shape}: {failures} failures of packing", failures == 0)
         for bias in (False, True):
             _check(checks, bundle, shape, w1, w2, stored, bias, random.randrange(1, 5))
+        _check_nobody(checks, bundle, shape, stored)
+
+
+def _check_nobody(checks, bundle, shape, stored):
+    """Where no token is there nothing is written, whatever the ids."""
+    experts, top_k, hidden, intermediate, _ = shape
+    tokens = random.randrange(1, 5)
+    ids = torch.randint(experts, (tokens, top_k), dtype=torch.int32, device=DEVICE)
+    nobody = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    x = torch.randn(tokens, hidden, device=DEVICE).to(torch.bfloat16)
+    for name, entry in bundle.entries.items():
+        operator = entry["selects"]["operator"]
+        if operator == "decode_packed_first" and not entry["selects"]["routes"]:
+            out = _nan(tokens * top_k, intermediate)
+            launch.decode_first(
+                bundle, bundle[name], x, stored[0], out, ids, nobody, slots=tokens * top_k, top_k=top_k, activation="silu"
+            )
+        elif operator == "decode_packed_second":
+            inner = torch.randn(tokens * top_k, intermediate, device=DEVICE).to(torch.bfloat16)
+            out = _nan(tokens, hidden, dtype=getattr(torch, entry["selects"]["output"]))
+            launch.decode_second(bundle, bundle[name], inner, stored[1], ids, out, nobody, most_tokens=tokens, top_k=top_k)
+        else:
+            continue
+        checks.that(f"{name} {shape}: rows of nobody were written", bool(out.isnan().all()))
 
 
 def _weights(experts, n, k, valid):

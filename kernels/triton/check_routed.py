@@ -70,10 +70,15 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
     routing = Routing(bundle, experts, top_k, tokens, lists=[[(16, NO_FAULT, 1)]], dtype=logits_type)
     routing.ids, routing.weights, routing.counts, routing.fault, routing.tokens = ids, weights, counts, fault, count
     routing.route(logits, scoring, counts=True, **rule)
-    plain = "decode_packed_first_bf16" if packed else launch.decode_first_name(bundle, "gated_logistic", short)
-    launch.decode_first(
-        bundle, bundle[plain], x, w, out, ids, count, slots=tokens * top_k, top_k=top_k, activation="silu", bias=bias
-    )
+    # By whether tokens are taken together, which only kernels on packed weights can.
+    firsts = {False: launch.decode_first_name(bundle, "gated_logistic", short)}
+    if packed:
+        firsts = {False: "decode_packed_first_bf16", True: "decode_packed_first_joint_bf16"}
+    rows = {joint: out.clone() for joint in firsts}
+    for joint, first in firsts.items():
+        launch.decode_first(
+            bundle, bundle[first], x, w, rows[joint], ids, count, slots=tokens * top_k, top_k=top_k, activation="silu", bias=bias
+        )
     # Whatever is in the rows of tokens without experts, nobody reads it.
     sound = (ids >= 0).flatten()
     kernels = launch.decode_routing_names(bundle, str(dtype).removeprefix("torch."), experts, packed)
@@ -89,7 +94,8 @@ def _check(checks, bundle, short, dtype, experts, top_k, hidden, intermediate, l
         )
         torch.cuda.synchronize()
         what = f"{name} E{experts} k{top_k} H{hidden} {logits_type} {scoring} {rule} {live} of {tokens} tokens"
-        checks.same(f"{what}: rows", found[0][sound], out[sound])
+        joint = bundle.entries[name]["selects"].get("joint", False)
+        checks.same(f"{what}: rows", found[0][sound], rows[joint][sound])
         checks.that(f"{what}: rows past the count were written", bool(found[0][live * top_k :].isnan().all()))
         for each, got, want in zip(("ids", "weights", "counts", "fault"), found[1:], wanted[1:]):
             checks.same(f"{what}: {each}", got, want)

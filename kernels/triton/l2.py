@@ -8,7 +8,8 @@ the output is 4.
 Read once. Weights that a single tile reads are the first to go (`read_once`): in many.py those of a tile that is a group by itself. Of
 tiles that share weights none may say so: 4096 tokens of that model took 898 us instead of 658 where all did, 735 where the last
 one of a group did. But low tiles of an expert (grouped.py) are under way at the same time, and all do, and so does decode's first
-product. Decode's second one does for a single token: of several each goes over its experts for itself.
+product. Decode's second one does where it reads an expert once: for a single token, or for several together. Else
+each token goes over its experts for itself.
 Kept. Rows that a first product of many.py writes are the last to go.
 Spent. Once the sum has read a token's rows, these and those that they were made of are dropped, unwritten (`drop`).
 

@@ -48,7 +48,8 @@ type DecodingDevice = Pick<
  * Most tokens that the layer's experts can and should take in a single operator on this
  * device; 0 if none. It knows experts of two products and weighted sums, and drops no tokens.
  *
- * @param packed whether experts are there packed: those it reads once for all tokens, and so never should not
+ * @param packed whether experts are there packed: an expert that tokens share the operator can read once for all of them then, and does where
+ *   many do (execution/cuda/operators/decode-joint.ts). That it takes less time than buckets was measured on an H200, with 4 tokens of six shapes
  */
 export function decodeTokensOf(
   { decodeTokens, cacheBytes, memoryBytesPerSecond }: DecodingDevice,

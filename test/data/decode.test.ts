@@ -7,9 +7,9 @@ const MIB = 2 ** 20;
 const GPU = { decodeTokens: 4, cacheBytes: 50 * MIB, memoryBytesPerSecond: 3.35e12 };
 const FAST = { ...GPU, memoryBytesPerSecond: 4.8e12 };
 
-function ofShape(changes: object, device: typeof GPU = GPU): number {
+function ofShape(changes: object, device: typeof GPU = GPU, packed = false): number {
   const shape = { ...presetOf("large"), ...changes };
-  return decodeTokensOf(device, layerSpecOf(shape, "bfloat16"));
+  return decodeTokensOf(device, layerSpecOf(shape, "bfloat16"), packed);
 }
 
 describe("decodeTokensOf", () => {
@@ -37,6 +37,14 @@ describe("decodeTokensOf", () => {
     assert.equal(ofShape({ ...small, topK: 15 }, FAST), 2, "45 choices of 9 MiB");
     assert.equal(ofShape({ ...small, topK: 14 }, FAST), 4, "42");
     assert.equal(ofShape({}, { ...FAST, memoryBytesPerSecond: 3.9e12 }), 4);
+  });
+
+  it("is all that the device can where experts are packed", () => {
+    assert.equal(ofShape({}, FAST, true), 4);
+    assert.equal(ofShape({ experts: 8, topK: 2 }, GPU, true), 4);
+    const spec = layerSpecOf(presetOf("large"), "bfloat16");
+    const limited = { ...spec, router: { ...spec.router, capacityFactor: 1.25 } };
+    assert.equal(decodeTokensOf(GPU, limited, true), 0, "but for what it does not know");
   });
 
   it("is one token at least, since a token's experts are distinct", () => {

@@ -6,8 +6,9 @@ of four tokens, each in two of the eight columns. So a lane has sums over a pane
 a pair, a gate, in one register and the second, its value, in another. Expanded to float32 and multiplied one by one, as decode.py does, a
 weight would take three times the instructions.
 
-Shared experts. Expanding is what a program does most, so tokens that share an expert share that: one program, of the first that chose it,
-multiplies for all of them, and those of the others have nothing to do. What a token gets is the same bits, whoever shares its experts.
+Shared experts. Expanding is what a program does most, so where tokens are taken together (JOINT) those that share an expert share that: one
+program, of the first that chose it, multiplies for all of them, and those of the others have nothing to do. What a token gets then is the
+same bits, whoever shares its experts.
 
 Tensors have an element a thread, and no more than a word is exchanged between lanes until the end, never between warps: these go
 through loops of their own, in which no barrier may stand. Which panel it is differs between warps, which
@@ -236,6 +237,7 @@ def decode_packed_routing(
     matrix = pick(logits, logits_kind, token, slot - token * top_k, experts, EXPERTS, WARPS)
     slots = slot
     if JOINT:
+        tl.static_assert(TOKENS == MOST_TOKENS, "a byte for each token, and no others")
         numbers = turns(logits, logits_kind, matrix, live, experts, EXPERTS, TOKENS, WARPS)
         slots = 0
         for other in tl.static_range(TOKENS):

@@ -187,6 +187,8 @@ def decode_packed_second_joint(
     tidy_from_last(tidy_counts, tidy_out, tidy_counts_host, tidy_fault, tidy_fault_host, tidy_experts, tidy_options)
     wait(DEPENDENT)
     live = tl.load(tokens)
+    if live <= 0:
+        return
     part = tl.program_id(0)
     lane = tl.arange(0, 32 * WARPS) % 32
     pairs = part * GROUP_ROWS + lane // 4 * 2

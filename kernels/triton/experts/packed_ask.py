@@ -57,8 +57,8 @@ def prefetch(at, wanted):
     )
 
 
-# What a prefetch fetches, at the least, in bytes.
-SECTOR = gl.constexpr(64)
+# Bytes from one prefetch to the next.
+PREFETCH_STRIDE = gl.constexpr(64)
 
 
 @gluon.jit
@@ -72,10 +72,10 @@ def _ask_ahead(product, matrix, column, there, BLOCK_N: gl.constexpr):
     group = column // GROUP_ROWS
     columns = gl.minimum(n - column, BLOCK_N)
     own_groups = columns // GROUP_ROWS
-    number: gl.constexpr = SECTOR // 4
+    number: gl.constexpr = PREFETCH_STRIDE // 4
     prefetch(scales + matrix * n + column + i * number, there & (i * number < columns))
     prefetch(flags + (matrix * groups + group) * flag_words + i * number, there & (i * number < own_groups * flag_words))
-    record: gl.constexpr = SECTOR // 8
+    record: gl.constexpr = PREFETCH_STRIDE // 8
     first = patches + (matrix.to(gl.int64) * steps * groups + group) * RECORDS
     prefetch(first + i * record, there & (i * record < own_groups * RECORDS))
 

@@ -112,7 +112,8 @@ def load_logits(logits, kind, at, mask, other):
 
 @triton.jit
 def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.constexpr):
-    """The expert that `choose` gives a token as number `nth` if PLAIN, a scalar; any expert in rows without finite weights.
+    """The expert that `choose` gives a token as number `nth` if PLAIN, a scalar; in rows without finite weights some expert, another for every
+    number.
 
     For kernels that need one of a token's choices and nothing else. Each warp finds it for itself.
     """
@@ -131,8 +132,8 @@ def pick(logits, kind, token, nth, experts, EXPERTS: tl.constexpr, WARPS: tl.con
 
 @triton.jit
 def turns(logits, kind, expert, live, experts, EXPERTS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr):
-    """A word: a byte for each of a few tokens, the number that `choose` gives it an expert as if PLAIN; top_k or more if it does not
-    choose it, 255 if it does not live. Each warp finds it for itself."""
+    """A word: a byte for each of a few tokens, the number as which `pick` picks it an expert, also in rows without finite weights; top_k or more
+    if it does not, 255 if the token does not live. Each warp finds it for itself."""
     copy = tl.arange(0, WARPS)[:, None, None]
     column = tl.arange(0, EXPERTS // 32)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     inside = column < experts

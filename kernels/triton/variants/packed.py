@@ -15,7 +15,7 @@ SHORT = ELEMENTS[ELEMENT]
 LEFT_OUT = ("input_scale", "dense_matrix", "group")
 # (BLOCK_N, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first and second products. As
 # many stages as a block's shared memory holds beside the rows that are stored, seven at most (packed_ask.BOX); of registers twice
-# the ones and once the others are 504, what 12 warps have.
+# the ones and once the others are 504, what 12 warps have. (Where rows are gathered those that ask get what is left.)
 # Products on an H100, us, by 128 and by 256 columns: 64 tokens of qwen3-30b-a3b, tiles of 32, first 207 and 204, second 101 and 106;
 # of mixtral-8x7b, tiles of 64, 489 and 493, 241 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; 64 of
 # medium, which has few pieces, tiles of 32, 40 and 43, 22.8 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64:

@@ -18,7 +18,7 @@ import { NOTHING_TO_TIDY } from "./tidy.ts";
 /**
  * Most tokens of a `decode` operator. Of plain weights each slot reads its expert's for itself, which costs
  * nothing while hardly two tokens share an expert; with more the grouped products read less. Of packed ones tokens that share
- * an expert read it once, and there are columns for as many.
+ * an expert can read it once (decode-joint.ts), and there are columns for as many.
  */
 export const DECODE_TOKENS = 4;
 

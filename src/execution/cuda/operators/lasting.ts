@@ -1,6 +1,6 @@
 /**
  * How long the L2 shall keep what a step reads and writes (kernels/triton/l2.py says what for, and how): weights that a single
- * tile reads go first, and so do those that decode's first product reads, and its second for a single token; a first product's rows
+ * tile reads go first, and so do those that decode's first product reads, and its second where it reads an expert once; a first product's rows
  * go last, and rows that have been read are dropped.
  *
  * Not where the L2 holds all weights: there it holds the rows, too.
