@@ -1,10 +1,11 @@
-"""decode.py's two products on weights of 12 bits (packed_words.py), on sm_90: three quarters of the bytes, by tensor cores.
+"""decode.py's two products on weights of 12 bits (packed_words.py), on sm_90: three quarters of the bytes, by tensor cores. This is the
+first one; decode_packed_second.py is the second, and decode_panels.py what both do with weights.
 
 A program owns a group of 16 weight rows and the whole of k, of which its warps take panels in turn. What a lane reads of a panel, four
-words of each plane, is what a warp multiplies: four products of 16 x 16 weights (mma.m16n8k16), expanded in registers, by vectors
-of four tokens, each in two of the eight columns. So a lane has sums over a panel without asking others, for two tokens: the first row of
-a pair, a gate, in one register and the second, its value, in another. Expanded to float32 and multiplied one by one, as decode.py does, a
-weight would take three times the instructions.
+words of each plane, is what a warp multiplies: four products of 16 x 16 weights (mma.m16n8k16), expanded in registers, by a vector
+that stands in all eight columns, or by those of four tokens, each in two. So a lane has sums over a panel without asking others, for two
+columns: the first row of a pair, a gate, in one register and the second, its value, in another. Expanded to float32 and multiplied one by
+one, as decode.py does, a weight would take three times the instructions.
 
 Shared experts. Expanding is what a program does most, so where tokens are taken together (JOINT) those that share an expert share that: one
 program, of the first that chose it, multiplies for all of them, and those of the others have nothing to do. What a token gets then is the

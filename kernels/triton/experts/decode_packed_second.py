@@ -36,6 +36,22 @@ NO_EXPERT = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def _put(
+    total, token, rows, inside, bias, ids, weights, shared, shared_scale, residual, out, width, n, row_pitch, top_k, options
+):  # fmt: skip
+    """Stores what lanes have summed of their tokens' outputs, with all that is added to it, where `inside`."""
+    if (options & SECOND_BIAS) != 0:
+        for choice in range(top_k):
+            slot = token * top_k + choice
+            matrix = tl.load(ids + slot)
+            taken = matrix >= 0
+            weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
+            total += weight * tl.load(bias + matrix * n + rows, mask=taken & inside, other=0.0)
+    total = add_shared_and_residual(total, token, rows, inside, shared, shared_scale, residual, row_pitch, options)
+    tl.store(out + token.to(tl.int64) * width + rows, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def decode_packed_second(
     x,  # bfloat16 [slots, x_pitch]: what the first kernel wrote
     words,
@@ -113,15 +129,7 @@ def decode_packed_second(
     total = tl.where(within == 0, first, second)
     rows = part * GROUP_ROWS + tl.arange(0, 32) // 4 * 2 + within
     inside = (within < 2) & (rows < width)
-    if (options & SECOND_BIAS) != 0:
-        for choice in range(top_k):
-            slot = token * top_k + choice
-            matrix = tl.load(ids + slot)
-            taken = matrix >= 0
-            weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
-            total += weight * tl.load(bias + matrix * n + rows, mask=taken & inside, other=0.0)
-    total = add_shared_and_residual(total, token, rows, inside, shared, shared_scale, residual, row_pitch, options)
-    tl.store(out + token.to(tl.int64) * width + rows, total.to(out.dtype.element_ty), mask=inside)
+    _put(total, token, rows, inside, bias, ids, weights, shared, shared_scale, residual, out, width, n, row_pitch, top_k, options)
 
 
 @triton.jit
@@ -248,12 +256,4 @@ def decode_packed_second_joint(
         inside = (first_token + nth < live) & (rows < width)
         # Of tokens that there are not nothing is stored; they read what the last one does.
         of = tl.minimum(first_token + nth, live - 1)
-        if (options & SECOND_BIAS) != 0:
-            for choice in range(top_k):
-                slot = of * top_k + choice
-                matrix = tl.load(ids + slot)
-                taken = matrix >= 0
-                weight = tl.load(weights + slot, mask=taken & ((options & WEIGHTS) != 0), other=1.0)
-                total += weight * tl.load(bias + matrix * n + rows, mask=taken & inside, other=0.0)
-        total = add_shared_and_residual(total, of, rows, inside, shared, shared_scale, residual, row_pitch, options)
-        tl.store(out + of.to(tl.int64) * width + rows, total.to(out.dtype.element_ty), mask=inside)
+        _put(total, of, rows, inside, bias, ids, weights, shared, shared_scale, residual, out, width, n, row_pitch, top_k, options)
