@@ -46,6 +46,12 @@ function specOf(experts: number, hidden: number, intermediate: number, bias: boo
   };
 }
 
+/** The same layer without a capacity, so that a few tokens of it decode. */
+function decodingOf({ router, ...spec }: LayerSpec): LayerSpec {
+  const { capacityFactor: _, ...unlimited } = router;
+  return { ...spec, router: unlimited };
+}
+
 async function outputs(
   device: Device,
   { spec, tensors }: RandomLayerParts,
@@ -110,9 +116,8 @@ for (const [experts, hidden, intermediate, bias] of [
     const { packsWeights } = device.properties;
     if (!packsWeights.available) return t.skip(packsWeights.reason);
     const random = randomFor(`gpu packed decode ${name}`);
-    const { router, ...spec } = specOf(experts, hidden, intermediate, bias);
-    const { capacityFactor: _, ...unlimited } = router;
-    const layer = randomLayer(random, { ...spec, router: unlimited });
+    const roomySpec = specOf(experts, hidden, intermediate, bias);
+    const layer = randomLayer(random, decodingOf(roomySpec));
     const inputs = [1, 2, 3, 4].map((tokens) => normal(random, tokens * hidden));
     const plain = await outputs(device, layer, inputs, { graphs: { warmup: NEVER } });
     const packed = await outputs(device, layer, inputs, {
@@ -124,7 +129,7 @@ for (const [experts, hidden, intermediate, bias] of [
       assert.ok(error < DECODE_TOLERANCE, `${i}: relative error ${error}`);
     }
     // Through buckets sums have another order.
-    const roomy = { ...layer, spec: { ...layer.spec, router } };
+    const roomy = { ...layer, spec: { ...layer.spec, router: roomySpec.router } };
     const buckets = await outputs(device, roomy, inputs, {
       graphs: { warmup: NEVER },
       packWeights: true,
@@ -151,9 +156,7 @@ gpuTest(
     if (!packsWeights.available) return t.skip(packsWeights.reason);
     const hidden = 2200;
     const random = randomFor("gpu packed decode, beside others");
-    const { router, ...spec } = specOf(8, hidden, 150, true);
-    const { capacityFactor: _, ...unlimited } = router;
-    const layer = randomLayer(random, { ...spec, router: unlimited });
+    const layer = randomLayer(random, decodingOf(specOf(8, hidden, 150, true)));
     const token = normal(random, hidden);
     const inputs = Array.from({ length: 6 }, () => {
       const input = normal(random, 4 * hidden);

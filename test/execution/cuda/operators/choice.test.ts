@@ -97,6 +97,19 @@ const UNSHARED_EXPERTS = 64;
 const LOSS = 1.03;
 const LOSS_WHERE_WORSE = 1.08;
 
+/** @param costs of each tile; the kernel's name is `prefix` and its tile */
+function checkLoss(
+  name: string | undefined,
+  prefix: string,
+  tiles: readonly string[],
+  costs: readonly number[],
+  bound: number,
+): void {
+  const tile = tiles.findIndex((each) => name === `${prefix}${each}`);
+  const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
+  assert.ok(loss <= bound, `it takes ${name}`);
+}
+
 for (const [which, shipped] of [
   ["as the tests make them up", undefined],
   ["of the package", SHIPPED],
@@ -121,30 +134,20 @@ for (const [which, shipped] of [
     for (const [shape, inputs, outputs, mostTokens, costs] of measured) {
       it(`for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
         const name = await taken("projection", inputs, outputs, mostTokens);
-        const tile = TILES.findIndex((each) => name === `decode_second_bf16_bf16_${each}`);
         const bound = WORSE.some((each) => each[4] === costs) ? LOSS_WHERE_WORSE : LOSS;
-        const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
-        assert.ok(loss <= bound, `it takes ${name}`);
+        checkLoss(name, "decode_second_bf16_bf16_", TILES, costs, bound);
       });
     }
     for (const [shape, inputs, outputs, mostTokens, costs] of PACKED_MEASURED) {
       it(`packed, for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
         const name = await taken("packed", inputs, outputs, mostTokens, UNSHARED_EXPERTS);
-        const tile = PACKED_TILES.findIndex(
-          (each) => name === `decode_packed_second_bf16_bf16_${each}`,
-        );
-        const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
-        assert.ok(loss <= LOSS, `it takes ${name}`);
+        checkLoss(name, "decode_packed_second_bf16_bf16_", PACKED_TILES, costs, LOSS);
       });
     }
     for (const [shape, inputs, outputs, mostTokens, costs] of JOINT_MEASURED) {
       it(`packed and jointly, for ${inputs} inputs, ${outputs} outputs (${shape}) and ${mostTokens} tokens: one of the fastest`, async () => {
         const name = await taken("packed", inputs, outputs, mostTokens);
-        const tile = JOINT_TILES.findIndex(
-          (each) => name === `decode_packed_second_joint_bf16_bf16_${each}`,
-        );
-        const loss = (costs[tile] ?? Number.POSITIVE_INFINITY) / Math.min(...costs);
-        assert.ok(loss <= LOSS, `it takes ${name}`);
+        checkLoss(name, "decode_packed_second_joint_bf16_bf16_", JOINT_TILES, costs, LOSS);
       });
     }
   });
