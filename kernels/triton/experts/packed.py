@@ -4,10 +4,11 @@ Up to 1024 tokens or so products wait for weights, so less time means fewer byte
 order, so bits are those of plain weights. Weights are the first operand, out^T = w . x^T, whatever the height of tiles: only that
 one can come from registers, in which weights are expanded.
 
-Twelve warps. Four ask (packed_ask.py): they walk through the pieces of a program, and for each step ask for a panel's words by TMA, a
-copy a plane, and for rows of x by TMA or, gathered, by ordinary asynchronous copies, as soon as a stage is free. Two warp groups
-expand and multiply half of a piece's columns each, in one block of 64 or two, and know nothing of each other, so that one expands
-while the other multiplies. A group looks up the next step's words while the tensor cores have this step's weights.
+Four warps ask (packed_ask.py): they walk through the pieces of a program, and for each step ask for a panel's words by TMA, a
+copy a plane, and for rows of x by TMA or, gathered, by ordinary asynchronous copies, as soon as a stage is free. Two or four warp groups
+expand and multiply a share each of a piece's columns, in one block of 64 or two, and know nothing of each other, so that one expands
+while another multiplies. A group looks up the next step's words while the tensor cores have this step's weights. Four have registers for
+low tiles only, and more to do meanwhile when one waits.
 
 What a piece is the asking warps tell the others in `box`, before the barrier of its first step: its matrix, first row, rows and
 block of columns; no rows: that was all. An entry is read before its stage is free again, and there are more entries than stages.
@@ -44,9 +45,6 @@ from .packed_words import (
     patched,
     plain_row,
 )
-
-# Warp groups that multiply, each one block of 64 columns or two.
-GROUPS = gl.constexpr(2)
 
 
 @gluon.jit
@@ -297,12 +295,14 @@ def project_packed(
     X_DESCRIPTOR: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     MULTIPLYING_REGISTERS: gl.constexpr,
     ASKING_REGISTERS: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):
     BLOCKS: gl.constexpr = BLOCK_N // BLOCK_ROWS // GROUPS
+    gl.static_assert(GROUPS == 2 or GROUPS == 4, "two warp groups that multiply or four")
     gl.static_assert(BLOCKS == 1 or BLOCKS == 2, "a warp group has one block of 64 columns or two")
     gl.static_assert(STAGES < BOX, "an entry of the box is read before it is written again")
     ELEMENT: gl.constexpr = out.dtype.element_ty
@@ -325,7 +325,20 @@ def project_packed(
     product = (scales, flags, patches, bias, out, n, k, out_pitch, options)
     walked = (tiles, tile_count, order, n, k, top_k, options)
     activation = (code, linear, cubic, limit, shift)
-    if X_DESCRIPTOR:
+    # What is first is Triton's default partition, which has the registers that are left.
+    if GROUPS == 4:
+        gl.warp_specialize(
+            [
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (_multiply, (product, activation, buffers, 2, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (_multiply, (product, activation, buffers, 3, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+            ],
+            [WARPS, WARPS, WARPS, WARPS],
+            [MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS],
+        )
+    elif X_DESCRIPTOR:
         gl.warp_specialize(
             [
                 (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),

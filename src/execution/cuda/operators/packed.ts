@@ -14,8 +14,8 @@ import { mapOf, mappedRows, rowValues } from "./product.ts";
 
 /**
  * Most rows that a matrix has on average where products read packed weights and could read plain ones: of large matrices (of more than
- * LARGE_SHARE of the L2), of others, and of those with fewer than PIECES pieces a multiprocessor, of which some programs have twice as many
- * as others if loads are skewed.
+ * LARGE_SHARE of the L2), of others, and of others with fewer than PIECES pieces a multiprocessor, of which some programs have twice as
+ * many as others if loads are skewed.
  *
  * Whole steps on an H100, plain and packed, uniform and Zipf 1.5. 64 rows: matrices of 235 MB 935 us to 809 and 1072 to 1017, but of 6.3
  * MB 434 to 416 and 443 to 495; 32 rows of 33 MB 528 to 441 and 537 to 496, but of 8.4 MB, 16 of them, 81 to 71 and 81 to 91; 16 rows
@@ -26,17 +26,15 @@ const PACKED_ROWS = 48;
 const FEW_PIECES_ROWS = 16;
 const PIECES = 2;
 /**
- * Where memory is fast: most rows of a matrix on average, least inputs, and least pieces a multiprocessor. With fewer inputs pieces are so
- * short that what each takes beside its steps is more than is saved, and with fewer pieces some programs have twice as many as others.
+ * Where memory is fast: most rows of a matrix on average. None of matrices that are not large and have few pieces.
  *
- * Products on an H200, plain and packed, uniform and Zipf 1.5. 32 rows of 33 MB 245 us to 216 and 253 to 244 (2880 inputs, first products),
- * 135 to 118 and 142 to 133 (second ones), 64 of 235 MB 460 to 465 and 464 to 539. 16 tokens, 768 inputs 62 to 66 and 36 to 40, 1024
- * inputs 58 to 64 and 42 to 41, 2880 inputs 111 to 109 and 64 to 62; 2048 inputs but one piece a multiprocessor 17 to 20 and 15 to
- * 19; 14336 inputs and two pieces 211 to 186.
+ * Both products on an H200, plain and packed, uniform, Zipf 1 and one expert hot. 64 tokens: 6.3 and 3.1 MB 265 us to 221, 236 to 200 and
+ * 267 to 222; 8.4 and 4.2 MB 185 to 152, 180 to 149, 184 to 154; 33 and 17 MB 362 to 295, 355 to 296, 361 to 294; 235 and 117 MB, on
+ * tiles of 64 rows, 636 to 526, 632 to 538, 636 to 534; 16 of 8.4 and 4.2 MB, of which the second has one piece a multiprocessor,
+ * 55 to 57, 55 to 57, 57 to 65. 256 tokens: 6.3 and 3.1 MB 278 to 226, 294 to 264, 285 to 247; 33 and 17 MB 367 to 319, 393 to 372,
+ * 384 to 378; 235 and 117 MB, 64 rows each, 669 to 656, 797 to 900, 811 to 900.
  */
 const FAST_MEMORY_ROWS = 32;
-const FAST_MEMORY_INPUTS = 1536;
-const FAST_MEMORY_PIECES = 1.5;
 
 export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
@@ -46,7 +44,7 @@ export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
  */
 export function paysPacked(
   { rows, activation }: ProjectOperator,
-  { spec, element, n, k, weightBytes }: CudaProjection,
+  { spec, element, n, weightBytes }: CudaProjection,
   { context }: OperatorEncoder,
 ): boolean {
   const { gated, bias, count } = spec;
@@ -59,11 +57,10 @@ export function paysPacked(
   const pieces =
     (count * Math.ceil(n / (kernel.entry.grid.columns_per_block ?? n))) / multiprocessors;
   const share = (rows.mostTokens * rows.topK) / count;
-  if (memoryBytesPerSecond >= FAST_MEMORY) {
-    return share <= FAST_MEMORY_ROWS && k >= FAST_MEMORY_INPUTS && pieces >= FAST_MEMORY_PIECES;
-  }
   const large = weightBytes / count > LARGE_SHARE * l2Bytes;
-  return share <= (pieces < PIECES ? FEW_PIECES_ROWS : large ? LARGE_ROWS : PACKED_ROWS);
+  const few = !large && pieces < PIECES;
+  if (memoryBytesPerSecond >= FAST_MEMORY) return share <= FAST_MEMORY_ROWS && !few;
+  return share <= (large ? LARGE_ROWS : few ? FEW_PIECES_ROWS : PACKED_ROWS);
 }
 
 export function encodePacked(

@@ -170,9 +170,8 @@ describe("packed weights beside plain ones", () => {
   for (const [shape, [matrices, n, k], mostRows] of [
     ["matrices of 6 MB", [128, 1536, 2048], { [H100]: 48, [H200]: 32 }],
     ["large matrices", [8, 28672, 4096], { [H100]: 64, [H200]: 32 }],
-    ["few pieces", [16, 2048, 2048], { [H100]: 16, [H200]: 32 }],
-    ["fewer pieces", [8, 2048, 2048], { [H100]: 16, [H200]: 0 }],
-    ["few inputs", [128, 1536, 1024], { [H100]: 48, [H200]: 0 }],
+    ["few pieces", [8, 2048, 2048], { [H100]: 16, [H200]: 0 }],
+    ["few pieces of large matrices", [4, 4096, 14336], { [H100]: 64, [H200]: 32 }],
   ] as const) {
     it(`are read up to so many rows a matrix: ${shape}`, async () => {
       for (const speed of [H100, H200] as const) {
