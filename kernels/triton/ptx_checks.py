@@ -13,13 +13,17 @@ BARRIER_MADE = "mbarrier.init"
 LABEL = re.compile(r"^(\$\w+):")
 BRANCH = re.compile(r"^(@!?%p\d+\s+)?bra(?:\.uni)?\s+(\$\w+);")
 RETURN = re.compile(r"^(?:@!?%p\d+\s+)?(?:ret|exit);")
+# A branch to one of several labels, and which these are.
+CHOICE = re.compile(r"^brx\.idx\s+%r\d+,\s+(\$\w+);")
+TARGETS = re.compile(r"(\$\w+): \.branchtargets([^;]*);")
 
 
 def check_waits(name, ptx, dependent):
     """The two rules of dependent launches (overlap.py): on every way through the kernel a wait, and none before it releases.
 
-    Other kernels have neither. Warps of other partitions begin, and end, when the first one says so, which makes their barriers: its way
-    must wait before it does.
+    Other kernels have neither. Warps of other partitions begin, and end, when the first one says so, which makes their barriers: it waits
+    before it does, or each partition waits by itself. They are sent to their partition, which meets the first one, and come back when that is
+    done, or are sent to the end.
     """
     if not dependent:
         if WAIT in ptx or RELEASE in ptx:
@@ -27,25 +31,41 @@ def check_waits(name, ptx, dependent):
         return
     lines = [line.strip() for line in ptx.splitlines()]
     labels = {found[1]: at for at, line in enumerate(lines) if (found := LABEL.match(line))}
-    seen, ways = set(), [(next(at for at, line in enumerate(lines) if ".entry" in line), False)]
+    targets = {found[1]: re.findall(r"\$\w+", found[2]) for found in TARGETS.finditer(ptx)}
+    seen, ways = set(), [(next(at for at, line in enumerate(lines) if ".entry" in line), False, 0)]
+    first_is_early = other_is_early = False
     while ways:
-        at, first = ways.pop()
-        while at not in seen and WAIT not in lines[at]:
-            seen.add(at)
-            first = first or BARRIER_MADE in lines[at]
-            if HANDSHAKE in lines[at]:
+        at, first, meetings = ways.pop()
+        while (at, meetings) not in seen and WAIT not in lines[at]:
+            line = lines[at]
+            seen.add((at, meetings))
+            first = first or BARRIER_MADE in line
+            if HANDSHAKE in line:
                 if first:
-                    raise ValueError(f"{name} lets other partitions begin before it has waited for the kernel in front")
-                break
-            if RELEASE in lines[at]:
+                    first_is_early = True
+                elif meetings == 2:
+                    other_is_early = True
+                    break
+                elif meetings == 1 and HANDSHAKE in lines[at + 1]:
+                    # Sent nowhere.
+                    break
+                meetings += not first
+            if RELEASE in line:
                 raise ValueError(f"{name} can let the next kernel start before it has waited for the one in front")
-            if RETURN.match(lines[at]):
+            if RETURN.match(line):
+                if not first and meetings == 1:
+                    break
                 raise ValueError(f"{name} can end without waiting for the kernel in front")
-            if branch := BRANCH.match(lines[at]):
-                ways.append((labels[branch[2]], first))
+            if chosen := CHOICE.match(line):
+                ways += [(labels[target], first, meetings) for target in targets[chosen[1]]]
+                break
+            if branch := BRANCH.match(line):
+                ways.append((labels[branch[2]], first, meetings))
                 if branch[1] is None:
                     break
             at += 1
+    if first_is_early and other_is_early:
+        raise ValueError(f"{name} has a partition that neither waits for the kernel in front nor begins after another has")
 
 
 def check_barriers(name, ptx):

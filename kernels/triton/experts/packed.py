@@ -197,9 +197,12 @@ def _store(
 def _multiply(
     product, activation, buffers,
     GROUP: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, BIAS: gl.constexpr, X_DESCRIPTOR: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCKS: gl.constexpr, STAGES: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCKS: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """What a warp group does that expands and multiplies."""
+    if X_DESCRIPTOR:
+        # Those that ask wait later: what is multiplied comes after that.
+        begin(DEPENDENT)
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
     ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
     scales, flags, patches, bias, out, n, k, out_pitch, options = product
@@ -320,7 +323,8 @@ def project_packed(
         mbarrier.init(free.index(s), count=GROUPS)
     fence_async_shared()
     gl.thread_barrier()
-    begin(DEPENDENT)
+    if not X_DESCRIPTOR:
+        begin(DEPENDENT)
     buffers = (a, b, filled, free, box)
     product = (scales, flags, patches, bias, out, n, k, out_pitch, options)
     walked = (tiles, tile_count, order, n, k, top_k, options)
@@ -329,11 +333,11 @@ def project_packed(
     if GROUPS == 4:
         gl.warp_specialize(
             [
-                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
-                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (_multiply, (product, activation, buffers, 2, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (_multiply, (product, activation, buffers, 3, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 2, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 3, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
             ],
             [WARPS, WARPS, WARPS, WARPS],
             [MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS],
@@ -341,9 +345,9 @@ def project_packed(
     elif X_DESCRIPTOR:
         gl.warp_specialize(
             [
-                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES, DEPENDENT)),
             ],
             [WARPS, WARPS],
             [MULTIPLYING_REGISTERS, ASKING_REGISTERS],
@@ -352,9 +356,9 @@ def project_packed(
         # Those that ask are first: parameters take them no registers then, of which they have too few to gather rows with.
         gl.warp_specialize(
             [
-                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES)),
-                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
-                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES)),
+                (ask, (x, w, x_pitch, product, walked, buffers, X_DESCRIPTOR, BLOCK_M, BLOCK_N, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 0, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
+                (_multiply, (product, activation, buffers, 1, GATED, ACTIVATION, BIAS, X_DESCRIPTOR, BLOCK_M, BLOCKS, STAGES, DEPENDENT)),
             ],
             [WARPS, WARPS],
             [MULTIPLYING_REGISTERS, MULTIPLYING_REGISTERS],

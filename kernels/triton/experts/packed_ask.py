@@ -1,7 +1,8 @@
 """What the asking warps of packed.py do: they walk through a program's pieces and ask for the operands of every step.
 
 They tell the others which piece it is (`box`), and wait for nothing but free stages and, where programs go in step, for other programs
-(pieces.py). What is next is asked for some steps ahead, as in many.py.
+(pieces.py). What is next is asked for some steps ahead, as in many.py. So is what is first: all stages' words, before rows are looked up or,
+in second products, before the kernel in front is done.
 """
 
 from triton.experimental import gluon
@@ -9,6 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
 
 from l2 import read_once
+from overlap import begin
 from routing.bucket import BEGUN
 
 from .grouped import CLAIM, GATHER, IN_STEP, PANEL, READ_ONCE, find_tile
@@ -94,32 +96,48 @@ def _sources(first, slots, top_k, gather, BLOCK_M: gl.constexpr, LAYOUT: gl.cons
 
 
 @gluon.jit
-def _ask_steps(
-    begin, end, operands, tile, stage, phase, STAGES: gl.constexpr, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr
-):
-    """Asks for words and rows of a tile's steps, each once a stage is free.
-
-    `tile`: its first block of all blocks of words, where its rows of x are, its first row and its rows.
-    """
+def _ask_words(step, stage, operands, tile, X_DESCRIPTOR: gl.constexpr):
+    """Asks for a step's words, and tells the stage's barrier all that comes by TMA. `tile`: as for `_ask_steps`."""
     x, x_pitch, w, blocks, buffers = operands
     block, sources, first, rows = tile
     a, b, filled, free, box = buffers
     word_bytes: gl.constexpr = PLANES * b.shape[1] * PLANE_ROWS * PLANE_COLUMNS * 4
     row_bytes: gl.constexpr = a.shape[1] * a.shape[2] * 2 if X_DESCRIPTOR else 0
-    for step in range(begin, end):
+    mbarrier.expect(filled.index(stage), word_bytes + row_bytes)
+    for plane in gl.static_range(PLANES):
+        words = b.index(stage * PLANES + plane)
+        tma.async_copy_global_to_shared(w, [block + step * blocks, plane, 0, 0], filled.index(stage), words)
+
+
+@gluon.jit
+def _ask_rows(step, stage, operands, tile, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr):
+    """Asks for a step's rows of x."""
+    x, x_pitch, w, blocks, buffers = operands
+    block, sources, first, rows = tile
+    a, b, filled, free, box = buffers
+    if X_DESCRIPTOR:
+        tma.async_copy_global_to_shared(x, [first, step * PANEL], filled.index(stage), a.index(stage))
+    else:
+        r = gl.arange(0, a.shape[1], layout=gl.SliceLayout(1, COPIES))
+        ks = step * PANEL + gl.arange(0, PANEL, layout=gl.SliceLayout(0, COPIES))
+        at = x + sources.to(gl.int64)[:, None] * x_pitch + ks[None, :]
+        async_copy.async_copy_global_to_shared(a.index(stage), at, mask=(r < rows)[:, None])
+        async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+
+
+@gluon.jit
+def _ask_steps(
+    from_step, to_step, operands, tile, stage, phase, STAGES: gl.constexpr, X_DESCRIPTOR: gl.constexpr, COPIES: gl.constexpr
+):
+    """Asks for words and rows of a tile's steps, each once a stage is free.
+
+    `tile`: its first block of all blocks of words, where its rows of x are, its first row and its rows.
+    """
+    free = operands[4][3]
+    for step in range(from_step, to_step):
         mbarrier.wait(free.index(stage), phase ^ 1)
-        mbarrier.expect(filled.index(stage), word_bytes + row_bytes)
-        for plane in gl.static_range(PLANES):
-            words = b.index(stage * PLANES + plane)
-            tma.async_copy_global_to_shared(w, [block + step * blocks, plane, 0, 0], filled.index(stage), words)
-        if X_DESCRIPTOR:
-            tma.async_copy_global_to_shared(x, [first, step * PANEL], filled.index(stage), a.index(stage))
-        else:
-            r = gl.arange(0, a.shape[1], layout=gl.SliceLayout(1, COPIES))
-            ks = step * PANEL + gl.arange(0, PANEL, layout=gl.SliceLayout(0, COPIES))
-            at = x + sources.to(gl.int64)[:, None] * x_pitch + ks[None, :]
-            async_copy.async_copy_global_to_shared(a.index(stage), at, mask=(r < rows)[:, None])
-            async_copy.mbarrier_arrive(filled.index(stage), increment_count=False)
+        _ask_words(step, stage, operands, tile, X_DESCRIPTOR)
+        _ask_rows(step, stage, operands, tile, X_DESCRIPTOR, COPIES)
         stage, phase = next_stage(stage, phase, STAGES)
     return stage, phase
 
@@ -127,7 +145,7 @@ def _ask_steps(
 @gluon.jit
 def ask(
     x, w, x_pitch, product, walked, buffers,
-    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    X_DESCRIPTOR: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """What the asking warps do."""
     tiles, tile_count, order, n, k, top_k, options = walked
@@ -157,38 +175,55 @@ def ask(
     work = place
     matrix, first, rows, column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
     _ask_ahead(product, matrix, column, work < total, BLOCK_N)
-    stage = gl.to_tensor(0)
-    phase = gl.to_tensor(0)
     sources = 0
     if not X_DESCRIPTOR:
         slots = slots_of(first, rows, order, gather, BLOCK_M, COPIES)
         sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
+    tile = (matrix * steps * blocks + column // BLOCK_ROWS, sources, first, rows)
+    if work < total:
+        tell(box, 0, matrix, first, rows, column // BLOCK_ROWS)
+    read_once(gl.where(alone, once, 0))
+    asked = gl.where(work < total, gl.minimum(steps, STAGES), 0)
+    for step in range(0, asked):
+        _ask_words(step, step, operands, tile, X_DESCRIPTOR)
+    if X_DESCRIPTOR:
+        # The list and the weights do not depend on the kernel in front.
+        begin(DEPENDENT)
+    for step in range(0, asked):
+        _ask_rows(step, step, operands, tile, X_DESCRIPTOR, COPIES)
+    stage = gl.where(asked == STAGES, 0, asked)
+    phase = gl.where(asked == STAGES, 1, 0)
     turn = 0
     while work < total:
-        tell(box, turn, matrix, first, rows, column // BLOCK_ROWS)
-        read_once(gl.where(alone, once, 0))
         turn += 1
         place = next_place(place, further, programs)
         dealt = turn * programs + place
         wait = in_step & (dealt < total)
         tile = (matrix * steps * blocks + column // BLOCK_ROWS, sources, first, rows)
-        stage, phase = _ask_steps(0, claimed_at, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        stage, phase = _ask_steps(asked, claimed_at, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         number = ask_for_claim(begun, claim)
-        stage, phase = _ask_steps(claimed_at, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        asked = gl.maximum(asked, claimed_at)
+        stage, phase = _ask_steps(asked, looked_up, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         work = gl.where(claim, claimed_piece(number, claims, begun, claim, programs, total), dealt)
         next_matrix, next_first, next_rows, next_column, alone = find_tile(work, walk, BLOCK_M, BLOCK_N, True)
         _ask_ahead(product, next_matrix, next_column, work < total, BLOCK_N)
-        stage, phase = _ask_steps(looked_up, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        asked = gl.maximum(asked, looked_up)
+        stage, phase = _ask_steps(asked, found, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         if not X_DESCRIPTOR:
             slots = slots_of(next_first, next_rows, order, gather, BLOCK_M, COPIES)
         if wait:
             gl.atomic_add(begun, 1, sem="relaxed")
-        stage, phase = _ask_steps(found, steps, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
+        asked = gl.maximum(asked, found)
+        stage, phase = _ask_steps(asked, steps, operands, tile, stage, phase, STAGES, X_DESCRIPTOR, COPIES)
         matrix, first, rows, column = next_matrix, next_first, next_rows, next_column
         if not X_DESCRIPTOR:
             sources = _sources(first, slots, top_k, gather, BLOCK_M, COPIES)
         if wait:
             wait_for(begun, begun_by_round(turn, programs, total))
+        if work < total:
+            tell(box, turn, matrix, first, rows, column // BLOCK_ROWS)
+        read_once(gl.where(alone, once, 0))
+        asked = asked * 0
     # That was all.
     mbarrier.wait(free.index(stage), phase ^ 1)
     tell(box, turn, 0, 0, 0, 0)

@@ -64,10 +64,13 @@ export interface Lane {
   readonly most: number;
   /** Address of what scales the input's rows, or null. */
   readonly inputScale: bigint | null;
+  /** Whether programs may count pieces. */
+  readonly counts: boolean;
+  /** Of plain weights. */
   readonly walk: Walk;
   /** The list and the choices, as arguments of a kernel. */
   readonly values: KernelValues;
-  /** Bits of `options`, for all that is the same whichever the kernel. */
+  /** Bits of `options`, for all that is the same whichever the kernel: not how programs come by pieces. */
   readonly options: number;
   readonly work: WorkOptions;
 }
@@ -120,6 +123,7 @@ export function laneOf(
     height,
     most: lists.most,
     inputScale,
+    counts,
     walk,
     values: {
       tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
@@ -128,8 +132,6 @@ export function laneOf(
       top_k: topK,
     },
     options: projectBits(to, {
-      in_step: walk.inStep,
-      claim: walk.claim,
       read_once: !cached,
       keep: gather && passThrough(context, { bytes, share, weightBytes }),
       gather,

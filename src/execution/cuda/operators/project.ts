@@ -122,7 +122,13 @@ function encodeLane(
       input_scale: inputScale,
       dense_matrix: 0,
       options:
-        options | projectBits(to, { half_time: walk.halfTime, input_scale: inputScale !== null }),
+        options |
+        projectBits(to, {
+          in_step: walk.inStep,
+          claim: walk.claim,
+          half_time: walk.halfTime,
+          input_scale: inputScale !== null,
+        }),
     },
     persistentGrid(kernel.entry, most, projection.n, context.facts.multiprocessors),
     { ...work, ...mappedRows(kernel, buffers), ...(height <= LATE_ROWS && { early: true }) },

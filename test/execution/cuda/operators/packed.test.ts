@@ -94,6 +94,27 @@ describe("a product of packed weights", () => {
     }
   });
 
+  it("claims its pieces on low tiles, one product of a list", async () => {
+    const bitsOf = async (mostTokens: number, gated: boolean) => {
+      const sizes = { ...MANY, mostTokens };
+      const activation: Activation = gated ? SILU : { kind: "none" };
+      const spec = { packed: true, gated };
+      const { device, operator } = await lane(sizes, spec, { gather: gated }, activation);
+      const other = device.packed({ count: sizes.experts, gated });
+      const bits = { "in step": 32, claimed: 64 };
+      return [operator, { ...operator, projection: other }].map((each) => {
+        const options = Number(device.kernel(each).values["options"]);
+        return Object.entries(bits).flatMap(([name, bit]) => (options & bit ? [name] : []));
+      });
+    };
+    // A share of 2, 8 and 32 rows.
+    for (const gated of [true, false]) {
+      assert.deepEqual(await bitsOf(8, gated), [["claimed"], []]);
+      assert.deepEqual(await bitsOf(32, gated), [["claimed"], []]);
+      assert.deepEqual(await bitsOf(128, gated), [["in step"], []]);
+    }
+  });
+
   it("never takes half the time", async () => {
     const few = { ...MANY, mostTokens: 300 };
     const plain = await lane(few, { gated: true, inputs: 200 }, {}, SILU);
