@@ -17,19 +17,23 @@ import { withEmulated } from "./emulator/harness.ts";
 
 const HIDDEN = 100;
 const EXPERTS = 4;
+/** So many that the L2 does not hold them all, and a fourth of it holds one's matrix. */
+const MORE_EXPERTS = 16;
 const TOP_K = 2;
 /** Of an L2 that holds no layer here, and memory that is not so fast that small matrices are read as they are. */
 const SMALL_L2 = { facts: { l2Bytes: 1024, memoryBytesPerSecond: 3.35e12 } };
+/** Of matrices that are not large. */
+const MIDDLE_L2 = { facts: { ...SMALL_L2.facts, l2Bytes: 300_000 } };
 const NEVER = 1_000_000;
 
-function layerParts(name: string) {
+function layerParts(name: string, count = EXPERTS) {
   const experts = gatedExperts(HIDDEN, 70, { dtype: "bfloat16", bias: true });
-  return randomLayer(randomFor(name), { ...plainSpec(HIDDEN, 1, EXPERTS, TOP_K), experts });
+  return randomLayer(randomFor(name), { ...plainSpec(HIDDEN, 1, count, TOP_K), experts });
 }
 
 /** Names of the kernels of experts that one step of so many tokens ran. */
-async function kernelsOf(tokens: number, options = SMALL_L2): Promise<string[]> {
-  const { spec, tensors } = layerParts("beside, kernels");
+async function kernelsOf(tokens: number, options = MIDDLE_L2): Promise<string[]> {
+  const { spec, tensors } = layerParts("beside, kernels", MORE_EXPERTS);
   return withEmulated(async (device, driver) => {
     await using layer = new MoELayer(spec, tensors, { device, packWeights: "beside" });
     await layer.ready();
@@ -41,22 +45,22 @@ async function kernelsOf(tokens: number, options = SMALL_L2): Promise<string[]> 
 
 describe("weights kept both ways on an emulated GPU", () => {
   it("are read packed where steps wait for weights, and else as they are", async () => {
-    const packed = async (tokens: number, options = SMALL_L2) =>
+    const packed = async (tokens: number, options = MIDDLE_L2) =>
       (await kernelsOf(tokens, options)).map((name) => /packed/.test(name));
     assert.deepEqual(await packed(1), [true, true], "decode");
     assert.deepEqual(await packed(5), [true, true]);
     // Of matrices of so few pieces up to 16 rows an expert.
-    assert.deepEqual(await packed((16 * EXPERTS) / TOP_K), [true, true]);
-    assert.deepEqual(await packed((32 * EXPERTS) / TOP_K), [false, false], "many rows");
+    assert.deepEqual(await packed((16 * MORE_EXPERTS) / TOP_K), [true, true]);
+    assert.deepEqual(await packed((32 * MORE_EXPERTS) / TOP_K), [false, false], "many rows");
     assert.deepEqual(
-      await packed(5, { facts: { ...SMALL_L2.facts, l2Bytes: 2 ** 30 } }),
+      await packed(5, { facts: { ...MIDDLE_L2.facts, l2Bytes: 2 ** 30 } }),
       [false, false],
       "cached",
     );
   });
 
   it("are read as they are in small products where memory is fast", async () => {
-    const facts = { ...SMALL_L2.facts, memoryBytesPerSecond: 4.8e12 };
+    const facts = { ...MIDDLE_L2.facts, memoryBytesPerSecond: 4.8e12 };
     const packed = (await kernelsOf(5, { facts })).map((name) => /packed/.test(name));
     assert.deepEqual(packed, [false, false]);
   });
