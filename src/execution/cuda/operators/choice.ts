@@ -10,7 +10,6 @@
  * Of kernels that cover their work, one whose programs fill the device evenly.
  */
 
-import { FAST_MEMORY } from "../../fast-memory.ts";
 import type { Activation } from "../../operators.ts";
 import type { Kernel } from "../bundle/kernel-set.ts";
 import type { Manifest } from "../bundle/manifest.ts";
@@ -38,13 +37,6 @@ const EXPERT_SHARES: Shares = { rows16: 2, rows32: 16, rows64: 48 };
  * between 0.3 % less and 0.4 % more (7 to 10 % less).
  */
 const LARGE_EXPERT_SHARES: Shares = { rows16: 2, rows32: 8, rows64: 48 };
-/**
- * Of up to FEW such experts where memory is fast: a second tile of one is a round more for all programs, which lower tiles make shorter. On
- * an H200, mixtral-8x7b with a share of 64, both products on tiles of 128 and of 64 rows: uniform 669 us and 699, Zipf 1 797 and 734, 1.5
- * 815 and 759, one expert hot 811 and 716.
- */
-const FEW_LARGE_EXPERT_SHARES: Shares = { rows16: 2, rows32: 8, rows64: 64 };
-const FEW = 8;
 /** Of experts in float32, whose products have no tensor cores unless asked for: what a tile is taller than its rows costs more. */
 const FLOAT32_SHARES: Shares = { rows16: 8, rows32: 8, rows64: 48 };
 /**
@@ -150,9 +142,7 @@ function sharesOf(
   if (inCache(context, weightBytes)) return CACHED_SHARES;
   if (element === "float32") return FLOAT32_SHARES;
   const ofExpert = weightBytes === undefined ? undefined : weightBytes / experts;
-  if (inCache(context, ofExpert)) return EXPERT_SHARES;
-  const few = experts <= FEW && context.facts.memoryBytesPerSecond >= FAST_MEMORY;
-  return few ? FEW_LARGE_EXPERT_SHARES : LARGE_EXPERT_SHARES;
+  return inCache(context, ofExpert) ? EXPERT_SHARES : LARGE_EXPERT_SHARES;
 }
 
 /**
