@@ -168,7 +168,9 @@ export class Launch implements PreparedLaunch, Disposable {
     const value = attribute + LAUNCH_ATTRIBUTE.value;
     view.setUint32(attribute + LAUNCH_ATTRIBUTE.id, LAUNCH_ATTRIBUTE_ID.accessPolicyWindow, true);
     view.setBigUint64(value + ACCESS_WINDOW.address, window.address, true);
-    view.setBigUint64(value + ACCESS_WINDOW.bytes, BigInt(window.bytes), true);
+    // In halves: a launch makes no bigints.
+    view.setUint32(value + ACCESS_WINDOW.bytes, window.bytes % 2 ** 32, true);
+    view.setUint32(value + ACCESS_WINDOW.bytes + 4, Math.floor(window.bytes / 2 ** 32), true);
     view.setFloat32(value + ACCESS_WINDOW.hitRatio, window.hitRatio, true);
     view.setUint32(value + ACCESS_WINDOW.hitProperty, ACCESS_PROPERTY.persisting, true);
     view.setUint32(value + ACCESS_WINDOW.missProperty, ACCESS_PROPERTY.streaming, true);

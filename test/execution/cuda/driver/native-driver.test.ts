@@ -5,7 +5,6 @@
  */
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { afterEach, describe, test } from "node:test";
 import {
   DeviceFailedError,
@@ -360,46 +359,4 @@ describe("drivers that will not do", { skip }, () => {
       else process.env["CUDA_VISIBLE_DEVICES"] = visible;
     }
   });
-});
-
-/** Bytes of heap a call, averaged over six kinds: a single bigint in one of them is 24 / 6. */
-const NEXT_TO_NOTHING = 2;
-
-test("calls of the launch path allocate nothing", { skip }, () => {
-  // In a process of its own, so that nothing else allocates and the collector can be called.
-  const here = import.meta.url;
-  const script = `
-    const { buildFake } = await import(new URL("./fake-cuda.js", ${JSON.stringify(here)}));
-    const driver = buildFake().driver();
-    driver.retainContext(0);
-    const stream = driver.createStream(0);
-    const event = driver.createEvent(false);
-    const address = driver.allocate(4096);
-    const other = driver.allocate(4096);
-    driver.beginCapture(stream);
-    driver.fillWords(address, 0, 1, stream);
-    const graph = driver.endCapture(stream);
-    const exec = driver.instantiateGraph(graph);
-    const calls = (times) => {
-      for (let i = 0; i < times; i++) {
-        driver.fillWords(address, 0, 1, stream);
-        driver.copyOnDevice(address, other, 16, stream);
-        driver.recordEvent(event, stream);
-        driver.waitEvent(stream, event);
-        driver.eventDone(event);
-        driver.launchGraph(exec, stream);
-      }
-    };
-    // The least of a few rounds: what the compiler of JavaScript allocates on the way does not count.
-    const rounds = Array.from({ length: 5 }, () => {
-      gc();
-      const before = process.memoryUsage().heapUsed;
-      calls(20000);
-      return process.memoryUsage().heapUsed - before;
-    });
-    console.log(Math.min(...rounds) / 120000);
-  `;
-  const flags = ["--expose-gc", "--max-semi-space-size=64", "--input-type=module", "-e", script];
-  const bytes = Number(execFileSync(process.execPath, flags, { encoding: "utf8" }));
-  assert.ok(bytes < NEXT_TO_NOTHING, `${bytes} bytes a call`);
 });
