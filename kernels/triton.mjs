@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 
 const KERNELS = fileURLToPath(new URL(".", import.meta.url));
 const BUILD = join(KERNELS, "triton", "build.py");
+const PTX_CHECKS = join(KERNELS, "triton", "test_ptx_checks.py");
 const ENVIRONMENT = join(KERNELS, ".venv");
 const ENVIRONMENT_PYTHON = join(ENVIRONMENT, "bin", "python");
 
@@ -79,7 +80,12 @@ export function build(folder, { jobs, like }) {
   const args = [BUILD, "--out", folder];
   if (jobs !== undefined) args.push("--jobs", jobs);
   if (like !== undefined) args.push("--like", like);
-  const { status } = spawnSync(pythonWithTriton(), args, { stdio: "inherit" });
+  const python = pythonWithTriton();
+  // What it relies on to refuse a kernel.
+  if (spawnSync(python, [PTX_CHECKS], { stdio: "inherit" }).status !== 0) {
+    throw new Error("kernels/triton/test_ptx_checks.py failed");
+  }
+  const { status } = spawnSync(python, args, { stdio: "inherit" });
   if (status === NOT_EXACT) throw new BuildNotPossible("the build is not exact here");
   if (status !== 0) throw new Error(`kernels/triton/build.py failed (${status})`);
 }

@@ -18,12 +18,15 @@ from layout import paneled
 DEVICE = "cuda"
 # Rows of tiles on a list; those of 16 go through the kernel of 32.
 HEIGHTS = (128, 64, 32, 16)
-# (n, k, valid columns, rows of each expert). 64 is half a piece, 192 and 448 no whole number of them; k of one step, of less than there are
-# stages, and of more than a word has flags.
+# (n, k, valid columns, rows of each expert). 64 is a part of a piece, 192 and 448 no whole number of them; k of one step, of less than there
+# are stages, of as many (five to seven), and of more than a word has flags.
 SHAPES = (
     (64, 64, 64, [1]),
     (128, 192, 130, [0, 0, 5, 0]),
     (256, 256, 256, [127, 128, 129, 1]),
+    (512, 320, 512, [40, 0, 20, 130]),
+    (320, 384, 300, [0, 33, 64]),
+    (256, 448, 256, [1, 2, 31, 70]),
     (192, 512, 512, [300, 0, 17, 0, 650]),
     (448, 2176, 2120, [0, 2000, 0]),
     (1024, 1088, 1088, [64, 65, 400, 3, 0, 511, 513]),

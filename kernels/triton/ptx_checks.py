@@ -11,6 +11,8 @@ RELEASE = "griddepcontrol.launch_dependents"
 HANDSHAKE = "barrier.sync"
 BARRIER_MADE = "mbarrier.init"
 LABEL = re.compile(r"^(\$\w+):")
+# Any of them: one that is none of those below is not understood.
+JUMP = re.compile(r"^(?:@!?%p\d+\s+)?(?:bra|brx)\b")
 BRANCH = re.compile(r"^(@!?%p\d+\s+)?bra(?:\.uni)?\s+(\$\w+);")
 RETURN = re.compile(r"^(?:@!?%p\d+\s+)?(?:ret|exit);")
 # A branch to one of several labels, and which these are.
@@ -22,8 +24,8 @@ def check_waits(name, ptx, dependent):
     """The two rules of dependent launches (overlap.py): on every way through the kernel a wait, and none before it releases.
 
     Other kernels have neither. Warps of other partitions begin, and end, when the first one says so, which makes their barriers: it waits
-    before it does, or each partition waits by itself. They are sent to their partition, which meets the first one, and come back when that is
-    done, or are sent to the end.
+    before it does, or each partition waits by itself. They are sent to their partition, which meets the first one, and come back when that
+    is done, or are sent to the end. What a kernel reads and writes before it waits is not looked at.
     """
     if not dependent:
         if WAIT in ptx or RELEASE in ptx:
@@ -36,9 +38,9 @@ def check_waits(name, ptx, dependent):
     first_is_early = other_is_early = False
     while ways:
         at, first, meetings = ways.pop()
-        while (at, meetings) not in seen and WAIT not in lines[at]:
+        while (at, first, meetings) not in seen and WAIT not in lines[at]:
             line = lines[at]
-            seen.add((at, meetings))
+            seen.add((at, first, meetings))
             first = first or BARRIER_MADE in line
             if HANDSHAKE in line:
                 if first:
@@ -53,9 +55,10 @@ def check_waits(name, ptx, dependent):
             if RELEASE in line:
                 raise ValueError(f"{name} can let the next kernel start before it has waited for the one in front")
             if RETURN.match(line):
-                if not first and meetings == 1:
+                if first or meetings != 1:
+                    raise ValueError(f"{name} can end without waiting for the kernel in front")
+                if not line.startswith("@"):
                     break
-                raise ValueError(f"{name} can end without waiting for the kernel in front")
             if chosen := CHOICE.match(line):
                 ways += [(labels[target], first, meetings) for target in targets[chosen[1]]]
                 break
@@ -63,7 +66,11 @@ def check_waits(name, ptx, dependent):
                 ways.append((labels[branch[2]], first, meetings))
                 if branch[1] is None:
                     break
+            elif JUMP.match(line):
+                raise ValueError(f"{name} branches in a way that is not understood: {line}")
             at += 1
+    if HANDSHAKE in ptx and BARRIER_MADE not in ptx:
+        raise ValueError(f"{name} has partitions, of which none makes barriers: which is the first is not known")
     if first_is_early and other_is_early:
         raise ValueError(f"{name} has a partition that neither waits for the kernel in front nor begins after another has")
 

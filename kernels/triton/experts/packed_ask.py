@@ -1,8 +1,8 @@
 """What the asking warps of packed.py do: they walk through a program's pieces and ask for the operands of every step.
 
-They tell the others which piece it is (`box`), and wait for nothing but free stages and, where programs go in step, for other programs
-(pieces.py). What is next is asked for some steps ahead, as in many.py. So is what is first: all stages' words, before rows are looked up or,
-in second products, before the kernel in front is done.
+They tell the others which piece it is (`box`), and wait for nothing but free stages, in second products for the kernel in front and, where
+programs go in step, for other programs (pieces.py). What is next is asked for some steps ahead, as in many.py. So is what is first: all
+stages' words in a row, in second products before the kernel in front is done.
 """
 
 from triton.experimental import gluon

@@ -1,4 +1,4 @@
-"""Which piece a program of many.py does next: the one it is dealt, as it is or in step with others, or one that it claims.
+"""Which piece a program of many.py or packed.py does next: the one it is dealt, as it is or in step with others, or one that it claims.
 
 Dealt. In round r the program at place p does piece p + r * programs. Where pieces take unequal time programs change places from
 round to round, so that none falls behind. All that was measured of busy experts was measured so; with runs of one piece it made no
@@ -17,10 +17,11 @@ takes less time than any way of dealing. Where the tensor cores are busy it take
 same rows and weights at the same moment, and what they ask for in common seems to be passed on once. By counters, first product of
 4096 tokens of qwen3-30b-a3b, dealt and claimed: from memory 919 and 916 MB, from the L2 2.7 and 3.3 GB, 390 us and 406 (H100).
 
-The runtime decides which (operators/lane.ts). The bucket kernel leaves a word for one product whose rows are found by pointers
+The runtime decides which (operators/lane.ts, packed.ts). The bucket kernel leaves a word for one product whose rows are found by pointers
 and one for one whose rows lie in order (X_DESCRIPTOR), both empty; others of the same list are dealt their pieces
-(operators/lists.ts), as two at the same time would take each other's. In step the word counts pieces begun, and stays full. Claims are counted from 0 to how many pieces there are, as
-every program but for those without any work claims once in vain; the last of these empties the word.
+(operators/lists.ts), as two at the same time would take each other's. In step the word counts pieces begun, and stays full. Claims are
+counted from 0 to how many pieces there are, as every program but for those without any work claims once in vain; the last of these
+empties the word.
 """
 
 from triton.experimental import gluon

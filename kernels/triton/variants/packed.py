@@ -15,10 +15,10 @@ SHORT = ELEMENTS[ELEMENT]
 LEFT_OUT = ("input_scale", "dense_matrix", "group")
 # (BLOCK_N, warp groups that multiply, stages, registers of a thread that multiplies and of one that asks) by the rows of a tile, of first
 # and second products. As many stages as a block's shared memory holds beside the rows that are stored, seven at most (packed_ask.BOX);
-# registers of twice the ones and once the others are 504, what 12 warps have, and of 20 warps 480. (Where those that ask are the default
-# partition they get what is left.)
-# Products on an H100, us, by 128 and by 256 columns, two groups: 64 tokens of qwen3-30b-a3b, tiles of 32, first 207 and 204, second 101 and 106;
-# of mixtral-8x7b, tiles of 64, 489 and 493, 241 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; 64 of
+# registers of twice the ones and once the others are 504, what 12 warps have, and of four times the ones 480, what 20 have. (Where those
+# that ask are the default partition they get what is left.)
+# Products on an H100, us, by 128 and by 256 columns, two groups: 64 tokens of qwen3-30b-a3b, tiles of 32, first 207 and 204, second 101
+# and 106; of mixtral-8x7b, tiles of 64, 489 and 493, 241 and 282; 1024 of qwen3-30b-a3b with Zipf 1.5, tiles of 64, first 359 and 302; 64 of
 # medium, which has few pieces, tiles of 32, 40 and 43, 22.8 and 24.5. Two blocks of 128 columns a multiprocessor, tiles of 32 and 64:
 # 1 to 3 % more where products wait for weights. By 128 columns on tiles of 128, 4096 tokens of qwen3-30b-a3b, first 884 and 609.
 # On an H200, by two groups (second products by 128 columns) and four (256): tiles of 32, 64 tokens of qwen3-30b-a3b, first 149 and

@@ -66,7 +66,7 @@ export interface Lane {
   readonly inputScale: bigint | null;
   /** Whether programs may count pieces. */
   readonly counts: boolean;
-  /** Of plain weights. */
+  /** As with plain weights. */
   readonly walk: Walk;
   /** The list and the choices, as arguments of a kernel. */
   readonly values: KernelValues;
@@ -115,7 +115,8 @@ export function laneOf(
   }
   const cached = inCache(context, weightBytes);
   const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
-  const counts = mayCount(lists, lane, gather, projection);
+  // Of weights kept both ways it does not matter which are read.
+  const counts = mayCount(lists, lane, gather, to.projection("projection", operator.projection));
   const walk = walkOf(height, share, ofL2, cached, counts);
   const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
   return {

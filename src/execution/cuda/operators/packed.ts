@@ -19,7 +19,8 @@ import { mapOf, mappedRows, rowValues } from "./product.ts";
  *
  * Whole steps on an H100, plain and packed, uniform and Zipf 1.5. 64 rows: matrices of 235 MB 935 us to 809 and 1072 to 1017, but of 6.3
  * MB 434 to 416 and 443 to 495; 32 rows of 33 MB 528 to 441 and 537 to 496, but of 8.4 MB, 16 of them, 81 to 71 and 81 to 91; 16 rows
- * of 6.3 MB 402 to 326; 256 rows 659 to 940.
+ * of 6.3 MB 402 to 326; 256 rows 659 to 940. All that with two warp groups, and pieces of second products half as wide: PIECES counts
+ * those of the lowest kernel as it is now.
  */
 const LARGE_ROWS = 64;
 const PACKED_ROWS = 48;
@@ -30,7 +31,7 @@ const PIECES = 2;
  *
  * Both products on an H200, plain and packed, uniform, Zipf 1 and one expert hot. 64 tokens: 6.3 and 3.1 MB 265 us to 221, 236 to 200 and
  * 267 to 222; 8.4 and 4.2 MB 185 to 152, 180 to 149, 184 to 154; 33 and 17 MB 362 to 295, 355 to 296, 361 to 294; 235 and 117 MB, on
- * tiles of 64 rows, 636 to 526, 632 to 538, 636 to 534; 16 of 8.4 and 4.2 MB, of which the second has one piece a multiprocessor,
+ * tiles of 64 rows, 636 to 526, 632 to 538, 636 to 534; 16 of 8.4 and 4.2 MB, of which the second has half a piece a multiprocessor,
  * 55 to 57, 55 to 57, 57 to 65. 256 tokens: 6.3 and 3.1 MB 278 to 226, 294 to 264, 285 to 247; 33 and 17 MB 367 to 319, 393 to 372,
  * 384 to 378; 235 and 117 MB, 64 rows each, 669 to 656, 797 to 900, 811 to 900.
  */
@@ -42,7 +43,7 @@ const FAST_MEMORY_ROWS = 32;
  * 168.3, of gpt-oss-20b's shape 188.4 and 183.7, 193.5 and 187.0 (64 tokens), of large 175.0 and 172.4, 188.4 and 186.0; second ones within
  * 4 %, most of them less.
  */
-const CLAIM_ROWS = 32;
+const CLAIM_HEIGHT = 32;
 
 export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
@@ -108,7 +109,8 @@ export function encodePacked(
       k,
       rows: lane.height,
     });
-  const claim = lane.counts && (lane.walk.claim || lane.height <= CLAIM_ROWS);
+  const claim = lane.counts && (lane.walk.claim || lane.height <= CLAIM_HEIGHT);
+  const inStep = lane.walk.inStep && !claim;
   const w = mapOf(kernel.entry, "w");
   to.kernel(
     kernel,
@@ -120,11 +122,7 @@ export function encodePacked(
       ...lane.values,
       options:
         lane.options |
-        projectBits(to, {
-          claim,
-          in_step: lane.walk.inStep && !claim,
-          bias_last: bias && !beginsWithBias,
-        }),
+        projectBits(to, { claim, in_step: inStep, bias_last: bias && !beginsWithBias }),
     },
     persistentGrid(kernel.entry, lane.most, n, to.context.facts.multiprocessors),
     { ...lane.work, ...mappedRows(kernel, lane.buffers) },

@@ -112,8 +112,9 @@ export async function lane(
   changes: Partial<BucketRows> = {},
   activation: Activation = { kind: "none" },
   weightBytes?: number,
+  facts: Parameters<typeof FakeDevice.open>[0] = {},
 ) {
-  const device = await FakeDevice.open();
+  const device = await FakeDevice.open(facts);
   const made = stepBuffers(device, sizes);
   const buffers = { ...made, buckets: { ...made.buckets, ...(weightBytes && { weightBytes }) } };
   const rowType = spec.input ?? "bfloat16";

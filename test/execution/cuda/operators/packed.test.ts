@@ -115,6 +115,32 @@ describe("a product of packed weights", () => {
     }
   });
 
+  it("and the plain ones that are there as well count in the same word, whichever is read", async () => {
+    const slow = { memoryBytesPerSecond: 3.35e12 };
+    const sizes = { ...MANY, mostTokens: 32 };
+    const { device, operator } = await lane(sizes, { gated: true }, {}, SILU, undefined, slow);
+    const projection = await device.beside({ count: MANY.experts, gated: true });
+    const own = { ...operator, projection };
+    const how = () => {
+      const { name, values } = device.kernel(own);
+      return [/packed/.test(name), Number(values["options"]) & (32 | 64)];
+    };
+    const packed = how();
+    device.word = 1;
+    await assert.rejects(projection.fill(2, 0.1), { name: "UnpackableWeightsError" });
+    const plain = how();
+    device.word = 0;
+    await projection.fill(2, 0.1);
+    assert.deepEqual(
+      [packed, plain, how()],
+      [
+        [true, 64],
+        [false, 32],
+        [true, 64],
+      ],
+    );
+  });
+
   it("never takes half the time", async () => {
     const few = { ...MANY, mostTokens: 300 };
     const plain = await lane(few, { gated: true, inputs: 200 }, {}, SILU);
