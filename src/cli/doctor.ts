@@ -20,7 +20,7 @@ export interface DoctorOptions {
 /**
  * Prints the report.
  *
- * @returns the exit code: 0 if Nexus can run here, on whatever device; 1 if it cannot run at all
+ * @returns the exit code: 0 if Nexus can run here, on whatever device or on the one asked for; 1 if it cannot
  */
 export function runDoctor(options: DoctorOptions, report: MachineReport): 0 | 1 {
   const text = options.json ? JSON.stringify(report, null, 2) : formatReport(report);

@@ -46,14 +46,16 @@ export function listOf<T>(read: (text: string) => T) {
   ];
 }
 
+export function deviceOption(description: string): Option {
+  return new Option("--device <kind>", description)
+    .choices(["auto", "cpu", "cuda"])
+    .default("auto");
+}
+
 /** The options of every command that opens a device. */
 export function withDeviceOptions(command: Command): Command {
   return command
-    .addOption(
-      new Option("--device <kind>", "where to run")
-        .choices(["auto", "cpu", "cuda"])
-        .default("auto"),
-    )
+    .addOption(deviceOption("where to run"))
     .option(
       "--threads <n>",
       "worker threads of the CPU device (default: all)",

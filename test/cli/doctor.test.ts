@@ -1,10 +1,11 @@
 /** The doctor's two forms of output and its exit code. What it reports is tested with the probes. */
 
 import assert from "node:assert/strict";
+import { readdirSync } from "node:fs";
 import { describe, it } from "node:test";
 import { runDoctor } from "../../src/cli/doctor.ts";
 import { type MachineReport, probeMachine } from "../../src/execution/probe.ts";
-import { nexus } from "./nexus.ts";
+import { inTemporaryFolder, nexus, type Outcome } from "./nexus.ts";
 
 const report: MachineReport = {
   canRun: true,
@@ -78,6 +79,41 @@ describe("nexus doctor", () => {
         name,
       );
     }
+  });
+
+  it("looks at one device where one is asked for, and fails where it is not there", async () => {
+    const noGpu = { CUDA_VISIBLE_DEVICES: "" };
+    const [cpu, cuda, auto] = await Promise.all(
+      ["cpu", "cuda", "auto"].map((device) =>
+        nexus(["doctor", "--json", "--device", device], noGpu),
+      ),
+    );
+    assert.ok(cpu && cuda && auto);
+    const said = ({ stdout }: Outcome) => JSON.parse(stdout) as MachineReport;
+    const names = (outcome: Outcome) => said(outcome).checks.map((check) => check.name);
+    assert.deepEqual([cpu.code, cuda.code, auto.code], [0, 1, 0]);
+    assert.equal(`${cpu.stderr}${cuda.stderr}${auto.stderr}`, "");
+    assert.deepEqual([said(cpu).canRun, said(cuda).canRun], [true, false]);
+    assert.match(
+      said(cpu).summary,
+      /^Nexus runs here on the CPU: \d+ threads?, \w+ SIMD kernels\.$/,
+    );
+    assert.match(said(cuda).summary, /^Nexus cannot run here on a GPU because .+\.$/);
+    // Node.js is in both.
+    assert.deepEqual([...names(cpu), ...names(cuda).slice(1)], names(auto));
+  });
+
+  it("starts no process for the GPU where only the CPU is asked for", async () => {
+    const processes = (device: string) =>
+      inTemporaryFolder(async (folder) => {
+        // Every process leaves its id.
+        const mark = `import fs from "node:fs"; fs.writeFileSync(${JSON.stringify(`${folder}/`)} + process.pid, "");`;
+        const options = `--import=data:text/javascript,${encodeURIComponent(mark)}`;
+        const outcome = await nexus(["doctor", "--device", device], { NODE_OPTIONS: options });
+        assert.deepEqual([outcome.code, outcome.stderr], [0, ""]);
+        return readdirSync(folder).length;
+      });
+    assert.deepEqual([await processes("auto"), await processes("cpu")], [2, 1]);
   });
 
   it("exits with 1 only where Nexus cannot run", () => {

@@ -75,6 +75,7 @@ const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
   ["a flag without its value", ["demo", "--seed"], /--seed.*argument missing/],
   ["no threads", ["demo", "--threads", "0"], /--threads.*1 to 1024/],
   ["an unknown device", ["demo", "--device", "tpu"], /--device.*auto, cpu, cuda/],
+  ["an unknown device to look at", ["doctor", "--device", "gpu"], /--device.*auto, cpu, cuda/],
   ["CUDA where there is none", ["demo", "--device", "cuda"], /CUDA.*cpu/],
   ["CUDA for a benchmark", ["bench", "--device", "cuda"], /CUDA/],
   ["a missing flag", run({ "--layer": undefined }), /required option '--layer <n>'/],

@@ -14,7 +14,14 @@ test("the version is the package's", async () => {
   assert.deepEqual(await nexus(["--version"]), { code: 0, stdout: `${version}\n`, stderr: "" });
 });
 
-for (const args of [["--help"], ["help"], ["help", "bench"], ["help", "help"], ["run", "--help"]]) {
+for (const args of [
+  ["--help"],
+  ["help"],
+  ["help", "bench"],
+  ["help", "help"],
+  ["run", "--help"],
+  ["doctor", "--help"],
+]) {
   test(`nexus ${args.join(" ")} prints help in 80 columns`, async () => {
     const { code, stdout, stderr } = await nexus(args);
     assert.equal(stderr, "");

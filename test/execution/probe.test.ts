@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { GpuFindings } from "../../src/execution/probe/gpu-findings.ts";
 import type { Host } from "../../src/execution/probe/host.ts";
-import { probeMachine } from "../../src/execution/probe.ts";
+import { type Check, probeMachine, reportOnCpu, reportOnGpu } from "../../src/execution/probe.ts";
 import {
   check,
   GIB,
@@ -57,6 +57,67 @@ describe("the report", () => {
     const relaxed = Number(process.versions.node.split(".")[0]) >= 22;
     assert.equal(check(found, "relaxed SIMD").status, relaxed ? "ok" : "missing");
     assert.match(check(found, "Node.js").found, new RegExp(`^${process.version} on `));
+  });
+});
+
+describe("the report on the CPU alone", () => {
+  it("says nothing of GPUs, and whether the CPU will do", () => {
+    const found = reportOnCpu(machine(gpuFiles(1)));
+    assert.equal(found.canRun, true);
+    assert.equal(found.summary, "Nexus runs here on the CPU: 8 threads, relaxed SIMD kernels.");
+    assert.deepEqual(
+      found.checks.filter((one) => /GPU|CUDA|NVML|MIG|native|green/.test(one.name)),
+      [],
+    );
+    assert.equal(check(found, "WebAssembly SIMD").status, "ok");
+    assert.equal(check(found, "RAPL").status, "missing");
+  });
+
+  it("does not let a GPU stand in for SIMD", () => {
+    const found = reportOnCpu(machine(gpuFiles(1), { validatesWasm: () => false }));
+    assert.equal(found.canRun, false);
+    assert.equal(found.summary, "Nexus cannot run here on the CPU: see WebAssembly SIMD.");
+  });
+});
+
+describe("the report on the GPU alone", () => {
+  it("says of one that works what the whole report says, and no more", () => {
+    const host = machine(gpuFiles(1), { validatesWasm: () => false });
+    const found = reportOnGpu(host, working);
+    const whole = report(host, working);
+    assert.deepEqual([found.canRun, found.summary], [true, whole.summary]);
+    const cpu = reportOnCpu(host).checks.slice(1);
+    const isOfCpu = ({ name }: Check) => cpu.some((one) => one.name === name);
+    assert.deepEqual(
+      found.checks,
+      whole.checks.filter((one) => !isOfCpu(one)),
+    );
+  });
+
+  it("cannot run without one, and misses what another report would call absent", () => {
+    const found = reportOnGpu(machine(), noDriver);
+    assert.equal(found.canRun, false);
+    assert.equal(found.summary, `Nexus cannot run here on a GPU because ${missing}.`);
+    for (const { name, status, use, remedy = "" } of found.checks) {
+      assert.notEqual(status, "absent", name);
+      assert.doesNotMatch(`${use} ${remedy}`, /the CPU device|None is needed/, name);
+    }
+    assert.match(check(found, "GPU").remedy ?? "", /^CUDA takes one\. .*--gpus all/);
+    assert.match(check(found, "CUDA library").remedy ?? "", /^Install NVIDIA's driver, 525/);
+  });
+
+  it("promises no CPU device beside a GPU that does not open", () => {
+    const device = { ok: false, reason: "it is broken." } as const;
+    const found = reportOnGpu(machine(gpuFiles(1)), { ...working, device });
+    assert.equal(found.summary, "Nexus cannot run here on a GPU because it is broken.");
+    assert.equal(check(found, "GPU 0").use, "nothing");
+    assert.ok(found.checks.every((one) => !one.use.includes("the CPU device")));
+  });
+
+  it("needs Node.js as well", () => {
+    const found = reportOnGpu(machine(gpuFiles(1), { nodeVersion: "v18.0.0" }), working);
+    assert.equal(found.canRun, false);
+    assert.equal(found.summary, "Nexus cannot run here on a GPU: see Node.js.");
   });
 });
 

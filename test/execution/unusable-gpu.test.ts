@@ -20,7 +20,9 @@ const device = await openDevice();
 const insisted = await openDevice({ kind: "cuda" }).catch(({ name, message }) => ({ name, message }));
 const { kind } = device.properties;
 await device.close();
-console.log(JSON.stringify({ kind, insisted, report: await probeMachine() }));
+const report = await probeMachine();
+const reportOnGpu = await probeMachine("cuda");
+console.log(JSON.stringify({ kind, insisted, report, reportOnGpu }));
 `;
 
 const WHY = /Kernel tidy of .*sm_90a\S* cannot be loaded: cuModuleGetFunction failed/;
@@ -40,12 +42,15 @@ test("a GPU that takes no kernel is left alone, and the doctor says so", {
     { encoding: "utf8", env: { ...process.env, LD_LIBRARY_PATH: folder } },
   );
   assert.equal(status, 0, stderr);
-  const { kind, insisted, report } = JSON.parse(stdout);
+  const { kind, insisted, report, reportOnGpu } = JSON.parse(stdout);
   assert.equal(kind, "cpu");
   assert.equal(insisted.name, "DeviceUnavailableError");
   assert.match(insisted.message, WHY);
   assert.match(report.summary, /^Nexus runs here on the CPU: /);
   assert.match(report.summary, WHY);
+  assert.equal(reportOnGpu.canRun, false);
+  assert.match(reportOnGpu.summary, /^Nexus cannot run here on a GPU because /);
+  assert.match(reportOnGpu.summary, WHY);
   const kernels = report.checks.find((check: { name: string }) => check.name === "CUDA kernels");
   assert.equal(kernels.status, "missing");
 });

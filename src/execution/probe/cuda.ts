@@ -34,19 +34,19 @@ export function whyNoCuda(findings: GpuFindings): string | null {
 }
 
 /**
- * @param present whether the machine shows signs of an NVIDIA GPU
+ * @param expected whether the machine shows signs of an NVIDIA GPU, or is to have one
  */
-export function checkCuda(findings: GpuFindings, present: boolean): Check[] {
+export function checkCuda(findings: GpuFindings, expected: boolean): Check[] {
   const parts = [
-    checkLibrary(findings, present),
-    checkKernels(findings, present),
-    checkGreenContexts(findings, present),
-    checkNvml(findings, present),
-    checkMig(findings, present),
+    checkLibrary(findings, expected),
+    checkKernels(findings, expected),
+    checkGreenContexts(findings, expected),
+    checkNvml(findings, expected),
+    checkMig(findings, expected),
   ];
   const works = whyNoCuda(findings) === null;
   return [
-    checkFfi(findings, present),
+    checkFfi(findings, expected),
     // A part that works is of no use where another does not.
     ...parts.map((part) => (works || isNotThere(part) ? part : { ...part, use: NOT_USED })),
   ];
@@ -63,7 +63,7 @@ export function describeGpu(gpu: CudaGpu): string {
   ].join(", ");
 }
 
-function checkFfi({ ffi, stopped }: GpuFindings, present: boolean): Check {
+function checkFfi({ ffi, stopped }: GpuFindings, expected: boolean): Check {
   const name = "native calls";
   if (ffi?.ok) {
     return { name, status: "ok", found: `koffi ${ffi.version}`, use: "calls NVIDIA's libraries" };
@@ -76,13 +76,13 @@ function checkFfi({ ffi, stopped }: GpuFindings, present: boolean): Check {
     remedy:
       ffi !== undefined
         ? "Run on Linux, x64 or arm64, and install with optional dependencies."
-        : present
+        : expected
           ? TRIAL_REMEDY
           : NO_GPU_REMEDY,
   };
 }
 
-function checkLibrary({ driver, ffi, stopped }: GpuFindings, present: boolean): Check {
+function checkLibrary({ driver, ffi, stopped }: GpuFindings, expected: boolean): Check {
   const name = "CUDA library";
   if (driver?.ok) {
     const version = `${Math.floor(driver.version / 1000)}.${Math.floor((driver.version % 1000) / 10)}`;
@@ -90,14 +90,14 @@ function checkLibrary({ driver, ffi, stopped }: GpuFindings, present: boolean): 
   }
   return {
     name,
-    status: missingIf(present),
+    status: missingIf(expected),
     found: ffi?.ok === false ? "not tried: there are no native calls" : whyNot(driver, stopped),
     use: NOT_USED,
-    remedy: present ? (driver === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
+    remedy: expected ? (driver === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
   };
 }
 
-function checkKernels({ driver, kernels, device, stopped }: GpuFindings, present: boolean): Check {
+function checkKernels({ driver, kernels, device, stopped }: GpuFindings, expected: boolean): Check {
   const name = "CUDA kernels";
   if (kernels?.ok) {
     const { architecture, loaded } = kernels;
@@ -111,7 +111,7 @@ function checkKernels({ driver, kernels, device, stopped }: GpuFindings, present
       use: "the CUDA device",
     };
   }
-  if (!driver?.ok) return afterLibrary(name, present);
+  if (!driver?.ok) return afterLibrary(name, expected);
   return {
     name,
     status: device?.ok ? "limited" : "missing",
@@ -124,7 +124,7 @@ function checkKernels({ driver, kernels, device, stopped }: GpuFindings, present
   };
 }
 
-function checkGreenContexts(findings: GpuFindings, present: boolean): Check {
+function checkGreenContexts(findings: GpuFindings, expected: boolean): Check {
   const name = "green contexts";
   const { driver, greenContexts, stopped } = findings;
   if (greenContexts?.ok) {
@@ -135,7 +135,7 @@ function checkGreenContexts(findings: GpuFindings, present: boolean): Check {
       use: "slices on multiprocessors of their own (partitioned)",
     };
   }
-  if (!driver?.ok) return { ...afterLibrary(name, present), use: "slices share the device" };
+  if (!driver?.ok) return { ...afterLibrary(name, expected), use: "slices share the device" };
   return {
     name,
     status: "missing",
@@ -148,15 +148,15 @@ function checkGreenContexts(findings: GpuFindings, present: boolean): Check {
   };
 }
 
-function checkNvml({ nvml, ffi, stopped }: GpuFindings, present: boolean): Check {
+function checkNvml({ nvml, ffi, stopped }: GpuFindings, expected: boolean): Check {
   const name = "NVML";
   if (!nvml?.ok) {
     return {
       name,
-      status: missingIf(present),
+      status: missingIf(expected),
       found: ffi?.ok === false ? "not tried: there are no native calls" : whyNot(nvml, stopped),
       use: "no energy, power or MIG instances of the GPU",
-      remedy: present ? (nvml === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
+      remedy: expected ? (nvml === undefined ? TRIAL_REMEDY : DRIVER_REMEDY) : NO_GPU_REMEDY,
     };
   }
   const found = [nvml.version, ...nvml.gpus.map(describeTelemetry)].join("; ");
@@ -172,15 +172,15 @@ function checkNvml({ nvml, ffi, stopped }: GpuFindings, present: boolean): Check
   return { name, status: "ok", found, use: "energy of the GPU in joules, from 1 s on" };
 }
 
-function checkMig({ nvml }: GpuFindings, present: boolean): Check {
+function checkMig({ nvml }: GpuFindings, expected: boolean): Check {
   const name = "MIG";
   if (!nvml?.ok || nvml.gpus.length === 0) {
     return {
       name,
-      status: missingIf(present),
+      status: missingIf(expected),
       found: nvml?.ok ? "NVML lists no GPU" : "only NVML can tell",
       use: "slice F is absent",
-      remedy: present ? "See NVML." : "Takes a GPU with MIG, such as A100, H100 or H200.",
+      remedy: expected ? "See NVML." : "Takes a GPU with MIG, such as A100, H100 or H200.",
     };
   }
   const instances = nvml.gpus.flatMap(({ mig }) => mig.instances);
@@ -201,9 +201,9 @@ function checkMig({ nvml }: GpuFindings, present: boolean): Check {
   };
 }
 
-/** What belongs to a GPU is missed only where there is one. */
-function missingIf(present: boolean): Check["status"] {
-  return present ? "missing" : "absent";
+/** What belongs to a GPU is missed only where there is one, or has to be. */
+function missingIf(expected: boolean): Check["status"] {
+  return expected ? "missing" : "absent";
 }
 
 function isNotThere({ status }: Check): boolean {
@@ -211,13 +211,13 @@ function isNotThere({ status }: Check): boolean {
 }
 
 /** Where it is the library that is missing. */
-function afterLibrary(name: string, present: boolean): Check {
+function afterLibrary(name: string, expected: boolean): Check {
   return {
     name,
-    status: missingIf(present),
+    status: missingIf(expected),
     found: "not tried: the CUDA library does not work",
     use: NOT_USED,
-    remedy: present ? "See CUDA library." : NO_GPU_REMEDY,
+    remedy: expected ? "See CUDA library." : NO_GPU_REMEDY,
   };
 }
 

@@ -13,18 +13,29 @@ import { type Host, isReadable, listMatching, readText } from "./host.ts";
 
 const DRIVER_FOLDER = "/proc/driver/nvidia";
 
-/** All that is told about NVIDIA GPUs, in the order in which one builds on the other. */
-export function checkGpu(host: Host, findings: GpuFindings): Check[] {
+/**
+ * All that is told about NVIDIA GPUs, in the order in which one builds on the other.
+ *
+ * @param wanted whether nothing else will do, so that a GPU is missed where there is none
+ */
+export function checkGpu(host: Host, findings: GpuFindings, wanted = false): Check[] {
   const machine = surveyGpu(host);
   const works = whyNoCuda(findings) === null;
-  return [
+  const expected = wanted || machine.present;
+  const checks = [
     ...(findings.driver?.ok
       ? findings.driver.gpus.map((gpu, ordinal) => checkCudaGpu(gpu, ordinal, works))
-      : [checkDevices(host, machine)]),
-    checkDriver(host, machine, works),
-    ...checkCuda(findings, machine.present),
-    checkVisibility(host, works),
+      : [checkDevices(host, machine, wanted)]),
+    checkDriver(host, machine, expected, works),
+    ...checkCuda(findings, expected),
+    checkVisibility(host, works || wanted),
   ];
+  return wanted ? checks.map(withoutFallback) : checks;
+}
+
+/** No CPU device stands in for a GPU that was asked for. */
+function withoutFallback(check: Check): Check {
+  return check.use === NOT_USED ? { ...check, use: "nothing" } : check;
 }
 
 interface GpuSurvey {
@@ -72,7 +83,7 @@ function checkCudaGpu(gpu: CudaGpu, ordinal: number, works: boolean): Check {
     : { name, status: "ok", found, use: `the CUDA device if it is opened with ordinal ${ordinal}` };
 }
 
-function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check {
+function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey, wanted: boolean): Check {
   const name = "GPU";
   if (models.length === 0 && devices.length === 0) {
     if (onBus > 0) {
@@ -87,10 +98,10 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check 
     const found = host.platform === "linux" ? "no NVIDIA GPU" : "looked for on Linux only";
     return {
       name,
-      status: "absent",
+      status: wanted ? "missing" : "absent",
       found,
       use: NOT_USED,
-      remedy: `None is needed. If there is a GPU outside of this container, start the container with "--gpus all".`,
+      remedy: `${wanted ? "CUDA takes one." : "None is needed."} If there is a GPU outside of this container, start the container with "--gpus all".`,
     };
   }
   const found = models.length > 0 ? countEqual(models) : `${devices.length} of unknown model`;
@@ -118,7 +129,12 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey): Check 
   return { name, status: "limited", found, use: NOT_USED, remedy };
 }
 
-function checkDriver(host: Host, { driverVersion, present }: GpuSurvey, works: boolean): Check {
+function checkDriver(
+  host: Host,
+  { driverVersion }: GpuSurvey,
+  expected: boolean,
+  works: boolean,
+): Check {
   const name = "GPU driver";
   if (driverVersion !== null) {
     return { name, status: "ok", found: driverVersion, use: works ? "the CUDA device" : NOT_USED };
@@ -129,17 +145,17 @@ function checkDriver(host: Host, { driverVersion, present }: GpuSurvey, works: b
   }
   return {
     name,
-    status: present ? "missing" : "absent",
+    status: expected ? "missing" : "absent",
     found: host.platform === "linux" ? `no ${DRIVER_FOLDER}/version` : "looked for on Linux only",
     use: NOT_USED,
-    remedy: present ? "Install NVIDIA's driver." : "None is needed without a GPU.",
+    remedy: expected ? "Install NVIDIA's driver." : "None is needed without a GPU.",
   };
 }
 
-function checkVisibility(host: Host, works: boolean): Check {
+function checkVisibility(host: Host, matters: boolean): Check {
   const name = "CUDA_VISIBLE_DEVICES";
   const value = host.env[name];
-  const use = works
+  const use = matters
     ? "says which GPUs there are, and which is the first"
     : "nothing: the CPU device does not read it";
   if (value === undefined) {
