@@ -24,7 +24,8 @@ import {
 } from "../../../errors.ts";
 import { type Fields, requireFields } from "../../checks.ts";
 import type { DeviceKind, DeviceProperties, MemoryUsage, MigInstance } from "../../device.ts";
-import { listMigInstances } from "./instances.ts";
+import type { NvmlLibrary } from "../nvml/ffi.ts";
+import { listInstances } from "./instances.ts";
 import type { Answer, Failure, Question, Request } from "./messages.ts";
 
 /** A driver without persistence mode starts a GPU anew, which takes seconds; a worker that needs longer hangs in it. */
@@ -278,11 +279,17 @@ export class MigPool implements AsyncDisposable {
  * Starts a worker on every instance.
  *
  * @throws DeviceUnavailableError (as a rejection) if there is no instance or one cannot be opened; none is left running then
+ * @throws NvmlError (as a rejection) if NVML fails to list them
  * @throws InvalidArgumentError (as a rejection) for unknown options and what is no instance
  */
-export async function openMigPool(options: MigPoolOptions = {}): Promise<MigPool> {
+export function openMigPool(options: MigPoolOptions = {}): Promise<MigPool> {
+  return openPool(options);
+}
+
+/** @internal As openMigPool(), on instances of an NVML that is not the machine's. */
+export async function openPool(options: MigPoolOptions, library?: NvmlLibrary): Promise<MigPool> {
   requireFields(options, "options", "an object, or left out", OPTIONS);
-  const instances = options.instances ?? (await allInstances());
+  const instances = options.instances ?? (await allInstances(library));
   if (!Array.isArray(instances)) {
     throw new InvalidArgumentError(
       `options.instances is ${shown(instances)}; it must be a list of MIG instances, or left out for all.`,
@@ -314,8 +321,8 @@ function checkInstance(instance: MigInstance): void {
   );
 }
 
-async function allInstances(): Promise<readonly MigInstance[]> {
-  const { instances, reasons } = await listMigInstances();
+async function allInstances(library?: NvmlLibrary): Promise<readonly MigInstance[]> {
+  const { instances, reasons } = await listInstances(library);
   if (instances.length > 0) return instances;
   const why = reasons.length > 0 ? reasons.join(" ") : "NVML lists no GPU.";
   throw new DeviceUnavailableError(`There are no MIG instances to work on. ${why}`);

@@ -12,16 +12,7 @@ import { NvmlError } from "../../../../src/execution/cuda/nvml/errors.ts";
 import { NvmlSession } from "../../../../src/execution/cuda/nvml/session.ts";
 import { cudaProperties } from "../../../../src/execution/cuda/properties.ts";
 import { FAKE_FACTS } from "../fake-driver.ts";
-import { CODE, FakeNvml, h200, smallInstance } from "../nvml/fake-nvml.ts";
-
-const large = {
-  ...smallInstance,
-  uuid: "MIG-large",
-  name: "NVIDIA H200 MIG 1c.3g.71gb",
-  gpuInstance: 2,
-  computeInstance: 1,
-  multiprocessors: 60,
-};
+import { CODE, FakeNvml, h200, largeInstance, smallInstance } from "../nvml/fake-nvml.ts";
 
 /** A bundle without any. */
 const NO_KERNELS = {
@@ -39,7 +30,11 @@ async function survey(library: FakeNvml) {
 
 describe("MIG", () => {
   it("lists instances with what they are made of", async () => {
-    const mig = { current: true, pending: true, places: [null, smallInstance, null, large] };
+    const mig = {
+      current: true,
+      pending: true,
+      places: [null, smallInstance, null, largeInstance],
+    };
     const found = await survey(new FakeNvml({ ...h200(), mig }));
     assert.deepEqual(found, {
       mode: "on",
@@ -55,7 +50,7 @@ describe("MIG", () => {
           memoryBytes: 16 * 2 ** 30,
         },
         {
-          uuid: "MIG-large",
+          uuid: largeInstance.uuid,
           gpu: 0,
           gpuInstance: 2,
           computeInstance: 1,
@@ -141,7 +136,7 @@ describe("MIG", () => {
   });
 
   it("goes from NVML through the device's properties to slice F of a plan", async () => {
-    const mig = { current: true, pending: true, places: [smallInstance, large] };
+    const mig = { current: true, pending: true, places: [smallInstance, largeInstance] };
     const gpu = { ...h200(), mig };
     const found = await migOfDevice(gpu.uuid, new FakeNvml(gpu));
     const properties = cudaProperties(FAKE_FACTS, NO_KERNELS, null, found);
@@ -152,7 +147,7 @@ describe("MIG", () => {
       F.migInstances?.map(({ uuid, computeUnits }) => [uuid, computeUnits]),
       [
         [smallInstance.uuid, 16],
-        ["MIG-large", 60],
+        [largeInstance.uuid, 60],
       ],
     );
     assert.match(

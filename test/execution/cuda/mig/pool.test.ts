@@ -19,8 +19,15 @@ import {
   InvalidArgumentError,
   NexusError,
 } from "../../../../src/errors.ts";
-import { type MigPool, MigWorker, openMigPool } from "../../../../src/execution/cuda/mig/pool.ts";
+import {
+  type MigPool,
+  MigWorker,
+  openMigPool,
+  openPool,
+} from "../../../../src/execution/cuda/mig/pool.ts";
+import { NvmlError } from "../../../../src/execution/cuda/nvml/errors.ts";
 import type { MigInstance } from "../../../../src/execution/device.ts";
+import { CODE, FakeNvml, h200, largeInstance, smallInstance } from "../nvml/fake-nvml.ts";
 
 const tasks = new URL("./tasks.js", import.meta.url);
 
@@ -117,6 +124,79 @@ describe("a pool", () => {
       failure(InvalidArgumentError, /JSON cannot carry/),
     );
     assert.equal(await worker.run(tasks, "count"), 4);
+  });
+});
+
+describe("a pool of what NVML lists", () => {
+  const divided = {
+    ...h200(1),
+    mig: { current: true, pending: true, places: [smallInstance, null, largeInstance] },
+  };
+
+  it("works on every instance of the GPUs that have some, until it is closed", async () => {
+    const library = new FakeNvml(h200(0), divided);
+    const pool = await openPool({ device: "cpu" }, library);
+    // Listing is all that NVML is for.
+    assert.equal(library.sessions, 0);
+    assert.deepEqual(
+      pool.workers.map(({ instance }) => instance),
+      [
+        {
+          uuid: smallInstance.uuid,
+          gpu: 1,
+          gpuInstance: 7,
+          computeInstance: 0,
+          profile: "1g.18gb",
+          computeUnits: 16,
+          memoryBytes: 2 ** 34,
+        },
+        {
+          uuid: largeInstance.uuid,
+          gpu: 1,
+          gpuInstance: 2,
+          computeInstance: 1,
+          profile: "1c.3g.71gb",
+          computeUnits: 60,
+          memoryBytes: 2 ** 34,
+        },
+      ],
+    );
+    const pids = pool.workers.map(({ pid }) => pid ?? 0);
+    assert.equal(new Set([process.pid, ...pids]).size, 3);
+    const results = await Promise.all(
+      pool.workers.map((each, i) => each.run(tasks, "sum", [i, 40])),
+    );
+    assert.deepEqual(results, [
+      { sum: 40, sees: smallInstance.uuid },
+      { sum: 41, sees: largeInstance.uuid },
+    ]);
+    await pool.close();
+    assert.deepEqual(pids.map(isThere), [false, false]);
+    for (const worker of pool.workers) await assert.rejects(worker.memory(), DisposedError);
+  });
+
+  it("is refused where there is none, for each GPU's reason", async () => {
+    const empty = { ...h200(1), mig: { current: true, pending: true, places: [null] } };
+    for (const [gpus, message] of [
+      [
+        [h200(0)],
+        /^There are no MIG instances to work on\. MIG is off on GPU 0 \(NVIDIA H200\); .* nvidia-smi -i 0 -mig 1\.$/,
+      ],
+      [[h200(0), empty], /MIG is off on GPU 0 .*\. MIG is on but GPU 1 .* has no instance .*-cgi/],
+      [[], /^There are no MIG instances to work on\. NVML lists no GPU\.$/],
+    ] as const) {
+      const library = new FakeNvml(...gpus);
+      const opening = openPool({ device: "cpu" }, library);
+      await assert.rejects(opening, failure(DeviceUnavailableError, message));
+      assert.equal(library.sessions, 0);
+    }
+  });
+
+  it("is refused as NVML fails", async () => {
+    const library = new FakeNvml(divided);
+    library.failing.set("nvmlDeviceGetMigMode", CODE.GPU_IS_LOST);
+    await assert.rejects(openPool({ device: "cpu" }, library), NvmlError);
+    assert.equal(library.sessions, 0);
   });
 });
 

@@ -55,6 +55,16 @@ export const smallInstance: FakeInstance = {
   memoryMebibytes: 16_384,
 };
 
+/** One of several compute instances of its GPU instance. */
+export const largeInstance: FakeInstance = {
+  ...smallInstance,
+  uuid: "MIG-large",
+  name: "NVIDIA H200 MIG 1c.3g.71gb",
+  gpuInstance: 2,
+  computeInstance: 1,
+  multiprocessors: 60,
+};
+
 const GPU_HANDLE = 1000n;
 const INSTANCE_HANDLE = 2000n;
 
