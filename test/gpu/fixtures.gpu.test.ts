@@ -1,6 +1,7 @@
 /**
  * Every fixture through MoELayer.load on the GPU: as saved (most in bfloat16), and with its
- * weights converted to float32, against transformers and against the float64 reference.
+ * weights converted to float32, against transformers and against the float64 reference. Steps work in
+ * poisoned memory.
  */
 
 import assert from "node:assert/strict";
@@ -13,6 +14,7 @@ import { referenceLayer, relativeError } from "../../src/reference/index.ts";
 import { FIXTURES, type Fixture, loadFixture, sortByExpert } from "../fixtures/index.ts";
 import { gpuTest } from "./gpu.ts";
 import { agreeingTokens, ERROR_BOUND, inFloat32, rounded, rowsOf } from "./layers.ts";
+import { poisoned } from "./step-memory.ts";
 
 /** Routing weights are float32 on the device whatever the rows are; the logits' sums decide. */
 const WEIGHT_BOUND = 1e-4;
@@ -25,7 +27,8 @@ for (const { name, family } of FIXTURES) {
     const fixture = await loadFixture(name);
     const { spec, weights } = await readLayer(fixture.directory, { layer: fixture.layer });
     await using _ = weights;
-    await using layer = await MoELayer.load(fixture.directory, { layer: fixture.layer, device });
+    const options = { layer: fixture.layer, device: poisoned(device, spec) };
+    await using layer = await MoELayer.load(fixture.directory, options);
     await check(t, layer, spec, weights, fixture);
   });
 
@@ -34,7 +37,9 @@ for (const { name, family } of FIXTURES) {
     const { spec, weights } = await readLayer(fixture.directory, { layer: fixture.layer });
     await using _ = weights;
     const wide = inFloat32(spec, weights);
-    await using layer = new MoELayer(wide.spec, wide.source, { device });
+    await using layer = new MoELayer(wide.spec, wide.source, {
+      device: poisoned(device, wide.spec),
+    });
     await check(t, layer, wide.spec, wide.source, fixture);
   });
 }

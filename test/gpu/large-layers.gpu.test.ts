@@ -2,7 +2,7 @@
  * Layers too large for a float64 reference of everything: tokens drawn from the
  * batch are computed in float64 by themselves, the rest must be finite and routed to
  * distinct experts. Where tokens depend on each other (capacity), the whole batch is
- * compared with the CPU device.
+ * compared with the CPU device. Steps work in poisoned memory.
  */
 
 import assert from "node:assert/strict";
@@ -25,6 +25,7 @@ import {
 import { randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
 import { agreeingTokens, clearHidden, ERROR_BOUND, exactHidden, rowsOf } from "./layers.ts";
+import { poisoned } from "./step-memory.ts";
 
 /** Tokens computed in float64, beside the last. */
 const SAMPLES = 30;
@@ -140,7 +141,9 @@ for (const shape of SHAPES) {
   gpuTest(`${name}, ${dtype}`, async (device, t) => {
     const random = randomFor(`gpu large ${name}`);
     const parts = randomLayer(random, specOf(shape));
-    await using layer = new MoELayer(parts.spec, parts.tensors, { device });
+    await using layer = new MoELayer(parts.spec, parts.tensors, {
+      device: poisoned(device, parts.spec),
+    });
     const { worst } = await checkSampled(layer, parts, random, tokens);
     t.diagnostic(`relative error ${worst.toExponential(2)}`);
   });
@@ -155,7 +158,7 @@ for (const shape of REAL_SHAPES) {
     const layerShape = { ...sizes, renormalize: true };
     const source = new RandomLayer(layerShape, dtype, random.bits());
     const spec = layerSpecOf(layerShape, dtype);
-    await using layer = new MoELayer(spec, source, { device });
+    await using layer = new MoELayer(spec, source, { device: poisoned(device, spec) });
     const parts = { spec, source };
     const { worst } = await checkSampled(layer, parts, random, tokens, REAL_SAMPLES);
     t.diagnostic(`relative error ${worst.toExponential(2)}`);
@@ -167,7 +170,9 @@ for (const dtype of ["bfloat16", "float32"] as const) {
     const random = randomFor(`gpu one expert ${dtype}`);
     const shape = { tokens: 0, experts: 128, topK: 1, hidden: 136, intermediate: 200, dtype };
     const parts = biasedLayer(random, specOf(shape), (e) => (e === 77 ? 1000 : 0));
-    await using layer = new MoELayer(parts.spec, parts.tensors, { device });
+    await using layer = new MoELayer(parts.spec, parts.tensors, {
+      device: poisoned(device, parts.spec),
+    });
     for (const tokens of [1, 4, 17, 129, 4097]) {
       const { counts } = await checkSampled(layer, parts, random, tokens);
       assert.equal(counts[77], tokens);
@@ -178,7 +183,9 @@ for (const dtype of ["bfloat16", "float32"] as const) {
     const random = randomFor(`gpu empty experts ${dtype}`);
     const shape = { tokens: 0, experts: 256, topK: 4, hidden: 72, intermediate: 104, dtype };
     const parts = biasedLayer(random, specOf(shape), (e) => (e % 50 === 3 ? 1000 : 0));
-    await using layer = new MoELayer(parts.spec, parts.tensors, { device });
+    await using layer = new MoELayer(parts.spec, parts.tensors, {
+      device: poisoned(device, parts.spec),
+    });
     for (const tokens of [2, 64, 3001]) {
       const { counts } = await checkSampled(layer, parts, random, tokens);
       counts.forEach((count, e) => {
@@ -196,7 +203,9 @@ gpuTest("a capacity limit on thousands of tokens drops what the CPU drops", asyn
   const tokens = 3001;
   const hidden = await clearHidden(random, parts, tokens);
   const run = async (on: typeof device) => {
-    await using layer = new MoELayer(parts.spec, parts.tensors, { device: on });
+    await using layer = new MoELayer(parts.spec, parts.tensors, {
+      device: poisoned(on, parts.spec),
+    });
     return await layer.forward(batch(hidden, 64), { routing: true });
   };
   const expected = await withCpu(2, run);

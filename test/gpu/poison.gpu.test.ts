@@ -14,29 +14,20 @@ import {
 } from "../../src/cli/bench/bare-step.ts";
 import { hostLayerWeights } from "../../src/data/host-weights.ts";
 import type { LayerSpec } from "../../src/data/spec.ts";
-import { outputWidth, type StepBuffers } from "../../src/data/step-buffers.ts";
+import { outputWidth } from "../../src/data/step-buffers.ts";
 import type { LayerWeights } from "../../src/data/weights.ts";
-import {
-  type Device,
-  type DeviceBuffer,
-  type Packing,
-  type RowLayout,
-  rowBytes,
-} from "../../src/execution/device.ts";
+import type { DeviceBuffer, Packing } from "../../src/execution/device.ts";
 import { LayerModules } from "../../src/layer/layer-modules.ts";
-import { BYTES_PER_ELEMENT, type DType, toFloat32 } from "../../src/tensor.ts";
+import { type DType, toFloat32 } from "../../src/tensor.ts";
 import { layerSpecOf } from "../../src/workload/presets.ts";
 import type { Random } from "../../src/workload/random.ts";
 import { FilledLayer } from "../../src/workload/random-layer.ts";
 import { gatedExperts, plainSpec, randomLayer, WEIGHT_DTYPES } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
+import { StepMemory } from "./step-memory.ts";
 
 const HIDDEN = 100;
-/** A number that is no expert, no row and no slot. */
-const NONSENSE = 0x3fffffff;
-/** NaN in float32, and twice NaN in bfloat16 and float16. */
-const NAN_WORD = 0x7fff7fff;
 /** Fewer than there is room for, but for the first, on both sides of the handful with kernels of their own. */
 const TOKENS = [1, 3, 37, 300];
 /** More than the L2 holds, packed or not: weights that are there both ways are read packed, of few tokens. */
@@ -109,38 +100,6 @@ function threeLanes({ device, spec }: LoadedLayer): StepLayout {
   };
 }
 
-function fillWords(device: Device, buffer: DeviceBuffer, word: number): void {
-  device.write(buffer, new Int32Array(buffer.byteLength / 4).fill(word));
-}
-
-/** @param buffer of whole rows */
-function fillRows(device: Device, buffer: DeviceBuffer, layout: RowLayout): void {
-  const { dtype, width, pitch } = layout;
-  const bytes = BYTES_PER_ELEMENT[dtype];
-  const rows = Math.floor(buffer.byteLength / rowBytes(layout, 1));
-  const data = new Uint8Array(buffer.byteLength);
-  const row = new Uint8Array(new Int32Array(Math.ceil((width * bytes) / 4)).fill(NAN_WORD).buffer);
-  for (let r = 0; r < rows; r++) data.set(row.subarray(0, width * bytes), r * pitch * bytes);
-  device.write(buffer, data);
-}
-
-function poison(device: Device, buffers: StepBuffers): void {
-  const { hidden, inner, sharedInner } = buffers.layouts;
-  const { offsets, order, inverse } = buffers.buckets;
-  for (const buffer of [buffers.ids, buffers.counts, offsets, order, inverse]) {
-    fillWords(device, buffer, NONSENSE);
-  }
-  for (const buffer of [buffers.logits, buffers.weights, buffers.output]) {
-    fillWords(device, buffer, NAN_WORD);
-  }
-  for (const buffer of buffers.inner) fillRows(device, buffer, inner);
-  fillRows(device, buffers.rows, hidden);
-  if (buffers.shared === undefined || sharedInner === undefined) return;
-  for (const buffer of buffers.shared.inner) fillRows(device, buffer, sharedInner);
-  fillRows(device, buffers.shared.rows, hidden);
-  if (buffers.shared.scale !== undefined) fillWords(device, buffers.shared.scale, NAN_WORD);
-}
-
 for (const [name, made] of Object.entries(CASES)) {
   gpuTest(`nothing is read before it is written: ${name}`, async (device, t) => {
     const random = randomFor(`gpu poison ${name}`);
@@ -148,13 +107,14 @@ for (const [name, made] of Object.entries(CASES)) {
     const { packsWeights } = device.properties;
     if (packWeights && !packsWeights.available) return t.skip(packsWeights.reason);
     using modules = await LayerModules.load(device, spec, weights, packWeights);
-    const layer = loadedLayer(device, spec, modules);
+    const memory = new StepMemory(device, spec);
+    const layer = loadedLayer(memory.device, spec, modules);
     for (const tokens of TOKENS) {
       const hidden = normal(random, tokens * spec.hiddenSize);
       for (const layout of [oneLane(layer), threeLanes(layer)]) {
         for (const outputType of new Set<DType>(["float32", layer.rowType])) {
           const what = `${tokens} tokens, ${layout.sliceOfLane.length} lanes, ${outputType}`;
-          await checkStep(layer, layout, hidden, outputType, what);
+          await checkStep(memory, layer, layout, hidden, outputType, what);
         }
       }
     }
@@ -163,6 +123,7 @@ for (const [name, made] of Object.entries(CASES)) {
 
 /** Eager, replayed, and replayed with an output of the caller's. */
 async function checkStep(
+  memory: StepMemory,
   layer: LoadedLayer,
   layout: StepLayout,
   hidden: Float32Array,
@@ -175,7 +136,8 @@ async function checkStep(
   using step = new BareStep(layer, layout, { tokens, outputType });
   const { buffers } = step;
   const { byteLength } = buffers.output;
-  using output = device.allocate(byteLength, "the caller's output");
+  // The caller's, with the label that a layer gives it.
+  using output = device.allocate(byteLength, "layer output");
   await step.write({ dtype: "float32", shape: [tokens, hiddenSize], data: hidden });
   const values = tokens * outputWidth(aggregation.mode, hiddenSize, router.topK);
   const read = async (from: DeviceBuffer) => {
@@ -189,13 +151,12 @@ async function checkStep(
   const numbers = toFloat32({ dtype: outputType, shape: [values], data: clean });
   assert.ok(numbers.every(Number.isFinite), what);
   for (const run of [() => step.run(), () => step.replay(), () => step.replay()]) {
-    poison(device, buffers);
+    memory.poison();
     await run();
     assert.deepEqual(await read(buffers.output), clean, what);
     assert.deepEqual(await step.counts(), counts, what);
   }
-  poison(device, buffers);
-  fillWords(device, output, NAN_WORD);
+  memory.poison();
   await step.graph.launch([{ buffer: buffers.output, by: output, byteLength, access: "write" }]);
   assert.deepEqual(await read(output), clean, `${what}, to the caller's tensor`);
   assert.deepEqual(await step.counts(), counts, what);

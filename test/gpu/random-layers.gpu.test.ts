@@ -1,6 +1,6 @@
 /**
  * Layers of every form on the GPU against the float64 reference: random specs, sizes
- * that are no multiple of anything, every activation and element type.
+ * that are no multiple of anything, every activation and element type. Steps work in poisoned memory.
  */
 
 import assert from "node:assert/strict";
@@ -27,6 +27,7 @@ import {
 import { between, normal, pick, randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
 import { agreeingTokens, clearHidden, ERROR_BOUND } from "./layers.ts";
+import { poisoned } from "./step-memory.ts";
 
 /** Weights of a few float32 operations, from logits that are float32 sums. */
 const WEIGHT_BOUND = 1e-4;
@@ -73,7 +74,7 @@ async function checkSpec(
 ): Promise<number> {
   const random = randomFor(purpose);
   const parts = randomLayer(random, spec);
-  await using layer = new MoELayer(spec, parts.tensors, { device });
+  await using layer = new MoELayer(spec, parts.tensors, { device: poisoned(device, spec) });
   let worst = 0;
   for (const tokens of batches) {
     const hidden = await clearHidden(random, parts, tokens);
@@ -88,7 +89,9 @@ gpuTest("random specs, with batches that grow and shrink", async (device, t) => 
   for (let i = 0; i < 60; i++) {
     const hiddenSize = pick(random, [8, 65, 100, 128, between(random, 4, 200)]);
     const parts = randomLayer(random, randomSpec(random, hiddenSize), pick(random, LAYOUTS));
-    await using layer = new MoELayer(parts.spec, parts.tensors, { device });
+    await using layer = new MoELayer(parts.spec, parts.tensors, {
+      device: poisoned(device, parts.spec),
+    });
     const dtype = rowWeightsOf(parts.spec) as keyof typeof worst;
     for (const tokens of [between(random, 1, 8), between(random, 9, 90), between(random, 1, 8)]) {
       const hidden = await clearHidden(random, parts, tokens);
@@ -164,7 +167,7 @@ gpuTest("batches of 0, 1, 2, 4, 5, 33 and 300 tokens, up and down", async (devic
     const spec = { ...plainSpec(96, 80, 6, 2), experts };
     await checkSpec(device, `gpu batches ${dtype}`, spec, [1, 2, 4, 5, 33, 300, 33, 5, 4, 2, 1]);
     const { tensors } = randomLayer(randomFor(`gpu empty ${dtype}`), spec);
-    await using layer = new MoELayer(spec, tensors, { device });
+    await using layer = new MoELayer(spec, tensors, { device: poisoned(device, spec) });
     for (let step = 0; step < 3; step++) {
       const { output, stats } = await layer.forward({ data: new Float32Array(0), shape: [0, 96] });
       assert.deepEqual(output.shape, [0, 96]);
@@ -195,7 +198,7 @@ gpuTest("float32 as tf32, where it is asked for, is cut to its mantissa and no m
   const base = plainSpec(256, 192, 8, 2);
   const random = randomFor("gpu tf32");
   const parts = randomLayer(random, base);
-  await using layer = new MoELayer(base, parts.tensors, { device });
+  await using layer = new MoELayer(base, parts.tensors, { device: poisoned(device, base) });
   for (const tokens of [40, 300]) {
     const hidden = await clearHidden(random, parts, tokens);
     const expected = await referenceLayer(base, parts.source, hidden);
@@ -212,7 +215,7 @@ gpuTest("logits from elsewhere take the place of the gate's", async (device) => 
   for (const dtype of WEIGHT_DTYPES) {
     const spec = { ...plainSpec(72, 50, 20, 4), experts: gatedExperts(72, 50, { dtype }) };
     const parts = randomLayer(random, spec);
-    await using layer = new MoELayer(spec, parts.tensors, { device });
+    await using layer = new MoELayer(spec, parts.tensors, { device: poisoned(device, spec) });
     for (const tokens of [2, 70]) {
       const hidden = await clearHidden(random, parts, tokens);
       const logits = { data: normal(random, tokens * 20, 2), shape: [tokens, 20] };

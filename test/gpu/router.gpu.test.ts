@@ -1,6 +1,6 @@
 /**
  * The router on the GPU against the float64 reference: every scoring rule, logits and
- * gates in three element types, buckets from given ids.
+ * gates in three element types, buckets from given ids. All of it works in poisoned memory.
  */
 
 import assert from "node:assert/strict";
@@ -25,6 +25,7 @@ import { between, normal, pick, randomFor } from "../support/seed.ts";
 import { tensorOf, valuesOf } from "../support/tensors.ts";
 import { gpuTest } from "./gpu.ts";
 import { agreeingTokens, ERROR_BOUND, exactHidden } from "./layers.ts";
+import { poisoned } from "./step-memory.ts";
 
 const WEIGHT_BOUND = 1e-5;
 /** A quotient of two float32 differences may be off by so much. */
@@ -53,7 +54,7 @@ async function checkRule(
   using router = new Router({
     topK,
     rule,
-    device,
+    device: poisoned(device),
     ...(bias && { selectionBias: tensorOf(bias, [experts]) }),
   });
   const hidden = { data: new Float32Array(tokens), shape: [tokens, 1] };
@@ -146,7 +147,12 @@ for (const dtype of WEIGHT_DTYPES) {
       );
       const bias = normal(random, experts);
       const hidden = tensorOf(exactHidden(random, tokens, width), [tokens, width], dtype);
-      using router = new Router({ topK, device, gate, gateBias: tensorOf(bias, [experts]) });
+      using router = new Router({
+        topK,
+        device: poisoned(device),
+        gate,
+        gateBias: tensorOf(bias, [experts]),
+      });
       const got = await router.route(hidden);
       const [x, w] = [valuesOf(hidden), valuesOf(gate)];
       const logits = new Float64Array(tokens * experts);
@@ -168,7 +174,7 @@ for (const dtype of WEIGHT_DTYPES) {
 }
 
 gpuTest("ties go to the lower expert", async (device) => {
-  using router = new Router({ topK: 3, device });
+  using router = new Router({ topK: 3, device: poisoned(device) });
   const logits = Float32Array.from({ length: 40 * 16 }, (_, i) => (i % 16) % 4);
   const hidden = { data: new Float32Array(40), shape: [40, 1] };
   const { ids } = await router.route(hidden, { data: logits, shape: [40, 16] });
@@ -186,10 +192,15 @@ for (const dtype of WEIGHT_DTYPES) {
     ] as const) {
       const spec = gatedExperts(72, 50, { dtype, bias: true });
       const set = randomExperts(random, spec, count);
+      const memory = poisoned(device, { hiddenSize: 72, experts: spec });
       using experts = await Experts.fromTensors(spec, count, layOut(spec, set, PLAIN_LAYOUT), {
-        device,
+        device: memory,
       });
-      using router = new Router({ topK: 2, device, ...(capacityFactor && { capacityFactor }) });
+      using router = new Router({
+        topK: 2,
+        device: memory,
+        ...(capacityFactor && { capacityFactor }),
+      });
       const hidden = exactHidden(random, tokens, 72);
       const buckets = await router.route(
         { data: hidden, shape: [tokens, 72] },
