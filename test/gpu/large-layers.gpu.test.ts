@@ -1,15 +1,13 @@
 /**
- * Layers too large for a float64 reference of everything: tokens drawn from the
- * batch are computed in float64 by themselves, the rest must be finite and routed to
- * distinct experts. Where tokens depend on each other (capacity), the whole batch is
+ * Layers too large for a float64 reference of everything, at sizes of our choice: tokens drawn
+ * from the batch are compared. Where tokens depend on each other (capacity), the whole batch is
  * compared with the CPU device. Steps work in poisoned memory.
  */
 
 import assert from "node:assert/strict";
 import type { LayerSpec } from "../../src/data/spec.ts";
-import { rowWeightsOf } from "../../src/data/step-buffers.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
-import { referenceLayer, relativeError } from "../../src/reference/index.ts";
+import { relativeError } from "../../src/reference/index.ts";
 import type { DType } from "../../src/tensor.ts";
 import { layerSpecOf } from "../../src/workload/presets.ts";
 import type { Random } from "../../src/workload/random.ts";
@@ -24,11 +22,9 @@ import {
 } from "../support/layers.ts";
 import { randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
-import { agreeingTokens, clearHidden, ERROR_BOUND, exactHidden, rowsOf } from "./layers.ts";
+import { clearHidden, ERROR_BOUND } from "./layers.ts";
+import { checkSampled } from "./sampled.ts";
 import { poisoned } from "./step-memory.ts";
-
-/** Tokens computed in float64, beside the last. */
-const SAMPLES = 30;
 
 interface Shape {
   readonly tokens: number;
@@ -82,57 +78,6 @@ function biasedLayer(
     tensors: { ...tensors, gateBias: { data: bias, shape: [bias.length] } },
     source: { ...source, gateBias: async () => bias },
   };
-}
-
-/** Runs a batch and compares tokens drawn from it. @returns relative error and tokens per expert */
-async function checkSampled(
-  layer: MoELayer,
-  parts: Pick<RandomLayerParts, "spec" | "source">,
-  random: Random,
-  T: number,
-  samples = SAMPLES,
-) {
-  const { spec } = parts;
-  const { hiddenSize, router } = spec;
-  const { topK, experts } = router;
-  // Clear ones at the places that are compared, whatever comes everywhere else.
-  const drawn = Array.from({ length: samples }, () => random.integer(T));
-  const sampled = [...new Set([...drawn, T - 1])];
-  const clear = await clearHidden(random, parts, sampled.length);
-  const hidden = exactHidden(random, T, hiddenSize);
-  sampled.forEach((t, i) => {
-    hidden.set(clear.subarray(i * hiddenSize, (i + 1) * hiddenSize), t * hiddenSize);
-  });
-  const expected = await referenceLayer(spec, parts.source, clear);
-
-  const what = `T=${T} ${JSON.stringify(spec)}`;
-  let worst = 0;
-  const counts = new Int32Array(experts);
-  // Eager, captured, replayed.
-  for (let step = 0; step < 3; step++) {
-    const { output, routing, stats } = await layer.forward(batch(hidden, hiddenSize), {
-      routing: true,
-    });
-    assert.ok(routing !== undefined);
-    const ids = Int32Array.from(
-      sampled.flatMap((t) => [...routing.ids.subarray(t * topK, (t + 1) * topK)]),
-    );
-    agreeingTokens(ids, expected, topK, what);
-    const error = relativeError(rowsOf(output.data, sampled, hiddenSize), expected.output);
-    const bound = 1.5 * ERROR_BOUND[rowWeightsOf(spec)];
-    assert.ok(error < bound, `output is off by ${error}, bound ${bound}: ${what}`);
-    worst = Math.max(worst, error);
-
-    assert.ok(output.data.every(Number.isFinite), `not all of the output is finite: ${what}`);
-    counts.fill(0);
-    for (let t = 0; t < T; t++) {
-      const chosen: Int32Array = routing.ids.subarray(t * topK, (t + 1) * topK);
-      assert.equal(new Set(chosen).size, topK, `token ${t} goes to ${chosen.join()}`);
-      for (const expert of chosen) counts[expert] = (counts[expert] as number) + 1;
-    }
-    assert.deepEqual(stats.counts, counts, what);
-  }
-  return { worst, counts };
 }
 
 for (const shape of SHAPES) {

@@ -366,7 +366,7 @@ const FEW = 4;
  * held against them than against the output; else nothing.
  */
 export async function termsOfFew(
-  { spec, source }: RandomLayerParts,
+  { spec, source }: Pick<RandomLayerParts, "spec" | "source">,
   hidden: Float32Array,
 ): Promise<Numbers> {
   if (hidden.length >= FEW) return [];

@@ -28,8 +28,13 @@ function encode(values: Float32Array, dtype: DType): TensorData {
       return values;
     case "bfloat16": {
       const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-      // Round half to even; the inputs are finite or infinite.
-      return Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+      const halves = new Uint16Array(values.length);
+      // Round half to even; the inputs are finite or infinite. A loop, as from() with a function walks an iterator.
+      for (let i = 0; i < halves.length; i++) {
+        const b = bits[i] as number;
+        halves[i] = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
+      }
+      return halves;
     }
     case "float16":
       return Uint16Array.from(values, float16Bits);
