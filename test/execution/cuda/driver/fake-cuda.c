@@ -236,6 +236,12 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
   NOTE("persisting %zu\n", value);
   return OK;
 }
+CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
+  ENTER;
+  if ((int)limit != 6) return INVALID;
+  *value = persisting;
+  return OK;
+}
 CUresult cuCtxResetPersistingL2Cache(void) { ENTER; NOTE("reset persisting\n"); return OK; }
 
 /* ---- Memory ------------------------------------------------------------------------------ */
