@@ -265,7 +265,10 @@ export class CudaCore
   }
 
   begin({ persistingBytes }: CudaBudgets): void {
-    const bytes = Math.min(persistingBytes, this.facts.maxPersistingL2Bytes);
+    this.#setAside(Math.min(persistingBytes, this.facts.maxPersistingL2Bytes));
+  }
+
+  #setAside(bytes: number): void {
     if (bytes === this.#persistingBytes) return;
     this.driver.setPersistingL2Limit(bytes);
     // Lines stay where they are until somebody says that they need not.
@@ -333,7 +336,7 @@ export class CudaCore
     attempt(() => this.transfers?.close());
     attempt(() => this.#mirrors.close());
     for (const chunk of this.#chunks.splice(0)) attempt(() => driver.freePinned(chunk));
-    if (this.#persistingBytes > 0) attempt(() => driver.setPersistingL2Limit(0));
+    attempt(() => this.#setAside(0));
     attempt(() => this.allocator.close());
     attempt(() => this.kernels.close());
     attempt(() => this.#context.close());

@@ -134,6 +134,10 @@ describe("shared budgets", () => {
       assert.equal(driver.count("resetPersistingL2"), 0);
       assert.equal(await under(), 0);
       assert.equal(driver.count("resetPersistingL2"), 1);
+      assert.equal(await under(2 ** 20), 2 ** 20);
+      // A context that others hold on to lives on.
+      await device.close();
+      assert.deepEqual([driver.persistingL2, driver.count("resetPersistingL2")], [0, 2]);
     });
   });
 });
