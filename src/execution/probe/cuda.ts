@@ -202,7 +202,7 @@ function checkMig({ nvml }: GpuFindings, expected: boolean): Check {
 }
 
 /** What belongs to a GPU is missed only where there is one, or has to be. */
-function missingIf(expected: boolean): Check["status"] {
+export function missingIf(expected: boolean): Check["status"] {
   return expected ? "missing" : "absent";
 }
 

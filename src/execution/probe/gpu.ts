@@ -7,7 +7,7 @@
 
 import { join } from "node:path";
 import type { Check } from "./check.ts";
-import { checkCuda, describeGpu, NOT_USED, whyNoCuda } from "./cuda.ts";
+import { checkCuda, describeGpu, missingIf, NOT_USED, whyNoCuda } from "./cuda.ts";
 import type { CudaGpu, GpuFindings } from "./gpu-findings.ts";
 import { type Host, isReadable, listMatching, readText } from "./host.ts";
 
@@ -98,7 +98,7 @@ function checkDevices(host: Host, { models, devices, onBus }: GpuSurvey, wanted:
     const found = host.platform === "linux" ? "no NVIDIA GPU" : "looked for on Linux only";
     return {
       name,
-      status: wanted ? "missing" : "absent",
+      status: missingIf(wanted),
       found,
       use: NOT_USED,
       remedy: `${wanted ? "CUDA takes one." : "None is needed."} If there is a GPU outside of this container, start the container with "--gpus all".`,
@@ -145,7 +145,7 @@ function checkDriver(
   }
   return {
     name,
-    status: expected ? "missing" : "absent",
+    status: missingIf(expected),
     found: host.platform === "linux" ? `no ${DRIVER_FOLDER}/version` : "looked for on Linux only",
     use: NOT_USED,
     remedy: expected ? "Install NVIDIA's driver." : "None is needed without a GPU.",
