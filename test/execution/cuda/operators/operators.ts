@@ -105,6 +105,12 @@ export function projectAll(
   };
 }
 
+/** How a product's options have programs come by pieces, and whether in half the time. */
+export function walkOf(options: unknown): string[] {
+  const bits = { half: 16, "in step": 32, claimed: 64 };
+  return Object.entries(bits).flatMap(([name, bit]) => (Number(options) & bit ? [name] : []));
+}
+
 /** A lane's product after its route and bucket operators. */
 export async function lane(
   sizes: Sizes,

@@ -10,7 +10,7 @@ import {
 import type { ProjectionSpec } from "../../../../src/execution/device.ts";
 import type { Activation, BucketRows } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { lane, projectAll } from "./operators.ts";
+import { lane, projectAll, walkOf } from "./operators.ts";
 
 const CLAMPED: Activation = { kind: "swiglu-clamped", alpha: 1.702, limit: 7 };
 
@@ -248,9 +248,7 @@ describe("a lane's product", () => {
       const none = { kind: "none" } as const;
       const spec = { inputs, outputs: 1024 };
       const { device, operator } = await lane(sizes, spec, {}, none, weightBytes);
-      const options = Number(device.kernel(operator).values["options"]);
-      const bits = { half: 16, "in step": 32, claimed: 64 };
-      return Object.entries(bits).flatMap(([name, bit]) => (options & bit ? [name] : []));
+      return walkOf(device.kernel(operator).values["options"]);
     };
     const { facts } = (await FakeDevice.open()).context;
     /** Inputs of a matrix of at most this share of the L2. */
