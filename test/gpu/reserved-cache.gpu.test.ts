@@ -5,7 +5,6 @@
 
 import assert from "node:assert/strict";
 import { openDriver } from "../../src/execution/cuda/driver/native-driver.ts";
-import { openLibrary } from "../../src/execution/native/library.ts";
 import { gpuTest, openGpu } from "./gpu.ts";
 import { persistingL2Reader } from "./persisting-l2.ts";
 import { checkReservedCache } from "./reserved-cache.ts";
@@ -16,9 +15,8 @@ for (const realisation of ["shared", "partitioned"] as const) {
       if (!needed.available) return t.skip(needed.reason);
     }
     const opened = openDriver();
-    const found = openLibrary("the NVIDIA driver", ["libcuda.so.1"]);
-    assert.ok("driver" in opened && "library" in found);
-    const setAside = persistingL2Reader(opened.driver, found.library);
+    assert.ok("driver" in opened);
+    const setAside = persistingL2Reader(opened.driver);
     const before = setAside();
     // Beside the device of the file, in the same context.
     const device = await openGpu();

@@ -27,7 +27,7 @@ describe("cache reserved for slices", () => {
   it("is what the driver's limit says", { skip: typeof fake === "string" && fake }, () => {
     assert.ok(typeof fake !== "string");
     const driver = fake.driver();
-    const setAside = persistingL2Reader(driver, fake.library);
+    const setAside = persistingL2Reader(driver);
     for (const bytes of [3 << 20, 5 * 2 ** 30, 0]) {
       driver.setPersistingL2Limit(bytes);
       assert.equal(setAside(), bytes);

@@ -13,6 +13,8 @@ import { batch, gatedExperts, plainSpec, randomLayer } from "../support/layers.t
 import { normal, randomFor } from "../support/seed.ts";
 
 const MIB = 1 << 20;
+/** The driver rounds up; an H200's to multiples of 3.75 MiB. */
+const GRANULE = 4 * MIB;
 const NEVER = 1_000_000;
 const HIDDEN = 100;
 const EXPERTS = 24;
@@ -75,14 +77,10 @@ export async function checkReservedCache(
         await step(i, mode, `turn ${turn}, ${TOKENS[i]} tokens, ${JSON.stringify(reserved)}`);
         found[turn] = setAside();
         if (reserved === NOTHING) assert.equal(found[turn], before, "with nothing reserved");
-        else
-          assert.ok((found[turn] as number) > before, `${JSON.stringify(reserved)} is set aside`);
+        else checkSetAside(found[turn] as number, reserved);
       }
     }
   }
-  const [some, , more, , again] = found as [number, number, number, number, number];
-  assert.ok(more > some, `${some} and ${more} bytes are set aside`);
-  assert.equal(again, some);
 
   if (realisation === "shared") {
     // Other grids, the same windows.
@@ -101,4 +99,11 @@ export async function checkReservedCache(
     for (const hidden of batches) outputs.push((await clean.forward(hidden)).output.data);
     return outputs;
   }
+}
+
+/** Slice D has no experts, and so no lane and no cache. */
+function checkSetAside(bytes: number, { A = 0, B = 0, C = 0 }: Reservation): void {
+  const asked = A + B + C;
+  const what = `${bytes} bytes are set aside for ${asked}`;
+  assert.ok(bytes >= asked && bytes < asked + GRANULE, what);
 }

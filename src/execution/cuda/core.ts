@@ -73,8 +73,10 @@ export class CudaCore
   #eager = new Recorder();
   #capture: Recorder | undefined;
   #budgets: CudaBudgets;
-  /** Bytes of L2 that are set aside at present. */
+  /** Bytes of L2 that are set aside for budgets at present. */
   #persistingBytes = 0;
+  /** What the context's limit was before any were. */
+  #persistingFound: number | undefined;
   #closures = 0;
   #closing: Promise<void> | undefined;
 
@@ -270,7 +272,9 @@ export class CudaCore
 
   #setAside(bytes: number): void {
     if (bytes === this.#persistingBytes) return;
-    this.driver.setPersistingL2Limit(bytes);
+    this.#persistingFound ??= this.driver.persistingL2Limit();
+    // The context can be others', too, and outlive the device.
+    this.driver.setPersistingL2Limit(bytes > 0 ? bytes : this.#persistingFound);
     // Lines stay where they are until somebody says that they need not.
     if (bytes < this.#persistingBytes) this.driver.resetPersistingL2();
     this.#persistingBytes = bytes;

@@ -133,6 +133,11 @@ export class FakeDriver extends FakeStreams implements Driver {
     return [0, -5];
   }
 
+  persistingL2Limit(): number {
+    this.call("persistingL2Limit");
+    return this.persistingL2;
+  }
+
   setPersistingL2Limit(bytes: number): void {
     this.call("setPersistingL2Limit");
     this.persistingL2 = bytes;

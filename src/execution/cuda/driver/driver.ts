@@ -65,6 +65,9 @@ export interface Driver {
   releaseContext(ordinal: number): void;
   /** [lowest, highest] stream priority; the highest is the smaller number. */
   priorityRange(): readonly [number, number];
+  /** Bytes of L2 that the current context sets aside for persisting accesses. */
+  persistingL2Limit(): number;
+  /** The driver rounds up. */
   setPersistingL2Limit(bytes: number): void;
   resetPersistingL2(): void;
 

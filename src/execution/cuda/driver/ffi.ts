@@ -30,6 +30,7 @@ const REQUIRED = {
   cuDevicePrimaryCtxRelease_v2: ["int32_t"],
   cuCtxSetCurrent: ["void *"],
   cuCtxGetStreamPriorityRange: ["void *", "void *"],
+  cuCtxGetLimit: ["void *", "int32_t"],
   cuCtxSetLimit: ["int32_t", "size_t"],
   cuCtxResetPersistingL2Cache: [],
 

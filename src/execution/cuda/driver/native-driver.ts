@@ -120,6 +120,12 @@ class NativeDriver implements Driver {
     return [this.#at.int32(0), this.#at.int32(1)];
   }
 
+  persistingL2Limit(): number {
+    const code = this.#cu.cuCtxGetLimit(this.#at.first, LIMIT_PERSISTING_L2);
+    this.#at.check("cuCtxGetLimit", code);
+    return this.#at.size(0);
+  }
+
   setPersistingL2Limit(bytes: number): void {
     this.#at.check("cuCtxSetLimit", this.#cu.cuCtxSetLimit(LIMIT_PERSISTING_L2, bytes));
   }

@@ -252,9 +252,13 @@ export function testDriver(open: () => Driver, skip: string | false): void {
   });
 
   withStream("the persisting part of the cache can be set and reset", (driver) => {
-    driver.setPersistingL2Limit(driver.deviceFacts(0).maxPersistingL2Bytes);
+    const found = driver.persistingL2Limit();
+    const most = driver.deviceFacts(0).maxPersistingL2Bytes;
+    driver.setPersistingL2Limit(most);
+    assert.ok(driver.persistingL2Limit() > 0);
     driver.resetPersistingL2();
-    driver.setPersistingL2Limit(0);
+    driver.setPersistingL2Limit(found);
+    assert.equal(driver.persistingL2Limit(), found);
   });
 
   withStream("a thousand allocations leave the memory as it was", (driver) => {

@@ -78,6 +78,7 @@ describe("what is passed", { skip }, () => {
       assert.deepEqual(driver.priorityRange(), [0, -5]);
       driver.destroyStream(driver.createStream(-3));
       driver.setPersistingL2Limit(5 * 2 ** 30);
+      assert.equal(driver.persistingL2Limit(), 5 * 2 ** 30);
       driver.resetPersistingL2();
       assert.deepEqual(fake().notes(), [
         "stream priority -3",
