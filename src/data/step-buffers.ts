@@ -134,6 +134,7 @@ export class StepBuffers implements Disposable {
         inverse: make(slots, "inverse bucket order"),
         laneOf: make(experts, "lane table"),
         weightBytes: experts * weightBytesOf(expertForm, shape.packed === true),
+        packedBeside: shape.packed === "beside",
       };
       this.inner = between(expertForm, inner, slots, "expert intermediates");
       this.rows = rows(hidden, slots, "expert outputs");

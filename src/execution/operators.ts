@@ -93,6 +93,8 @@ export interface BucketBuffers {
   readonly laneOf: DeviceBuffer;
   /** Bytes of the weights that the rows will meet, those of all experts; with B, k and E it decides how tall tiles are. */
   readonly weightBytes?: number;
+  /** Whether those weights are there packed, too: then tiles may be of two heights, for experts with few rows and with many. */
+  readonly packedBeside?: boolean;
 }
 
 /** Ids to buckets, and a work list of tiles for every lane (kept by the device, in a form of its own). */

@@ -231,3 +231,52 @@ gpuTest(
     assert.ok(after.allocations <= before.allocations + 2, "more than what is kept for staging");
   },
 );
+
+/** Each of which is larger than the L2. */
+const LARGE_EXPERTS = { hiddenSize: 4096, intermediateSize: 2304, experts: 16, topK: 2 };
+
+gpuTest(
+  "large experts with few rows and with many have the bits of one class",
+  async (device, t) => {
+    const { packsWeights } = device.properties;
+    if (!packsWeights.available) return t.skip(packsWeights.reason);
+    const { hiddenSize, experts } = LARGE_EXPERTS;
+    const preset = { ...presetOf("small"), ...LARGE_EXPERTS };
+    const spec = layerSpecOf(preset, DTYPE);
+    const random = randomFor("gpu kept apart");
+    // Tokens lean to the same experts. 256 tokens give an expert 32 rows on average, 330 more.
+    const lean = normal(random, hiddenSize, 0.5);
+    const inputs = [256, 330].map((tokens) =>
+      normal(random, tokens * hiddenSize).map((x, i) => x + (lean[i % hiddenSize] as number)),
+    );
+    const run = async (options: Options) => {
+      const weights = new FilledLayer(preset, DTYPE, 11);
+      await using layer = new MoELayer(spec, weights, { device, ...options });
+      const steps: { output: Float32Array; counts: readonly number[] }[] = [];
+      for (const hidden of inputs) {
+        for (let step = 0; step < STEPS; step++) {
+          const { output, stats } = await layer.forward(batch(hidden, hiddenSize));
+          steps.push({ output: output.data, counts: [...stats.counts] });
+        }
+      }
+      return steps;
+    };
+    const expected = await run({ graphs: { warmup: NEVER } });
+    for (const streams of [1, 3]) {
+      for (const warmup of [NEVER, 0]) {
+        const options = { streams, graphs: { warmup }, packWeights: "beside" } as const;
+        for (const [i, { output }] of (await run(options)).entries()) {
+          assert.deepEqual(output, expected[i]?.output, `${i}, ${JSON.stringify(options)}`);
+        }
+      }
+    }
+    const { counts } = expected[0] as (typeof expected)[number];
+    const classes = [
+      [1, 32],
+      [33, 64],
+      [65, 256],
+    ].map(([least = 0, most = 0]) => counts.filter((rows) => rows >= least && rows <= most).length);
+    t.diagnostic(`${classes.join(", ")} of ${experts} experts with up to 32, 64 and more rows`);
+    assert.ok(Math.min(...classes) > 0, `${counts.join(", ")} rows`);
+  },
+);

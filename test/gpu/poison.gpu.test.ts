@@ -32,6 +32,8 @@ const HIDDEN = 100;
 const TOKENS = [1, 3, 37, 300];
 /** More than the L2 holds, packed or not: weights that are there both ways are read packed, of few tokens. */
 const LARGE = { hiddenSize: 1024, intermediateSize: 2048, experts: 8, topK: 2, renormalize: true };
+/** Each larger than the L2, and 300 tokens give some of them few rows and some many: where memory is fast those are kept apart. */
+const LARGER = { ...LARGE, hiddenSize: 4096, intermediateSize: 2304, experts: 16 };
 
 interface Case {
   readonly spec: LayerSpec;
@@ -74,6 +76,7 @@ const CASES: Readonly<Record<string, (random: Random) => Case>> = {
     }),
   "packed weights": () => filled(true),
   "packed weights beside plain ones": () => filled("beside"),
+  "packed weights of experts with few rows": () => filled("beside", LARGER),
 };
 
 function narrow(spec: LayerSpec): LayerSpec {
@@ -84,9 +87,9 @@ function drawn(random: Random, spec: LayerSpec): Case {
   return { spec, weights: hostLayerWeights(spec, randomLayer(random, spec).tensors) };
 }
 
-function filled(packWeights: Packing): Case {
-  const spec = layerSpecOf(LARGE, "bfloat16");
-  return { spec, weights: new FilledLayer(LARGE, "bfloat16", 3), packWeights };
+function filled(packWeights: Packing, sizes = LARGE): Case {
+  const spec = layerSpecOf(sizes, "bfloat16");
+  return { spec, weights: new FilledLayer(sizes, "bfloat16", 3), packWeights };
 }
 
 /** Experts dealt out to lanes, each with a part of the device. */

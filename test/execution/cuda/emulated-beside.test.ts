@@ -24,6 +24,8 @@ const TOP_K = 2;
 const SMALL_L2 = { facts: { l2Bytes: 1024, memoryBytesPerSecond: 3.35e12 } };
 /** Of matrices that are not large. */
 const MIDDLE_L2 = { facts: { ...SMALL_L2.facts, l2Bytes: 300_000 } };
+/** Of memory that is fast, and experts that are larger than the L2. */
+const FAST_MEMORY = { facts: { l2Bytes: 1024, memoryBytesPerSecond: 4.8e12 } };
 const NEVER = 1_000_000;
 
 function layerParts(name: string, count = EXPERTS) {
@@ -65,24 +67,38 @@ describe("weights kept both ways on an emulated GPU", () => {
     assert.deepEqual(packed, [false, false]);
   });
 
+  it("are read by experts with few rows where memory is fast and batches are large, and as they are by the others", async () => {
+    const tilesOf = async (tokens: number) =>
+      (await kernelsOf(tokens, FAST_MEMORY)).map((name) => name.replace(/.*_/, ""));
+    const [few, some, many] = ["packed32", "packed64", "rows128"];
+    // 32 rows an expert, and 37.5.
+    assert.deepEqual(await tilesOf(256), [many, some, few, many, some, few]);
+    assert.deepEqual(await tilesOf(300), [many, few, many, few]);
+  });
+
   it("give the bits of plain ones, eager and replayed on three streams", async () => {
-    const { spec, tensors } = layerParts("beside, bits");
-    const random = randomFor("beside, batches");
-    const batches = [1, 5, 17, 64, 64, 300].map((tokens) =>
-      batch(normal(random, tokens * HIDDEN), HIDDEN),
-    );
-    const outputs = (packWeights: Packing, streams: number, warmup: number) =>
-      withEmulated(async (device) => {
-        const options = { device, packWeights, streams, graphs: { warmup } };
-        await using layer = new MoELayer(spec, tensors, options);
-        const all: Float32Array[] = [];
-        for (const hidden of batches) all.push((await layer.forward(hidden)).output.data);
-        return all;
-      }, SMALL_L2);
-    // Emulated, decode sums in the same order with either.
-    const expected = await outputs(false, 1, NEVER);
-    assert.deepEqual(await outputs("beside", 1, NEVER), expected);
-    assert.deepEqual(await outputs("beside", 3, 0), expected);
+    for (const [options, count] of [
+      [SMALL_L2, EXPERTS],
+      [FAST_MEMORY, MORE_EXPERTS],
+    ] as const) {
+      const { spec, tensors } = layerParts("beside, bits", count);
+      const random = randomFor("beside, batches");
+      const batches = [1, 5, 17, 64, 64, 256, 300].map((tokens) =>
+        batch(normal(random, tokens * HIDDEN), HIDDEN),
+      );
+      const outputs = (packWeights: Packing, streams: number, warmup: number) =>
+        withEmulated(async (device) => {
+          const made = { device, packWeights, streams, graphs: { warmup } };
+          await using layer = new MoELayer(spec, tensors, made);
+          const all: Float32Array[] = [];
+          for (const hidden of batches) all.push((await layer.forward(hidden)).output.data);
+          return all;
+        }, options);
+      // Emulated, decode sums in the same order with either.
+      const expected = await outputs(false, 1, NEVER);
+      assert.deepEqual(await outputs("beside", 1, NEVER), expected);
+      assert.deepEqual(await outputs("beside", 3, 0), expected);
+    }
   });
 
   it("filled with noise are the same both ways", async () => {

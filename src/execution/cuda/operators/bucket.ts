@@ -1,13 +1,12 @@
 /**
  * `bucket`: offsets, order, inverse, the counts that `route` left open, and the work
- * lists of all lanes, in one kernel.
+ * lists of all lanes and classes of tiles, in one kernel.
  *
  * Beside what follows, or by the kernel itself where nothing does, counts and the fault word go to the host.
  */
 
 import type { BucketOperator } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
-import { expertTileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, fixedGrid } from "./grids.ts";
 import { listsOf } from "./lists.ts";
@@ -21,6 +20,7 @@ import {
   WORD_TOKENS,
 } from "./sets.ts";
 import { NOTHING_TO_TIDY, tidyUp } from "./tidy.ts";
+import { tileClasses } from "./tile-classes.ts";
 
 /** Counts that the kernel writes and nobody asked for. */
 const unreadCounts = new Scratch<{ readonly buffer: CudaBuffer }>();
@@ -48,9 +48,10 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
   const choices = operator.routed
     ? routedSets(ids, padded, operator, to)
     : markedSets(ids, tokens, padded, operator, to);
-  const { weightBytes } = buckets;
-  const rows = expertTileRows(context, rowType, { slots, experts, weightBytes });
-  const lists = listsOf(order, { experts, lanes, mostTokens, topK, rows }, context);
+  const { weightBytes, packedBeside = false } = buckets;
+  const rows = { slots, experts, weightBytes, mostTokens, packedBeside };
+  const classes = tileClasses(context, rowType, rows);
+  const lists = listsOf(order, { experts, lanes, mostTokens, topK, classes }, context);
   const fillPrograms = Math.min(context.facts.multiprocessors, Math.ceil(mostTokens / WORD_TOKENS));
   const listPrograms = kernel.entry.grid.shares_of_a_list ?? 1;
   to.kernel(
@@ -60,7 +61,7 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
       sets: choices.buffer.address,
       tokens: tokens.address,
       lane_of: laneOf.address,
-      lists: lists.lists,
+      lists: lists.told,
       counts: choices.counts.address,
       offsets: offsets.address,
       order: order.address,
@@ -72,11 +73,11 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
       top_k: topK,
       most_tokens: mostTokens,
       lanes,
-      classes: 1,
+      classes: classes.length,
       fill_programs: fillPrograms,
       ...NOTHING_TO_TIDY,
     },
-    fixedGrid(fillPrograms + listPrograms * lanes),
+    fixedGrid(fillPrograms + listPrograms * lanes * classes.length),
     // Small, and all latency.
     { early: true, tidiesOwn: true },
   );

@@ -1,9 +1,10 @@
 /**
  * Which kernel suits a product, and how tall the tiles of a launch are.
  *
- * A launch has one class of tiles, from the rows that an expert has on average:
+ * A launch has tiles of one height, from the rows that an expert has on average:
  * few rows want small tiles, whose kernels stream weights at memory speed; many
- * want tall ones, which read weights fewer times. Lists of tiles are made before
+ * want tall ones, which read weights fewer times. (Where experts are kept apart by
+ * their rows there are two: tile-classes.ts.) Lists of tiles are made before
  * it is known which products will use them, so tiles are never taller than any
  * product's kernels can be. A kernel may be taller than the tiles of its list.
  *
@@ -98,6 +99,15 @@ export function tileRows(
   share: number,
   shares: Shares,
 ): number {
+  return tilesOfAtLeast(context, element, wantedRows(share, shares));
+}
+
+/** Rows of the lowest tiles that have so many, or of the tallest that products of this element type have kernels for. */
+export function tilesOfAtLeast(
+  context: Pick<OperatorContext, "kernels" | "float32">,
+  element: RowType,
+  wanted: number,
+): number {
   const selects = {
     operator: "project",
     element,
@@ -113,7 +123,6 @@ export function tileRows(
     tallest.set(product, Math.max(rowsOf(kernel), tallest.get(product) ?? 0));
   }
   const most = Math.min(...tallest.values());
-  const wanted = wantedRows(share, shares);
   return Math.min(most, ...kernels.map(rowsOf).filter((rows) => rows >= wanted));
 }
 

@@ -1,18 +1,19 @@
 /**
- * A lane of bucket rows, which a product goes through by the work list of the lane: its checked arguments, its list, and how
- * programs go through the list. Which kernel multiplies is left to those who have one: project.ts, packed.ts.
+ * A lane of bucket rows, which a product goes through by the work lists of the lane, one for each class of tiles: its checked arguments,
+ * its lists, and how programs go through each. Which kernel multiplies is left to those who have one: project.ts, packed.ts.
  */
 
 import { BYTES_PER_ELEMENT } from "../../../tensor.ts";
 import type { BucketRows, ProjectOperator } from "../../operators.ts";
+import type { CudaBuffer } from "../buffer.ts";
 import type { KernelValues } from "../launch/launch.ts";
 import type { CudaProjection } from "../projection.ts";
-import { expertTileRows } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import type { WorkOptions } from "./kernel-work.ts";
 import { inCache, passThrough } from "./lasting.ts";
-import { findLists, mayCount, TILE_BYTES } from "./lists.ts";
+import { findLists, mayCount, type TileList } from "./lists.ts";
 import { type RowBuffers, rowBuffers } from "./product.ts";
+import { type TileClass, tileClasses } from "./tile-classes.ts";
 
 /**
  * Tiles of more rows than this are tall. First products on them do not start early: behind buckets, which leave most of
@@ -55,11 +56,21 @@ export const LARGE_SHARE = 1 / 4;
 const IN_STEP_ROWS = 64;
 const HALF_TIME_ROWS = 256;
 
-/** What a product on a lane is encoded from, whichever its kernel. */
+/** What a product on a lane is encoded from. */
 export interface Lane {
+  /** Rows that it writes. */
+  readonly output: CudaBuffer;
+  /** That of the tallest tiles first. */
+  readonly lists: readonly LaneList[];
+}
+
+/** What a product on a list of a lane is encoded from, whichever its kernel. */
+export interface LaneList {
   readonly buffers: RowBuffers;
   /** Rows of the list's tiles. */
   readonly height: number;
+  /** As its class has it. */
+  readonly reads: TileClass["reads"];
   /** Tiles that the list has room for. */
   readonly most: number;
   /** Address of what scales the input's rows, or null. */
@@ -82,7 +93,7 @@ export interface Walk {
   readonly halfTime: boolean;
 }
 
-/** Checks the arguments of a product on a lane and finds its list. */
+/** Checks the arguments of a product on a lane and finds its lists. */
 export function laneOf(
   operator: ProjectOperator,
   rows: BucketRows,
@@ -103,48 +114,50 @@ export function laneOf(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, gather ? mostTokens : slots, slots, to);
-  const { weightBytes } = rows.buckets;
+  const { weightBytes, packedBeside = false } = rows.buckets;
   const share = slots / experts;
-  const height = expertTileRows(context, element, { slots, experts, weightBytes });
-  const lists = findLists(order, { experts, lanes, mostTokens, topK, rows: height });
+  const sizes = { slots, experts, weightBytes, mostTokens, packedBeside };
+  const classes = tileClasses(context, element, sizes);
+  const lists = findLists(order, { experts, lanes, mostTokens, topK, classes })?.lists[lane];
   if (lists === undefined) {
     to.fail(
       `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
-      "Enqueue the bucket operator that fills them first, with the same sizes and weightBytes; a projection needs one matrix for each expert.",
+      "Enqueue the bucket operator that fills them first, with the same sizes, weightBytes and packedBeside; a projection needs one matrix for each expert.",
     );
   }
   const cached = inCache(context, weightBytes);
   const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
-  // Of weights kept both ways it does not matter which are read.
-  const counts = mayCount(lists, lane, gather, to.projection("projection", operator.projection));
-  const walk = walkOf(height, share, ofL2, cached, counts);
   const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
-  return {
-    buffers,
-    height,
-    most: lists.most,
-    inputScale,
-    counts,
-    walk,
-    values: {
-      tiles: lists.tiles + BigInt(lane * lists.most * TILE_BYTES),
-      tile_count: lists.counts + BigInt(lane * lists.countBytes),
-      order: order.address,
-      top_k: topK,
-    },
-    options: projectBits(to, {
-      read_once: !cached,
-      keep: gather && passThrough(context, { bytes, share, weightBytes }),
-      gather,
-      bias: spec.bias,
-    }),
-    work: {
-      budgeted: true,
-      weights: projection.weights,
-      behindProducts: !gather,
-      ...(gather && height > LOW_ROWS && { early: false }),
-    },
+  const options = projectBits(to, {
+    read_once: !cached,
+    keep: gather && passThrough(context, { bytes, share, weightBytes }),
+    gather,
+    bias: spec.bias,
+  });
+  // Of weights kept both ways it does not matter which are read.
+  const counting = to.projection("projection", operator.projection);
+  const ofList = (list: TileList): LaneList => {
+    const { rows: height, reads } = list.class;
+    const counts = mayCount(list, gather, counting);
+    return {
+      buffers,
+      height,
+      reads,
+      most: list.most,
+      inputScale,
+      counts,
+      walk: walkOf(height, share, ofL2, cached, counts),
+      values: { tiles: list.tiles, tile_count: list.counts, order: order.address, top_k: topK },
+      options,
+      work: {
+        budgeted: true,
+        weights: projection.weights,
+        behindProducts: !gather,
+        ...(gather && height > LOW_ROWS && { early: false }),
+      },
+    };
   };
+  return { output: buffers.output, lists: lists.map(ofList).reverse() };
 }
 
 /** The bits of a product's `options` that are set. */

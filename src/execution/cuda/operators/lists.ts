@@ -1,5 +1,5 @@
 /**
- * The work lists of tiles: written by the bucket kernel, one for each lane, read by
+ * The work lists of tiles: written by the bucket kernel, one for each lane and class of tiles, read by
  * the products. They belong to the order buffer that is written with them.
  *
  * In one block of memory: what the kernel is told of every list, how many tiles
@@ -10,6 +10,7 @@ import type { CudaBuffer } from "../buffer.ts";
 import type { CudaProjection } from "../projection.ts";
 import type { OperatorContext } from "./context.ts";
 import { Scratch } from "./scratch.ts";
+import type { TileClass } from "./tile-classes.ts";
 
 /** Sizes that lists are made for; an operator finds the lists of its own. */
 export interface ListSizes {
@@ -17,23 +18,31 @@ export interface ListSizes {
   readonly lanes: number;
   readonly mostTokens: number;
   readonly topK: number;
-  /** Rows of a tile. */
-  readonly rows: number;
+  readonly classes: readonly TileClass[];
 }
 
 export interface TileLists {
   readonly buffer: CudaBuffer;
-  /** Tiles that each list has room for. */
-  readonly most: number;
   /** Address of what the kernel is told of the lists. */
-  readonly lists: bigint;
-  /** Address of the first lane's counts; the other lanes' follow. */
+  readonly told: bigint;
+  /** Address of the first list's counts; the others' follow. */
   readonly counts: bigint;
-  /** Bytes of a lane's counts: its tiles, how many of them are of busy experts, and what products count there. */
-  readonly countBytes: number;
-  /** Address of the first lane's tiles; the other lanes' follow, `most` for each. */
+  /** Address of the first list's tiles. */
   readonly tiles: bigint;
-  /** By lane and word: the product that counts pieces there, beside the lane's counts. */
+  /** By lane, and within a lane by class. */
+  readonly lists: readonly (readonly TileList[])[];
+}
+
+/** The list of a lane and a class. */
+export interface TileList {
+  readonly class: TileClass;
+  /** Tiles that it has room for. */
+  readonly most: number;
+  /** Address of its counts: its tiles, how many of them are of busy experts, and what products count there. */
+  readonly counts: bigint;
+  /** Address of its tiles. */
+  readonly tiles: bigint;
+  /** By word: the product that counts pieces there, beside the counts. */
   readonly counting: Map<string, CudaProjection>;
 }
 
@@ -50,9 +59,6 @@ const ALIGNMENT = 256;
  */
 const MOST_TILES_TOGETHER = 16;
 
-/** Rows of an expert in a list's class, where there is one class: any number. */
-const ANY_ROWS = 0x7fffffff;
-
 const lists = new Scratch<TileLists>();
 
 /** The lists of an order buffer for these sizes, if a bucket operator has been encoded with them. */
@@ -66,56 +72,69 @@ export function listsOf(order: CudaBuffer, sizes: ListSizes, context: OperatorCo
 }
 
 /**
- * Whether a product may count its pieces beside a lane's counts. Kernels for gated products count in one word there and those for
+ * Whether a product may count its pieces beside a list's counts. Kernels for gated products count in one word there and those for
  * plain products, whose rows lie in order, in the other (kernels/triton/experts/many.py): two that run at the same time would take
  * each other's pieces. So the first one to use a word does, as long as it lives.
  */
 export function mayCount(
-  { counting }: TileLists,
-  lane: number,
+  { counting }: TileList,
   gather: boolean,
   projection: CudaProjection,
 ): boolean {
   // Plain products that gather have no such kernel, and leave the second word to one that does not.
-  const word = `${lane} ${gather || projection.spec.gated ? "first" : "second"}`;
+  const word = gather || projection.spec.gated ? "first" : "second";
   if (counting.get(word)?.closed ?? true) counting.set(word, projection);
   return counting.get(word) === projection;
 }
 
-function keyOf({ experts, lanes, mostTokens, topK, rows }: ListSizes): number[] {
-  return [experts, lanes, mostTokens, topK, rows];
+function keyOf({ experts, lanes, mostTokens, topK, classes }: ListSizes): number[] {
+  const ofClasses = classes.flatMap(({ rows, mostRows }) => [rows, mostRows]);
+  return [experts, lanes, mostTokens, topK, ...ofClasses];
 }
 
 function makeLists(
   order: CudaBuffer,
-  { experts, lanes, mostTokens, topK, rows }: ListSizes,
+  { experts, lanes, mostTokens, topK, classes }: ListSizes,
   context: OperatorContext,
 ): TileLists {
   const slots = mostTokens * topK;
-  // Every expert can end with a tile that is not full, and all of them can be on one lane.
-  const most = Math.floor(slots / rows) + Math.min(experts, slots);
+  const rooms = classes.map((each) => mostTiles(each, slots, experts));
+  const room = rooms.reduce((sum, most) => sum + most, 0);
   const words = context.kernels.manifest.list_words;
   const countBytes = 4 * context.kernels.manifest.count_words;
-  const countsAt = aligned(lanes * words * 4);
-  const tilesAt = countsAt + aligned(lanes * countBytes);
+  const number = lanes * classes.length;
+  const countsAt = aligned(number * words * 4);
+  const tilesAt = countsAt + aligned(number * countBytes);
   const buffer = context.scratch(
-    tilesAt + lanes * most * TILE_BYTES,
+    tilesAt + lanes * room * TILE_BYTES,
     `work lists of ${order.label}`,
   );
-  const told = new Int32Array(lanes * words);
-  for (let lane = 0; lane < lanes; lane++) {
-    told.set([rows, ANY_ROWS, lane * most, MOST_TILES_TOGETHER], lane * words);
-  }
+  const at = (bytes: number) => buffer.address + BigInt(bytes);
+  const told = new Int32Array(number * words);
+  let [list, first] = [0, 0];
+  const lists = Array.from({ length: lanes }, () =>
+    classes.map((each, c): TileList => {
+      const most = rooms[c] as number;
+      told.set([each.rows, each.mostRows, first, MOST_TILES_TOGETHER], list * words);
+      const made = {
+        class: each,
+        most,
+        counts: at(countsAt + list * countBytes),
+        tiles: at(tilesAt + first * TILE_BYTES),
+        counting: new Map(),
+      };
+      list += 1;
+      first += most;
+      return made;
+    }),
+  );
   context.upload(buffer.address, told);
-  return {
-    buffer,
-    most,
-    lists: buffer.address,
-    counts: buffer.address + BigInt(countsAt),
-    countBytes,
-    tiles: buffer.address + BigInt(tilesAt),
-    counting: new Map(),
-  };
+  return { buffer, told: buffer.address, counts: at(countsAt), tiles: at(tilesAt), lists };
+}
+
+/** Tiles that a class can come to: every expert can end with one that is not full, and all of them can be on one lane. */
+function mostTiles({ rows, leastRows }: TileClass, slots: number, experts: number): number {
+  return Math.floor(slots / rows) + Math.min(experts, Math.floor(slots / leastRows));
 }
 
 function aligned(bytes: number): number {

@@ -1,14 +1,14 @@
-/** `project` with packed weights: products of the experts on a lane's work list, by kernels of their own. */
+/** `project` with packed weights: products of the experts on a lane's work lists, by kernels of their own. */
 
 import { FAST_MEMORY } from "../../fast-memory.ts";
-import type { ProjectOperator } from "../../operators.ts";
+import type { BucketRows, ProjectOperator } from "../../operators.ts";
 import type { PackedProjection } from "../packed-projection.ts";
 import type { CudaProjection } from "../projection.ts";
 import { activationValues } from "./activation.ts";
 import { addsBiasFirst, packedKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { persistentGrid } from "./grids.ts";
-import { LARGE_SHARE, laneOf, projectBits } from "./lane.ts";
+import { LARGE_SHARE, type LaneList, laneOf, projectBits } from "./lane.ts";
 import { inCache } from "./lasting.ts";
 import { mapOf, mappedRows, rowValues } from "./product.ts";
 
@@ -38,47 +38,53 @@ const PIECES = 2;
 const FAST_MEMORY_ROWS = 32;
 
 /**
- * On tiles of at most so many rows pieces are claimed, on others programs come by them as with plain weights. By themselves on an H200,
- * dealt and claimed, first products of 16 tokens of qwen3-30b-a3b 97.5 us and 95.2, of 64 141.8 and 140.5, of 256 with Zipf 1.5 173.0 and
- * 168.3, of gpt-oss-20b's shape 188.4 and 183.7, 193.5 and 187.0 (64 tokens), of large 175.0 and 172.4, 188.4 and 186.0; second ones within
- * 4 %, most of them less.
+ * On tiles of at most so many rows pieces are claimed, on tiles of more where the L2 could hold a matrix; otherwise programs come by them as
+ * with plain weights. By themselves on an H200, dealt and claimed, first products of 16 tokens of qwen3-30b-a3b 97.5 us and 95.2, of 64 141.8
+ * and 140.5, of 256 with Zipf 1.5 173.0 and 168.3, of gpt-oss-20b's shape 188.4 and 183.7, 193.5 and 187.0 (64 tokens), of large 175.0 and
+ * 172.4, 188.4 and 186.0; second ones within 4 %, most of them less. Steps on tiles of 64 rows, 256 tokens, uniform and Zipf 1.5: gpt-oss-20b's
+ * shape 314.7 to 309.9 and 353.0 to 350.4, olmoe-1b-7b 167.5 to 167.9 and 197.1 to 196.4; large, one expert hot, 345.2 to 340.6.
  */
 const CLAIM_HEIGHT = 32;
+const CLAIM_HEIGHT_OF_FITTING = 64;
 
 export const PLAIN_REMEDY = "Use a projection whose weights are not packed.";
 
 /**
- * Whether a product takes less time with packed weights than with plain ones: where it waits for weights, and the L2 does not hold them. Not
- * where there is no kernel for it. What is wrong with the operator is left to whoever encodes it.
+ * Whether a product on a list takes less time with packed weights than with plain ones: where it waits for weights, and the L2 does not hold
+ * them. Not where there is no kernel for it.
  */
 export function paysPacked(
-  { rows, activation }: ProjectOperator,
+  { activation }: ProjectOperator,
+  rows: BucketRows,
   { spec, element, n, weightBytes }: CudaProjection,
+  { reads, inputScale }: LaneList,
   { context }: OperatorEncoder,
 ): boolean {
   const { gated, bias, count } = spec;
-  if (rows.from === "all" || rows.inputScale != null || rows.gather !== gated) return false;
+  if (inputScale !== null || rows.gather !== gated) return false;
   if (inCache(context, rows.buckets.weightBytes)) return false;
   const needs = { element, gated, activation, bias, gather: gated, rows: 1 };
   const kernel = packedKernel(context, needs);
   if (kernel === undefined) return false;
+  if (reads !== undefined) return reads === "packed";
+  const share = (rows.mostTokens * rows.topK) / count;
   const { multiprocessors, l2Bytes, memoryBytesPerSecond } = context.facts;
   const pieces =
     (count * Math.ceil(n / (kernel.entry.grid.columns_per_block ?? n))) / multiprocessors;
-  const share = (rows.mostTokens * rows.topK) / count;
   const large = weightBytes / count > LARGE_SHARE * l2Bytes;
   const few = !large && pieces < PIECES;
   if (memoryBytesPerSecond >= FAST_MEMORY) return share <= FAST_MEMORY_ROWS && !few;
   return share <= (large ? LARGE_ROWS : few ? FEW_PIECES_ROWS : PACKED_ROWS);
 }
 
+/** Of weights that are there packed alone. */
 export function encodePacked(
   operator: ProjectOperator,
   projection: PackedProjection,
   to: OperatorEncoder,
 ): void {
   const { rows } = operator;
-  const { gated, bias } = projection.spec;
+  const { gated } = projection.spec;
   if (rows.from === "all") to.fail('rows.from is "all", and the weights are packed', PLAIN_REMEDY);
   if (rows.inputScale !== undefined) {
     to.fail("rows.inputScale is given, and the weights are packed", PLAIN_REMEDY);
@@ -89,14 +95,26 @@ export function encodePacked(
       `Packed weights gather rows if they are gated, and else do not. ${PLAIN_REMEDY}`,
     );
   }
+  const { output, lists } = laneOf(operator, rows, projection, to);
+  for (const list of lists) encodePackedList(operator, projection, list, to);
+  to.mirror(output);
+}
+
+/** One list's products; whether there are kernels for them is known. */
+export function encodePackedList(
+  operator: ProjectOperator,
+  projection: PackedProjection,
+  list: LaneList,
+  to: OperatorEncoder,
+): void {
+  const { gated, bias } = projection.spec;
   const activation = activationValues(operator.activation, gated, to);
-  const lane = laneOf(operator, rows, projection, to);
   const { element, n, k } = projection;
   const needs = { element, gated, activation: operator.activation, bias, gather: gated };
   const kernel =
-    packedKernel(to.context, { ...needs, rows: lane.height }) ??
+    packedKernel(to.context, { ...needs, rows: list.height }) ??
     to.fail(
-      `there is no kernel for ${operator.activation.kind} behind ${gated ? "gated" : "plain"} packed weights on tiles of ${lane.height} rows`,
+      `there is no kernel for ${operator.activation.kind} behind ${gated ? "gated" : "plain"} packed weights on tiles of ${list.height} rows`,
       PLAIN_REMEDY,
     );
   // Bits are those of the kernel that plain weights would have.
@@ -104,28 +122,29 @@ export function encodePacked(
     bias &&
     addsBiasFirst(to.context, {
       ...needs,
-      inStep: lane.walk.inStep,
+      inStep: list.walk.inStep,
       inputScale: false,
       k,
-      rows: lane.height,
+      rows: list.height,
     });
-  const claim = lane.counts && (lane.walk.claim || lane.height <= CLAIM_HEIGHT);
-  const inStep = lane.walk.inStep && !claim;
+  const fits = projection.weightBytes / projection.spec.count <= to.context.facts.l2Bytes;
+  const claimed = list.height <= (fits ? CLAIM_HEIGHT_OF_FITTING : CLAIM_HEIGHT);
+  const claim = list.counts && (list.walk.claim || claimed);
+  const inStep = list.walk.inStep && !claim;
   const w = mapOf(kernel.entry, "w");
   to.kernel(
     kernel,
     {
-      ...rowValues(kernel, projection, lane.buffers, to),
+      ...rowValues(kernel, projection, list.buffers, to),
       ...(w && { w: projection.tensorMap(w) }),
       ...projection.tables,
       ...activation,
-      ...lane.values,
+      ...list.values,
       options:
-        lane.options |
+        list.options |
         projectBits(to, { claim, in_step: inStep, bias_last: bias && !beginsWithBias }),
     },
-    persistentGrid(kernel.entry, lane.most, n, to.context.facts.multiprocessors),
-    { ...lane.work, ...mappedRows(kernel, lane.buffers) },
+    persistentGrid(kernel.entry, list.most, n, to.context.facts.multiprocessors),
+    { ...list.work, weights: projection.weights, ...mappedRows(kernel, list.buffers) },
   );
-  to.mirror(lane.buffers.output);
 }

@@ -1,7 +1,7 @@
 /**
- * `project`: one product of every expert on a lane's work list, or of all rows with
+ * `project`: one product of every expert on a lane's work lists, or of all rows with
  * one matrix. Gates, whose output is float32, have kernels of their own, and so have packed weights (packed.ts). Of weights that are
- * there both ways, those are read that take less time.
+ * there both ways, those are read that take less time, list by list.
  */
 
 import type { AllRows, BucketRows, ProjectOperator } from "../../operators.ts";
@@ -14,8 +14,8 @@ import { activationValues } from "./activation.ts";
 import { denseKernel, projectKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, persistentGrid } from "./grids.ts";
-import { LATE_ROWS, laneOf, projectBits } from "./lane.ts";
-import { encodePacked, paysPacked } from "./packed.ts";
+import { LATE_ROWS, type LaneList, laneOf, projectBits } from "./lane.ts";
+import { encodePacked, encodePackedList, paysPacked } from "./packed.ts";
 import { mapOf, mappedRows, type RowBuffers, rowBuffers, rowValues } from "./product.ts";
 
 /**
@@ -31,12 +31,6 @@ export function encodeProject(operator: ProjectOperator, to: OperatorEncoder): v
   const { rows } = operator;
   to.oneOf("rows.from", rows.from, ROWS_FROM);
   if (projection instanceof PackedProjection) encodePacked(operator, projection, to);
-  else if (
-    projection instanceof BesideProjection &&
-    projection.current &&
-    paysPacked(operator, projection, to)
-  )
-    encodePacked(operator, projection.packed, to);
   else if (projection.spec.output === "float32") encodeGate(operator, projection, to);
   else if (rows.from === "all") encodeDense(operator, rows, projection, to);
   else encodeLane(operator, rows, projection, to);
@@ -93,15 +87,26 @@ function encodeLane(
   projection: PlainProjection,
   to: OperatorEncoder,
 ): void {
+  const both = projection instanceof BesideProjection && projection.current ? projection : null;
+  const { output, lists } = laneOf(operator, rows, projection, to);
+  for (const list of lists) {
+    if (both !== null && paysPacked(operator, rows, both, list, to)) {
+      encodePackedList(operator, both.packed, list, to);
+    } else encodeList(operator, rows, projection, list, to);
+  }
+  to.mirror(output);
+}
+
+function encodeList(
+  operator: ProjectOperator,
+  rows: BucketRows,
+  projection: PlainProjection,
+  { buffers, height, most, inputScale, walk, values, options, work }: LaneList,
+  to: OperatorEncoder,
+): void {
   const { spec, element, k } = projection;
   const { context } = to;
   const activation = activationValues(operator.activation, spec.gated, to);
-  const { buffers, height, most, inputScale, walk, values, options, work } = laneOf(
-    operator,
-    rows,
-    projection,
-    to,
-  );
   const kernel = projectKernel(context, {
     element,
     gated: spec.gated,
@@ -133,7 +138,6 @@ function encodeLane(
     persistentGrid(kernel.entry, most, projection.n, context.facts.multiprocessors),
     { ...work, ...mappedRows(kernel, buffers), ...(height <= LATE_ROWS && { early: true }) },
   );
-  to.mirror(buffers.output);
 }
 
 function commonValues(

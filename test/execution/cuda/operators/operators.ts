@@ -119,10 +119,12 @@ export async function lane(
   activation: Activation = { kind: "none" },
   weightBytes?: number,
   facts: Parameters<typeof FakeDevice.open>[0] = {},
+  packedBeside = false,
 ) {
   const device = await FakeDevice.open(facts);
   const made = stepBuffers(device, sizes);
-  const buffers = { ...made, buckets: { ...made.buckets, ...(weightBytes && { weightBytes }) } };
+  const kept = { ...(weightBytes && { weightBytes }), packedBeside };
+  const buffers = { ...made, buckets: { ...made.buckets, ...kept } };
   const rowType = spec.input ?? "bfloat16";
   device.encode(routeOf(buffers, {}, sizes));
   device.encode(bucketOf(buffers, { rowType }, sizes));

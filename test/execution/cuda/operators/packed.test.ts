@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { OperatorEncoder } from "../../../../src/execution/cuda/operators/encoder.ts";
+import type { LaneList } from "../../../../src/execution/cuda/operators/lane.ts";
 import { paysPacked } from "../../../../src/execution/cuda/operators/packed.ts";
 import type { CudaProjection } from "../../../../src/execution/cuda/projection.ts";
 import type {
@@ -11,7 +12,7 @@ import type {
   ProjectOperator,
 } from "../../../../src/execution/operators.ts";
 import { type FakeBuffer, FakeDevice } from "./harness.ts";
-import { lane, projectAll, walkOf } from "./operators.ts";
+import { bucketOf, lane, projectAll, walkOf } from "./operators.ts";
 
 const SILU: Activation = { kind: "silu" };
 /** Of 8 experts, 250 rows each. */
@@ -95,11 +96,13 @@ describe("a product of packed weights", () => {
   });
 
   it("claims its pieces on low tiles, one product of a list", async () => {
-    const bitsOf = async (mostTokens: number, gated: boolean) => {
+    const bitsOf = async (mostTokens: number, gated: boolean, l2Bytes: number) => {
       const sizes = { ...MANY, mostTokens };
       const activation: Activation = gated ? SILU : { kind: "none" };
       const spec = { packed: true, gated };
-      const { device, operator } = await lane(sizes, spec, { gather: gated }, activation);
+      const rows = { gather: gated };
+      const made = await lane(sizes, spec, rows, activation, undefined, { l2Bytes });
+      const { device, operator } = made;
       const other = device.packed({ count: sizes.experts, gated });
       return [operator, { ...operator, projection: other }].map((each) =>
         walkOf(device.kernel(each).values["options"]),
@@ -107,9 +110,10 @@ describe("a product of packed weights", () => {
     };
     // A share of 2, 8 and 32 rows.
     for (const gated of [true, false]) {
-      assert.deepEqual(await bitsOf(8, gated), [["claimed"], []]);
-      assert.deepEqual(await bitsOf(32, gated), [["claimed"], []]);
-      assert.deepEqual(await bitsOf(128, gated), [["in step"], []]);
+      assert.deepEqual(await bitsOf(8, gated, 1024), [["claimed"], []]);
+      assert.deepEqual(await bitsOf(32, gated, 2 ** 20), [["claimed"], []]);
+      assert.deepEqual(await bitsOf(128, gated, 2 ** 20), [["claimed"], []], "a matrix fits");
+      assert.deepEqual(await bitsOf(128, gated, 1024), [["in step"], []]);
     }
   });
 
@@ -196,15 +200,14 @@ describe("a product of packed weights", () => {
 async function pays(matrices: number, n: number, k: number, rows: number, speed: number) {
   const { context } = await FakeDevice.open({ memoryBytesPerSecond: speed });
   const buckets = { weightBytes: 3 * matrices * n * k };
-  const operator = {
-    rows: { from: "bucket", gather: true, mostTokens: rows * matrices, topK: 1, buckets },
-    activation: SILU,
-  } as unknown as ProjectOperator;
+  const made = { gather: true, mostTokens: rows * matrices, topK: 1, buckets };
   const spec = { gated: true, bias: false, count: matrices };
   const projection = { spec, element: "bfloat16", n, weightBytes: 2 * matrices * n * k };
   return paysPacked(
-    operator,
+    { activation: SILU } as unknown as ProjectOperator,
+    made as unknown as BucketRows,
     projection as unknown as CudaProjection,
+    { inputScale: null } as unknown as LaneList,
     { context } as unknown as OperatorEncoder,
   );
 }
@@ -228,6 +231,44 @@ describe("packed weights beside plain ones", () => {
       }
     });
   }
+
+  it("are read on the list of experts with few rows, where those with many are kept apart", async () => {
+    const facts = { memoryBytesPerSecond: H200, l2Bytes: 1024 };
+    // 36 rows an expert.
+    const sizes = { experts: 8, topK: 1, mostTokens: 288 };
+    const made = await lane(sizes, { gated: true }, { lane: 1 }, SILU, 2 ** 20, facts, true);
+    const { device, operator, buffers, lists } = made;
+    const projection = await device.beside({ count: 8, gated: true });
+    const encoded = device.kernels(device.encode({ ...operator, projection }).work);
+    assert.deepEqual(
+      encoded.map(({ name }) => name),
+      ["project_gated_logistic_bf16_rows128", "project_gated_logistic_bf16_packed32"],
+    );
+    // By lane and class, the low one first: 9 full tiles and 8 more; 2 and one of each expert that can have 33 rows.
+    const [low, tall] = [9 + 8, 2 + 8];
+    const told = [
+      [32, 32, 0, 16],
+      [128, 0x7fffffff, low, 16],
+      [32, 32, low + tall, 16],
+      [128, 0x7fffffff, 2 * low + tall, 16],
+    ];
+    assert.deepEqual(device.uploads[0]?.data, Int32Array.of(...told.flat()));
+    assert.equal(lists.byteLength, 512 + 2 * (low + tall) * 16);
+    const at = ({ values: { tiles, tile_count } }: (typeof encoded)[number]) =>
+      [tiles, tile_count].map((address) => Number((address as bigint) - lists.address));
+    assert.deepEqual(encoded.map(at), [
+      [512 + (2 * low + tall) * 16, 256 + 3 * 16],
+      [512 + (low + tall) * 16, 256 + 2 * 16],
+    ]);
+    assert.deepEqual(
+      encoded.map(({ work }) => work.weights),
+      [projection.weights, projection.packed.weights],
+    );
+    const bucket = device.kernel(bucketOf(buffers, { lanes: 2 }, sizes));
+    assert.equal(bucket.values["classes"], 2);
+    // Four programs share each of the four lists, nine fill.
+    assert.deepEqual(bucket.grid, { x: 25, y: 1, z: 1 });
+  });
 
   it("are not read where the L2 holds the plain ones", async () => {
     assert.equal(await pays(8, 1024, 512, 1, H100), false);
