@@ -17,8 +17,8 @@ export interface LayerOptions extends ControlOptions {
    * gated experts whose routing weights apply to the output. Outputs have the bits of plain weights, unless tiles are of another height
    * for having less to read. But steps that are a single `decode`, of `properties.decodeTokens` tokens at most, sum up in another order.
    *
-   * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read in steps that wait for weights, and tiles are
-   * those of plain weights. Default: false.
+   * With `"beside"` weights are kept as they are, too: 28 bits each. Packed ones are read where products wait for weights: in steps with
+   * few tokens and, of large experts, by those with few rows. Default: false.
    */
   readonly packWeights?: Packing;
   /** Graph cache: eager runs before a capture (default 1), graphs kept (default 16). */

@@ -6,12 +6,13 @@
 
 import assert from "node:assert/strict";
 import type { LayerSpec } from "../../src/data/spec.ts";
-import type { LayerWeights, ProductWeights } from "../../src/data/weights.ts";
+import type { LayerWeights } from "../../src/data/weights.ts";
 import type { Device } from "../../src/execution/device.ts";
 import { MoELayer } from "../../src/layer/moe-layer.ts";
 import type { DType } from "../../src/tensor.ts";
 import type { Random } from "../../src/workload/random.ts";
 import { RandomLayer } from "../../src/workload/random-layer.ts";
+import { biased } from "../support/biased.ts";
 import { gatedExperts, plainSpec } from "../support/layers.ts";
 import { between, normal } from "../support/seed.ts";
 import { checkSampled, SAMPLES } from "./sampled.ts";
@@ -90,30 +91,15 @@ function wideLayer(
   const selectionBias = new Float32Array(router.experts);
   if (hot !== undefined) selectionBias[hot] = DECIDED;
   for (const expert of empty) selectionBias[expert] = -DECIDED;
-  const biases = random.fork("expert biases");
-  // As large as what they are added to.
-  const scale = Math.sqrt(intermediateSize / hiddenSize);
   return {
     spec: {
       ...spec,
       router: { ...router, bias: true, selectionBias: hot !== undefined || empty.length > 0 },
     },
     source: {
-      gate: () => layer.gate(),
+      ...biased(layer, random.fork("expert biases")),
       gateBias: async () => gateBias,
       selectionBias: async () => selectionBias,
-      expert: async (i) => {
-        const [first, second] = (await layer.expert(i)) as [ProductWeights, ProductWeights];
-        const its = biases.fork(`${i}`);
-        const [gateBias, valueBias] = [
-          normal(its, intermediateSize),
-          normal(its, intermediateSize),
-        ];
-        return [
-          { ...first, gateBias, valueBias },
-          { ...second, valueBias: normal(its, hiddenSize, scale) },
-        ];
-      },
     },
   };
 }

@@ -79,6 +79,8 @@ export interface LaneList {
   readonly counts: boolean;
   /** As with plain weights. */
   readonly walk: Walk;
+  /** Tiles of plain weights whose bits all lists of the lane have, whatever other tokens put an expert on which of them. */
+  readonly bitsOf: { readonly rows: number; readonly inStep: boolean };
   /** The list and the choices, as arguments of a kernel. */
   readonly values: KernelValues;
   /** Bits of `options`, for all that is the same whichever the kernel: not how programs come by pieces. */
@@ -136,7 +138,7 @@ export function laneOf(
   });
   // Of weights kept both ways it does not matter which are read.
   const counting = to.projection("projection", operator.projection);
-  const ofList = (list: TileList): LaneList => {
+  const ofList = (list: TileList): Omit<LaneList, "bitsOf"> => {
     const { rows: height, reads } = list.class;
     const counts = mayCount(list, gather, counting);
     return {
@@ -157,7 +159,10 @@ export function laneOf(
       },
     };
   };
-  return { output: buffers.output, lists: lists.map(ofList).reverse() };
+  const found = lists.map(ofList).reverse();
+  const [{ height: tallest, walk }] = found as [(typeof found)[number]];
+  const bitsOf = { rows: tallest, inStep: walk.inStep };
+  return { output: buffers.output, lists: found.map((list) => ({ ...list, bitsOf })) };
 }
 
 /** The bits of a product's `options` that are set. */

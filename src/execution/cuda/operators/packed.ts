@@ -117,16 +117,8 @@ export function encodePackedList(
       `there is no kernel for ${operator.activation.kind} behind ${gated ? "gated" : "plain"} packed weights on tiles of ${list.height} rows`,
       PLAIN_REMEDY,
     );
-  // Bits are those of the kernel that plain weights would have.
   const beginsWithBias =
-    bias &&
-    addsBiasFirst(to.context, {
-      ...needs,
-      inStep: list.walk.inStep,
-      inputScale: false,
-      k,
-      rows: list.height,
-    });
+    bias && addsBiasFirst(to.context, { ...needs, ...list.bitsOf, inputScale: false, k });
   const fits = projection.weightBytes / projection.spec.count <= to.context.facts.l2Bytes;
   const claimed = list.height <= (fits ? CLAIM_HEIGHT_OF_FITTING : CLAIM_HEIGHT);
   const claim = list.counts && (list.walk.claim || claimed);
