@@ -93,7 +93,7 @@ export interface BucketBuffers {
   readonly laneOf: DeviceBuffer;
   /** Bytes of the weights that the rows will meet, those of all experts; with B, k and E it decides how tall tiles are. */
   readonly weightBytes?: number;
-  /** Whether those weights are there packed, too: then tiles may be of two heights, for experts with few rows and with many. */
+  /** Whether those weights are there packed, too: then tiles may be of several heights, for experts with few rows and with many. */
   readonly packedBeside?: boolean;
 }
 

@@ -75,8 +75,8 @@ export class CudaCore
   #budgets: CudaBudgets;
   /** Bytes of L2 that are set aside for budgets at present. */
   #persistingBytes = 0;
-  /** What the context's limit was before any were. */
-  #persistingFound: number | undefined;
+  /** What the context's limit was before. */
+  #persistingFound = 0;
   #closures = 0;
   #closing: Promise<void> | undefined;
 
@@ -272,7 +272,7 @@ export class CudaCore
 
   #setAside(bytes: number): void {
     if (bytes === this.#persistingBytes) return;
-    this.#persistingFound ??= this.driver.persistingL2Limit();
+    if (this.#persistingBytes === 0) this.#persistingFound = this.driver.persistingL2Limit();
     // The context can be others', too, and outlive the device.
     this.driver.setPersistingL2Limit(bytes > 0 ? bytes : this.#persistingFound);
     // Lines stay where they are until somebody says that they need not.

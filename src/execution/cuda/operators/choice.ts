@@ -4,7 +4,7 @@
  * A launch has tiles of one height, from the rows that an expert has on average:
  * few rows want small tiles, whose kernels stream weights at memory speed; many
  * want tall ones, which read weights fewer times. (Where experts are kept apart by
- * their rows there are two: tile-classes.ts.) Lists of tiles are made before
+ * their rows there are several: tile-classes.ts.) Lists of tiles are made before
  * it is known which products will use them, so tiles are never taller than any
  * product's kernels can be. A kernel may be taller than the tiles of its list.
  *

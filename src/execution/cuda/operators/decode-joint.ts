@@ -1,6 +1,6 @@
 /**
  * Whether decode's products of packed weights take several tokens together, so that an expert that these share is read and expanded once
- * (kernels/triton/experts/decode_packed.py), or each by itself. All by products on an H200; on an H100 nothing of it was measured.
+ * (kernels/triton/experts/decode_packed.py), or each by itself. All on an H200, by products unless it says steps; on an H100 nothing of it was measured.
  */
 
 import { GROUP_ROWS } from "../packed-layout.ts";
@@ -24,7 +24,7 @@ export interface JointSizes {
 const SHARED_CHOICES = 1 / 2;
 /**
  * From so many tokens what skewed loads gain is more than what others lose: with 4 tokens of qwen3-30b-a3b 35.9 to 36.7 and 27.2 to 25.6. With
- * the second product together as well a step of it takes 63.5 us instead of 64.0, with Zipf 1 and 1.5 56.5 instead of 58.1 and 49.7 instead of 52.1.
+ * the second product together as well a step of it takes 63.5 us instead of 64.0, with Zipf 1 and 1.5 56.7 instead of 58.1 and 49.6 instead of 52.2.
  */
 const MANY_TOKENS = 3;
 /**

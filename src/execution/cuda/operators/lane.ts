@@ -77,9 +77,9 @@ export interface LaneList {
   readonly inputScale: bigint | null;
   /** Whether programs may count pieces. */
   readonly counts: boolean;
-  /** As with plain weights. */
-  readonly walk: Walk;
-  /** Tiles of plain weights whose bits all lists of the lane have, whatever other tokens put an expert on which of them. */
+  /** How programs go through it that read so many bytes of weights, those of all matrices. */
+  walk(weightBytes: number): Walk;
+  /** Tiles of plain weights whose bits all lists have that read packed ones, whatever other tokens put an expert on which of them. */
   readonly bitsOf: { readonly rows: number; readonly inStep: boolean };
   /** The list and the choices, as arguments of a kernel. */
   readonly values: KernelValues;
@@ -120,7 +120,7 @@ export function laneOf(
   const share = slots / experts;
   const sizes = { slots, experts, weightBytes, mostTokens, packedBeside };
   const classes = tileClasses(context, element, sizes);
-  const lists = findLists(order, { experts, lanes, mostTokens, topK, classes })?.lists[lane];
+  const lists = findLists(order, { experts, lanes, mostTokens, topK, classes })?.byLane[lane];
   if (lists === undefined) {
     to.fail(
       `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
@@ -128,7 +128,6 @@ export function laneOf(
     );
   }
   const cached = inCache(context, weightBytes);
-  const ofL2 = projection.weightBytes / experts / context.facts.l2Bytes;
   const bytes = slots * projection.outputPitch * BYTES_PER_ELEMENT[element];
   const options = projectBits(to, {
     read_once: !cached,
@@ -148,7 +147,8 @@ export function laneOf(
       most: list.most,
       inputScale,
       counts,
-      walk: walkOf(height, share, ofL2, cached, counts),
+      walk: (bytes) =>
+        walkOf(height, share, bytes / experts / context.facts.l2Bytes, cached, counts),
       values: { tiles: list.tiles, tile_count: list.counts, order: order.address, top_k: topK },
       options,
       work: {
@@ -161,7 +161,7 @@ export function laneOf(
   };
   const found = lists.map(ofList).reverse();
   const [{ height: tallest, walk }] = found as [(typeof found)[number]];
-  const bitsOf = { rows: tallest, inStep: walk.inStep };
+  const bitsOf = { rows: tallest, inStep: walk(projection.weightBytes).inStep };
   return { output: buffers.output, lists: found.map((list) => ({ ...list, bitsOf })) };
 }
 

@@ -30,7 +30,7 @@ export interface TileLists {
   /** Address of the first list's tiles. */
   readonly tiles: bigint;
   /** By lane, and within a lane by class. */
-  readonly lists: readonly (readonly TileList[])[];
+  readonly byLane: readonly (readonly TileList[])[];
 }
 
 /** The list of a lane and a class. */
@@ -99,7 +99,7 @@ function makeLists(
 ): TileLists {
   const slots = mostTokens * topK;
   const rooms = classes.map((each) => mostTiles(each, slots, experts));
-  const room = rooms.reduce((sum, most) => sum + most, 0);
+  const room = sum(rooms);
   const words = context.kernels.manifest.list_words;
   const countBytes = 4 * context.kernels.manifest.count_words;
   const number = lanes * classes.length;
@@ -111,30 +111,33 @@ function makeLists(
   );
   const at = (bytes: number) => buffer.address + BigInt(bytes);
   const told = new Int32Array(number * words);
-  let [list, first] = [0, 0];
-  const lists = Array.from({ length: lanes }, () =>
-    classes.map((each, c): TileList => {
-      const most = rooms[c] as number;
-      told.set([each.rows, each.mostRows, first, MOST_TILES_TOGETHER], list * words);
-      const made = {
-        class: each,
-        most,
-        counts: at(countsAt + list * countBytes),
-        tiles: at(tilesAt + first * TILE_BYTES),
-        counting: new Map(),
-      };
-      list += 1;
-      first += most;
-      return made;
-    }),
+  const listOf = (each: TileClass, lane: number, c: number): TileList => {
+    const list = lane * classes.length + c;
+    const most = rooms[c] as number;
+    const first = lane * room + sum(rooms.slice(0, c));
+    told.set([each.rows, each.mostRows, first, MOST_TILES_TOGETHER], list * words);
+    return {
+      class: each,
+      most,
+      counts: at(countsAt + list * countBytes),
+      tiles: at(tilesAt + first * TILE_BYTES),
+      counting: new Map(),
+    };
+  };
+  const byLane = Array.from({ length: lanes }, (_, lane) =>
+    classes.map((each, c) => listOf(each, lane, c)),
   );
   context.upload(buffer.address, told);
-  return { buffer, told: buffer.address, counts: at(countsAt), tiles: at(tilesAt), lists };
+  return { buffer, told: buffer.address, counts: at(countsAt), tiles: at(tilesAt), byLane };
 }
 
 /** Tiles that a class can come to: every expert can end with one that is not full, and all of them can be on one lane. */
 function mostTiles({ rows, leastRows }: TileClass, slots: number, experts: number): number {
   return Math.floor(slots / rows) + Math.min(experts, Math.floor(slots / leastRows));
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((a, b) => a + b, 0);
 }
 
 function aligned(bytes: number): number {

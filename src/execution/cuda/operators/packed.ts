@@ -100,7 +100,7 @@ export function encodePacked(
   to.mirror(output);
 }
 
-/** One list's products; whether there are kernels for them is known. */
+/** One list's products. What is wrong with the operator, other than that there is no kernel for it, has been found. */
 export function encodePackedList(
   operator: ProjectOperator,
   projection: PackedProjection,
@@ -121,8 +121,9 @@ export function encodePackedList(
     bias && addsBiasFirst(to.context, { ...needs, ...list.bitsOf, inputScale: false, k });
   const fits = projection.weightBytes / projection.spec.count <= to.context.facts.l2Bytes;
   const claimed = list.height <= (fits ? CLAIM_HEIGHT_OF_FITTING : CLAIM_HEIGHT);
-  const claim = list.counts && (list.walk.claim || claimed);
-  const inStep = list.walk.inStep && !claim;
+  const walk = list.walk(projection.weightBytes);
+  const claim = list.counts && (walk.claim || claimed);
+  const inStep = walk.inStep && !claim;
   const w = mapOf(kernel.entry, "w");
   to.kernel(
     kernel,

@@ -101,11 +101,12 @@ function encodeList(
   operator: ProjectOperator,
   rows: BucketRows,
   projection: PlainProjection,
-  { buffers, height, most, inputScale, walk, values, options, work }: LaneList,
+  { buffers, height, most, inputScale, values, options, work, ...list }: LaneList,
   to: OperatorEncoder,
 ): void {
   const { spec, element, k } = projection;
   const { context } = to;
+  const walk = list.walk(projection.weightBytes);
   const activation = activationValues(operator.activation, spec.gated, to);
   const kernel = projectKernel(context, {
     element,

@@ -99,6 +99,7 @@ export function madeBundle(): {
         claim: 64,
         read_once: 128,
         keep: 256,
+        bias_last: 512,
       },
       decode_first: { bias: 2, input_scale: 4, read_once: 128 },
       decode_second: {

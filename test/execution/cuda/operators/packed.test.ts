@@ -15,6 +15,7 @@ import { type FakeBuffer, FakeDevice } from "./harness.ts";
 import { bucketOf, lane, projectAll, walkOf } from "./operators.ts";
 
 const SILU: Activation = { kind: "silu" };
+const BIAS_LAST = 512;
 /** Of 8 experts, 250 rows each. */
 const MANY = { experts: 8, topK: 2, mostTokens: 1000 };
 
@@ -44,8 +45,8 @@ describe("a product of packed weights", () => {
         x_pitch: 128,
         out_pitch: 128,
         top_k: 2,
-        // Gather, bias, read once.
-        options: 1 | 2 | 128,
+        // Gather, bias, read once; rows of two steps, whose plain kernel takes a bias in at the end.
+        options: 1 | 2 | 128 | BIAS_LAST,
         code: 4,
         linear: 1,
         cubic: 0,
@@ -268,6 +269,26 @@ describe("packed weights beside plain ones", () => {
     assert.equal(bucket.values["classes"], 2);
     // Four programs share each of the four lists, nine fill.
     assert.deepEqual(bucket.grid, { x: 25, y: 1, z: 1 });
+  });
+
+  it("take in a bias at the same place in all classes, also where pieces may not be counted", async () => {
+    const facts = { memoryBytesPerSecond: H200, l2Bytes: 1024 };
+    const sizes = { experts: 8, topK: 1, mostTokens: 256 };
+    const spec = { count: 8, gated: true, bias: true, inputs: 1000 };
+    const { device, operator } = await lane(sizes, spec, {}, SILU, 2 ** 20, facts, true);
+    for (const counts of [true, false]) {
+      const projection = await device.beside(spec);
+      const encoded = device.kernels(device.encode({ ...operator, projection }).work);
+      const [, ...packed] = encoded;
+      assert.deepEqual(
+        encoded.map(({ name }) => name.replace(/.*_/, "")),
+        ["many128", "packed64", "packed32"],
+      );
+      for (const { values } of packed) {
+        assert.equal(Number(values["options"]) & BIAS_LAST, 0);
+        assert.equal(walkOf(values["options"]).length > 0, counts);
+      }
+    }
   });
 
   it("are not read where the L2 holds the plain ones", async () => {
