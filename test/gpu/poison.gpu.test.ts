@@ -33,7 +33,7 @@ const TOKENS = [1, 3, 37, 300];
 /** More than the L2 holds, packed or not: weights that are there both ways are read packed, of few tokens. */
 const LARGE = { hiddenSize: 1024, intermediateSize: 2048, experts: 8, topK: 2, renormalize: true };
 /** Each larger than the L2, and 300 tokens give some of them few rows and some many: where memory is fast those are kept apart. */
-const LARGER = { ...LARGE, hiddenSize: 4096, intermediateSize: 2304, experts: 16 };
+const LARGER = { ...LARGE, hiddenSize: 4096, intermediateSize: 2816, experts: 16 };
 
 interface Case {
   readonly spec: LayerSpec;
