@@ -161,7 +161,7 @@ export function weightRate({ weightBytes }, us) {
 }
 
 /**
- * What skew costs: time over that of uniform routing, with as many tokens of the same shape.
+ * What skew costs: time over that of uniform routing, with as many tokens of the same shape, of the same commit where that measured it.
  *
  * @returns one of each cell with another routing: { cell, nexus?, common? }
  */
@@ -169,10 +169,11 @@ export function skewPenalties(cells) {
   return cells
     .filter(({ routing }) => routing !== "uniform")
     .map((cell) => {
-      const even = cells.find(
+      const uniform = cells.find(
         ({ shape, tokens, routing }) =>
           shape === cell.shape && tokens === cell.tokens && routing === "uniform",
       );
+      const even = uniform && ofCommit(uniform, commitOf(cell));
       const over = (entry, base) => (entry && base ? entry.us / base.us : undefined);
       return {
         cell,
@@ -181,6 +182,16 @@ export function skewPenalties(cells) {
       };
     })
     .filter(({ nexus, common }) => nexus !== undefined || common !== undefined);
+}
+
+/** The commit that Nexus's rounds are of. */
+const commitOf = ({ nexus, commit }) => nexus?.commit ?? commit;
+
+/** A cell that was joined from several parts as the one of a commit has it, where there is such a part. */
+function ofCommit(cell, commit) {
+  const part =
+    commitOf(cell) === commit ? undefined : cell.parts?.find((each) => each.commit === commit);
+  return part === undefined ? cell : cellFigures(part);
 }
 
 /** Readings of some cells that hold joules, each with the latency of its contender; others say why they hold none. */

@@ -47,6 +47,8 @@ function joinCells(cells) {
   const limits = ofLatestCommit(withCommit(cells, ({ limit }) => limit ?? []));
   return {
     ...latest,
+    /** What it was joined from. */
+    parts: cells,
     queued: cells.every(({ queued }) => queued),
     paced: cells.every(({ paced }) => paced),
     ...(limits.length > 0 && { limit: joinRounds(limits) }),
