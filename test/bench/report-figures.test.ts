@@ -186,26 +186,6 @@ describe("report figures", { skip }, () => {
     assert.equal(bar("85 %").figure, "not measured");
   });
 
-  it("skew is held against uniform routing of the same commit, which a later part may have measured again", async () => {
-    const { figuresOf, skewPenalties } = await load("figures.mjs");
-    const { merge } = await load("merge.mjs");
-    const nexus = (...times: number[]) => times.map((us) => contender("nexus", us));
-    const whole = {
-      ...exampleResult(),
-      cells: [cell(at(1024), nexus(100)), cell(at(1024, "zipf:1.5"), nexus(105))],
-    };
-    const again = { ...whole, commit: "fedcba9", date: "2031-01-01T00:00:00.000Z" };
-    const uniform = { ...again, cells: [cell(at(1024), nexus(90))] };
-    const { cells } = figuresOf(merge([whole, uniform]));
-    close(cells[0].nexus.us, 90);
-    close(skewPenalties(cells)[0].nexus, 1.05);
-    const both = { ...again, cells: [...uniform.cells, cell(at(1024, "zipf:1.5"), nexus(99))] };
-    close(skewPenalties(figuresOf(merge([whole, both])).cells)[0].nexus, 1.1);
-    // Where only the other routing was measured again, what there is of uniform counts.
-    const skewed = { ...again, cells: both.cells.slice(1) };
-    close(skewPenalties(figuresOf(merge([whole, skewed])).cells)[0].nexus, 0.99);
-  });
-
   it("skew is held against uniform routing with as many tokens of the same shape", async () => {
     const { skewPenalties } = await load("figures.mjs");
     const { cells } = await figuresOf([

@@ -11,7 +11,7 @@ import { MoELayer } from "../../src/layer/moe-layer.ts";
 import { layerSpecOf, presetOf } from "../../src/workload/presets.ts";
 import { FilledLayer, RandomLayer } from "../../src/workload/random-layer.ts";
 import { biased } from "../support/biased.ts";
-import { batch } from "../support/layers.ts";
+import { batch, leaning } from "../support/layers.ts";
 import { normal, randomFor } from "../support/seed.ts";
 import { gpuTest } from "./gpu.ts";
 
@@ -53,9 +53,7 @@ for (const bias of [false, true]) {
       ? biased(drawn, random.fork("biases"))
       : new FilledLayer(LARGE, DTYPE, 11);
     const lean = normal(random, hiddenSize, LEAN);
-    const inputs = TOKENS.map((tokens) =>
-      normal(random, tokens * hiddenSize).map((x, i) => x + (lean[i % hiddenSize] as number)),
-    );
+    const inputs = TOKENS.map((tokens) => leaning(random, tokens, lean));
     const run = async (options: Options) => {
       await using layer = new MoELayer(spec, weights, { device, ...options });
       const steps: { output: Float32Array; counts: readonly number[] }[] = [];

@@ -16,6 +16,7 @@ import { dividingByUse } from "../support/dividing-by-use.ts";
 import {
   batch,
   gatedExperts,
+  leaning,
   plainSpec,
   type RandomLayerParts,
   randomLayer,
@@ -46,10 +47,9 @@ function partsOf(dtype: (typeof WEIGHT_DTYPES)[number]): RandomLayerParts {
 function batches(dtype: string): Float32Array[] {
   const random = randomFor(`gpu same bits batches ${dtype}`);
   const lean = normal(random, HIDDEN, 2);
-  return TOKENS.map((tokens, i) => {
-    const hidden = normal(random, tokens * HIDDEN);
-    return i < 6 ? hidden : hidden.map((x, j) => x + (lean[j % HIDDEN] as number));
-  });
+  return TOKENS.map((tokens, i) =>
+    i < 6 ? normal(random, tokens * HIDDEN) : leaning(random, tokens, lean),
+  );
 }
 
 async function outputs(

@@ -386,6 +386,12 @@ export function rowOf(matrix: Float32Array, t: number, width: number): Float32Ar
   return matrix.slice(t * width, (t + 1) * width);
 }
 
+/** Normal hidden states [T, H] that all lean to one vector [H], and so to the same experts. */
+export function leaning(random: Random, tokens: number, lean: Float32Array): Float32Array {
+  const width = lean.length;
+  return normal(random, tokens * width).map((x, i) => x + (lean[i % width] as number));
+}
+
 /** A matrix [T, H] as the tensor forward() takes. */
 export function batch(hidden: Float32Array, hiddenSize: number): TensorLike {
   return { data: hidden, shape: [hidden.length / hiddenSize, hiddenSize] };

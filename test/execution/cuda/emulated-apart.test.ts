@@ -8,7 +8,7 @@ import { describe, it } from "node:test";
 import type { LayerSpec } from "../../../src/data/spec.ts";
 import type { LayerOptions } from "../../../src/layer/forward.ts";
 import { MoELayer } from "../../../src/layer/moe-layer.ts";
-import { batch, gatedExperts, plainSpec, randomLayer } from "../../support/layers.ts";
+import { batch, gatedExperts, leaning, plainSpec, randomLayer } from "../../support/layers.ts";
 import { between, chance, normal, pick, randomFor } from "../../support/seed.ts";
 import { withEmulated } from "./emulator/harness.ts";
 
@@ -49,9 +49,7 @@ describe("large experts that are kept apart by their rows", () => {
       const { tensors } = randomLayer(random, spec);
       const { hiddenSize } = spec;
       const lean = normal(random, hiddenSize, random.uniform());
-      const inputs = TOKENS.map((tokens) =>
-        normal(random, tokens * hiddenSize).map((x, j) => x + (lean[j % hiddenSize] as number)),
-      );
+      const inputs = TOKENS.map((tokens) => leaning(random, tokens, lean));
       const outputs = (options: Omit<LayerOptions, "device">) =>
         withEmulated(async (device, driver) => {
           await using layer = new MoELayer(spec, tensors, { device, ...options });

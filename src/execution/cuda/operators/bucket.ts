@@ -9,7 +9,7 @@ import type { BucketOperator } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { coverGrid, fixedGrid } from "./grids.ts";
-import { listsOf } from "./lists.ts";
+import { listSizes, listsOf } from "./lists.ts";
 import { Scratch } from "./scratch.ts";
 import {
   type ChoiceSets,
@@ -20,7 +20,6 @@ import {
   WORD_TOKENS,
 } from "./sets.ts";
 import { NOTHING_TO_TIDY, tidyUp } from "./tidy.ts";
-import { tileClasses } from "./tile-classes.ts";
 
 /** Counts that the kernel writes and nobody asked for. */
 const unreadCounts = new Scratch<{ readonly buffer: CudaBuffer }>();
@@ -48,10 +47,8 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
   const choices = operator.routed
     ? routedSets(ids, padded, operator, to)
     : markedSets(ids, tokens, padded, operator, to);
-  const { weightBytes, packedBeside = false } = buckets;
-  const rows = { slots, experts, weightBytes, mostTokens, packedBeside };
-  const classes = tileClasses(context, rowType, rows);
-  const lists = listsOf(order, { experts, lanes, mostTokens, topK, classes }, context);
+  const sizes = listSizes(context, rowType, buckets, { experts, lanes, mostTokens, topK });
+  const lists = listsOf(order, sizes, context);
   const fillPrograms = Math.min(context.facts.multiprocessors, Math.ceil(mostTokens / WORD_TOKENS));
   const listPrograms = kernel.entry.grid.shares_of_a_list ?? 1;
   to.kernel(
@@ -73,11 +70,11 @@ export function encodeBucket(operator: BucketOperator, to: OperatorEncoder): voi
       top_k: topK,
       most_tokens: mostTokens,
       lanes,
-      classes: classes.length,
+      classes: sizes.classes.length,
       fill_programs: fillPrograms,
       ...NOTHING_TO_TIDY,
     },
-    fixedGrid(fillPrograms + listPrograms * lanes * classes.length),
+    fixedGrid(fillPrograms + listPrograms * lanes * sizes.classes.length),
     // Small, and all latency.
     { early: true, tidiesOwn: true },
   );

@@ -17,7 +17,7 @@ import type { Manifest } from "../bundle/manifest.ts";
 import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
 import { coverGrid, type Grid, residentBlocks } from "./grids.ts";
-import { inCache } from "./lasting.ts";
+import { expertInCache, inCache } from "./lasting.ts";
 
 /** Most rows a matrix has on average for tiles of 16, 32 and 64 rows; beyond, the tallest. */
 interface Shares {
@@ -150,8 +150,7 @@ function sharesOf(
 ): Shares {
   if (inCache(context, weightBytes)) return CACHED_SHARES;
   if (element === "float32") return FLOAT32_SHARES;
-  const ofExpert = weightBytes === undefined ? undefined : weightBytes / experts;
-  return inCache(context, ofExpert) ? EXPERT_SHARES : LARGE_EXPERT_SHARES;
+  return expertInCache(context, weightBytes, experts) ? EXPERT_SHARES : LARGE_EXPERT_SHARES;
 }
 
 /**

@@ -1,6 +1,7 @@
 /**
  * Whether decode's products of packed weights take several tokens together, so that an expert that these share is read and expanded once
- * (kernels/triton/experts/decode_packed.py), or each by itself. All on an H200, by products unless it says steps; on an H100 nothing of it was measured.
+ * (kernels/triton/experts/decode_packed.py), or each by itself. All on an H200, by products unless it says steps; on an H100 nothing of it
+ * was measured.
  */
 
 import { GROUP_ROWS } from "../packed-layout.ts";
@@ -30,9 +31,9 @@ const MANY_TOKENS = 3;
 /**
  * Second products have a program for a group of rows then, instead of one for each token as well. With more of them than this for each
  * multiprocessor they keep the memory busy anyway: 4096 rows, 4 tokens, 146 us to 110; 7168 rows, 2 tokens, 90.9 to 83.5. With
- * fewer it takes shared experts or many tokens: 2048 rows 49.1 to 44.1 and 45.1 to 31.7 with 1/2, 21.5 to 23.6 and 19.4 to 17.2 with 1/4; 2880 rows 48.7 to
- * 49.6 and 46.3 to 38.9 with 1/2, 28.2 to 32.4 and 25.6 to 25.4 with 1/4. With hardly half a program each nothing helps: 1024 rows
- * 8.4 to 12.8 and 8.3 to 10.1 with 1/2.
+ * fewer it takes shared experts or many tokens: 2048 rows 49.1 to 44.1 and 45.1 to 31.7 with 1/2, 21.5 to 23.6 and 19.4 to 17.2 with 1/4;
+ * 2880 rows 48.7 to 49.6 and 46.3 to 38.9 with 1/2, 28.2 to 32.4 and 25.6 to 25.4 with 1/4. With hardly half a program each nothing helps:
+ * 1024 rows 8.4 to 12.8 and 8.3 to 10.1 with 1/2.
  */
 const MANY_PROGRAMS = 1.5;
 const FEWEST_PROGRAMS = 0.9;

@@ -11,9 +11,9 @@ import type { CudaProjection } from "../projection.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import type { WorkOptions } from "./kernel-work.ts";
 import { inCache, passThrough } from "./lasting.ts";
-import { findLists, mayCount, type TileList } from "./lists.ts";
+import { findLists, listSizes, mayCount, type TileList } from "./lists.ts";
 import { type RowBuffers, rowBuffers } from "./product.ts";
-import { type TileClass, tileClasses } from "./tile-classes.ts";
+import type { TileClass } from "./tile-classes.ts";
 
 /**
  * Tiles of more rows than this are tall. First products on them do not start early: behind buckets, which leave most of
@@ -62,6 +62,13 @@ export interface Lane {
   readonly output: CudaBuffer;
   /** That of the tallest tiles first. */
   readonly lists: readonly LaneList[];
+  readonly bitsOf: BitsOf;
+}
+
+/** Tiles of plain weights whose bits all lists have that read packed ones, whatever other tokens put an expert on which of them. */
+export interface BitsOf {
+  readonly rows: number;
+  readonly inStep: boolean;
 }
 
 /** What a product on a list of a lane is encoded from, whichever its kernel. */
@@ -79,8 +86,6 @@ export interface LaneList {
   readonly counts: boolean;
   /** How programs go through it that read so many bytes of weights, those of all matrices. */
   walk(weightBytes: number): Walk;
-  /** Tiles of plain weights whose bits all lists have that read packed ones, whatever other tokens put an expert on which of them. */
-  readonly bitsOf: { readonly rows: number; readonly inStep: boolean };
   /** The list and the choices, as arguments of a kernel. */
   readonly values: KernelValues;
   /** Bits of `options`, for all that is the same whichever the kernel: not how programs come by pieces. */
@@ -116,11 +121,11 @@ export function laneOf(
   // Not filled: the device says so in `timesExperts`.
   to.optional("rows.busy", rows.busy, experts, "int32");
   const buffers = rowBuffers(operator, projection, gather ? mostTokens : slots, slots, to);
-  const { weightBytes, packedBeside = false } = rows.buckets;
+  const { weightBytes } = rows.buckets;
   const share = slots / experts;
-  const sizes = { slots, experts, weightBytes, mostTokens, packedBeside };
-  const classes = tileClasses(context, element, sizes);
-  const lists = findLists(order, { experts, lanes, mostTokens, topK, classes })?.byLane[lane];
+  const told = { experts, lanes, mostTokens, topK };
+  const sizes = listSizes(context, element, rows.buckets, told);
+  const lists = findLists(order, sizes)?.byLane[lane];
   if (lists === undefined) {
     to.fail(
       `rows.buckets have no work lists for ${experts} experts, ${lanes} lanes, topK ${topK} and up to ${mostTokens} tokens with ${element} rows`,
@@ -137,7 +142,7 @@ export function laneOf(
   });
   // Of weights kept both ways it does not matter which are read.
   const counting = to.projection("projection", operator.projection);
-  const ofList = (list: TileList): Omit<LaneList, "bitsOf"> => {
+  const ofList = (list: TileList): LaneList => {
     const { rows: height, reads } = list.class;
     const counts = mayCount(list, gather, counting);
     return {
@@ -147,8 +152,8 @@ export function laneOf(
       most: list.most,
       inputScale,
       counts,
-      walk: (bytes) =>
-        walkOf(height, share, bytes / experts / context.facts.l2Bytes, cached, counts),
+      walk: (ofWeights) =>
+        walkOf(height, share, ofWeights / experts / context.facts.l2Bytes, cached, counts),
       values: { tiles: list.tiles, tile_count: list.counts, order: order.address, top_k: topK },
       options,
       work: {
@@ -160,9 +165,9 @@ export function laneOf(
     };
   };
   const found = lists.map(ofList).reverse();
-  const [{ height: tallest, walk }] = found as [(typeof found)[number]];
-  const bitsOf = { rows: tallest, inStep: walk(projection.weightBytes).inStep };
-  return { output: buffers.output, lists: found.map((list) => ({ ...list, bitsOf })) };
+  const [tallest] = found as [LaneList];
+  const bitsOf = { rows: tallest.height, inStep: tallest.walk(projection.weightBytes).inStep };
+  return { output: buffers.output, lists: found, bitsOf };
 }
 
 /** The bits of a product's `options` that are set. */

@@ -33,6 +33,15 @@ export function inCache({ facts }: Facts, weightBytes = Number.POSITIVE_INFINITY
   return weightBytes <= facts.l2Bytes;
 }
 
+/** Whether the L2 holds one of so many experts of so many bytes in all. */
+export function expertInCache(
+  context: Facts,
+  weightBytes: number | undefined,
+  experts: number,
+): boolean {
+  return inCache(context, weightBytes === undefined ? undefined : weightBytes / experts);
+}
+
 /** Whether the L2 shall keep these rows until they have been read, and then drop them. */
 export function passThrough(context: Facts, { bytes, share, weightBytes }: RowsBetween): boolean {
   const few = share <= MOST_SHARE && bytes <= MOST_OF_L2 * context.facts.l2Bytes;

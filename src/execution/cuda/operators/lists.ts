@@ -6,19 +6,37 @@
  * each one got and how many of them are of busy experts, the tiles.
  */
 
+import type { BucketBuffers } from "../../operators.ts";
 import type { CudaBuffer } from "../buffer.ts";
 import type { CudaProjection } from "../projection.ts";
+import type { RowType } from "../rows.ts";
 import type { OperatorContext } from "./context.ts";
 import { Scratch } from "./scratch.ts";
-import type { TileClass } from "./tile-classes.ts";
+import { type TileClass, tileClasses } from "./tile-classes.ts";
 
-/** Sizes that lists are made for; an operator finds the lists of its own. */
-export interface ListSizes {
+/** Sizes that an operator tells. */
+export interface OperatorSizes {
   readonly experts: number;
   readonly lanes: number;
   readonly mostTokens: number;
   readonly topK: number;
+}
+
+/** Sizes that lists are made for; an operator finds the lists of its own. */
+export interface ListSizes extends OperatorSizes {
   readonly classes: readonly TileClass[];
+}
+
+/** With the classes of tiles for rows of this type. */
+export function listSizes(
+  context: Pick<OperatorContext, "kernels" | "float32" | "facts">,
+  element: RowType,
+  { weightBytes, packedBeside = false }: Pick<BucketBuffers, "weightBytes" | "packedBeside">,
+  sizes: OperatorSizes,
+): ListSizes {
+  const { experts, mostTokens, topK } = sizes;
+  const rows = { slots: mostTokens * topK, experts, weightBytes, mostTokens, packedBeside };
+  return { ...sizes, classes: tileClasses(context, element, rows) };
 }
 
 export interface TileLists {

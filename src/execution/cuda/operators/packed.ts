@@ -8,7 +8,7 @@ import { activationValues } from "./activation.ts";
 import { addsBiasFirst, packedKernel } from "./choice.ts";
 import type { OperatorEncoder } from "./encoder.ts";
 import { persistentGrid } from "./grids.ts";
-import { LARGE_SHARE, type LaneList, laneOf, projectBits } from "./lane.ts";
+import { type BitsOf, LARGE_SHARE, type LaneList, laneOf, projectBits } from "./lane.ts";
 import { inCache } from "./lasting.ts";
 import { mapOf, mappedRows, rowValues } from "./product.ts";
 
@@ -95,8 +95,8 @@ export function encodePacked(
       `Packed weights gather rows if they are gated, and else do not. ${PLAIN_REMEDY}`,
     );
   }
-  const { output, lists } = laneOf(operator, rows, projection, to);
-  for (const list of lists) encodePackedList(operator, projection, list, to);
+  const { output, lists, bitsOf } = laneOf(operator, rows, projection, to);
+  for (const list of lists) encodePackedList(operator, projection, list, bitsOf, to);
   to.mirror(output);
 }
 
@@ -105,6 +105,7 @@ export function encodePackedList(
   operator: ProjectOperator,
   projection: PackedProjection,
   list: LaneList,
+  bitsOf: BitsOf,
   to: OperatorEncoder,
 ): void {
   const { gated, bias } = projection.spec;
@@ -118,7 +119,7 @@ export function encodePackedList(
       PLAIN_REMEDY,
     );
   const beginsWithBias =
-    bias && addsBiasFirst(to.context, { ...needs, ...list.bitsOf, inputScale: false, k });
+    bias && addsBiasFirst(to.context, { ...needs, ...bitsOf, inputScale: false, k });
   const fits = projection.weightBytes / projection.spec.count <= to.context.facts.l2Bytes;
   const claimed = list.height <= (fits ? CLAIM_HEIGHT_OF_FITTING : CLAIM_HEIGHT);
   const walk = list.walk(projection.weightBytes);

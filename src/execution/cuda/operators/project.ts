@@ -88,10 +88,10 @@ function encodeLane(
   to: OperatorEncoder,
 ): void {
   const both = projection instanceof BesideProjection && projection.current ? projection : null;
-  const { output, lists } = laneOf(operator, rows, projection, to);
+  const { output, lists, bitsOf } = laneOf(operator, rows, projection, to);
   for (const list of lists) {
     if (both !== null && paysPacked(operator, rows, both, list, to)) {
-      encodePackedList(operator, both.packed, list, to);
+      encodePackedList(operator, both.packed, list, bitsOf, to);
     } else encodeList(operator, rows, projection, list, to);
   }
   to.mirror(output);

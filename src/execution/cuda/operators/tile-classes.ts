@@ -9,7 +9,7 @@ import { FAST_MEMORY } from "../../fast-memory.ts";
 import type { RowType } from "../rows.ts";
 import { type ExpertRows, expertTileRows, tilesOfAtLeast } from "./choice.ts";
 import type { OperatorContext } from "./context.ts";
-import { inCache } from "./lasting.ts";
+import { expertInCache } from "./lasting.ts";
 
 /** The experts that have `leastRows` to `mostRows` rows. */
 export interface TileClass {
@@ -77,7 +77,6 @@ function keptApart(
   { slots, experts, weightBytes, mostTokens, packedBeside }: ClassRows,
 ): boolean {
   if (!packedBeside || context.facts.memoryBytesPerSecond < FAST_MEMORY) return false;
-  const ofExpert = weightBytes === undefined ? undefined : weightBytes / experts;
-  const large = !inCache(context, ofExpert);
+  const large = !expertInCache(context, weightBytes, experts);
   return large && mostTokens >= FEWEST_TOKENS && slots / experts <= MOST_SHARE;
 }
