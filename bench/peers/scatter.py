@@ -9,6 +9,8 @@ that a CUDA graph holds all of it.
 
 from typing import Any
 
+import torch
+
 from launching import Buffers, Launch
 from peer import Setting, Shape
 from routing_kernels import most_blocks, order_buffers, order_launches, topk_launch
@@ -41,7 +43,7 @@ class Scatter(Schedule):
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
         rows = tokens * shape.top_k / shape.experts
         guesses = FOR_MANY_ROWS if rows >= MANY_ROWS else FOR_FEW_ROWS
-        return distinct([PUBLISHED, *tuned(self.name, shape, tokens)[:TUNED], *guesses])
+        return distinct([PUBLISHED, *tuned(self.name, shape, tokens, torch.cuda.get_device_name())[:TUNED], *guesses])
 
     def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
         return order_buffers(shape, tokens, setting["BLOCK_M"])

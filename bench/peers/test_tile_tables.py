@@ -42,16 +42,16 @@ class Candidates(unittest.TestCase):
 
     def test_hold_the_best_that_was_found_for_every_routing(self):
         for tokens in TOKENS:
-            found = tuned("vllm-schedule", LARGE, tokens)
+            found = tuned("vllm-schedule", LARGE, tokens, CARDS[0])
             routings = 2 if tokens in (256, 1024) else 1
             tried = candidates(LARGE, tokens, CARDS[0])
             for best in found[:routings]:
                 self.assertIn(best, tried, tokens)
 
     def test_nothing_was_found_for_what_was_not_looked_at(self):
-        self.assertEqual(tuned("vllm-schedule", UNKNOWN, 64), [])
-        self.assertEqual(tuned("scattermoe-schedule", LARGE, 4), [])
-        self.assertNotEqual(tuned("scattermoe-schedule", LARGE, 16), [])
+        self.assertEqual(tuned("vllm-schedule", UNKNOWN, 64, CARDS[0]), [])
+        self.assertEqual(tuned("scattermoe-schedule", LARGE, 4, CARDS[0]), [])
+        self.assertNotEqual(tuned("scattermoe-schedule", LARGE, 16, CARDS[0]), [])
 
 
 if __name__ == "__main__":

@@ -116,13 +116,16 @@ def default_tile(shape: Shape, tokens: int) -> Tile:
 
 
 @cache
-def _tuned_cells() -> list[dict]:
-    return json.loads((Path(__file__).parent / "tuned.json").read_text())["cells"]
+def _tuned_cells(card: str) -> list[dict]:
+    """What tune.py found on a card of this name or, where it has not been run on one, on an H100."""
+    folder = Path(__file__).parent / "tuned"
+    names = [path for path in folder.glob("*.json") if path.stem.upper() in card.upper()]
+    return json.loads((names or [folder / "h100.json"])[0].read_text())["cells"]
 
 
-def tuned(peer: str, shape: Shape, tokens: int) -> list[Setting]:
+def tuned(peer: str, shape: Shape, tokens: int, card: str) -> list[Setting]:
     """What tune.py found best for a peer on this shape at the nearest token count, every routing's best first; empty where it did not look."""
-    cells = [cell for cell in _tuned_cells() if cell["peer"] == peer and cell["shape"] == shape.name]
+    cells = [cell for cell in _tuned_cells(card) if cell["peer"] == peer and cell["shape"] == shape.name]
     if not cells or tokens < min(cell["tokens"] for cell in cells):
         return []
     nearest = min((cell["tokens"] for cell in cells), key=lambda count: abs(count - tokens))
@@ -137,7 +140,7 @@ def candidates(shape: Shape, tokens: int, card: str) -> list[Setting]:
     """
     own, other = (H200, H100) if "H200" in card else (H100, H200)
     published, elsewhere = (_entry(tables.get((shape.experts, shape.intermediate)), tokens) for tables in (own, other))
-    found = tuned("vllm-schedule", shape, tokens)
+    found = tuned("vllm-schedule", shape, tokens, card)
     routings = len(found) // TUNED_KEPT
     heights = [HIGH, MIDDLE] if tokens >= BOTH_HEIGHTS_FROM else []
     likely = _settings(published or default_tile(shape, tokens), elsewhere)

@@ -1,6 +1,6 @@
 """Searches widely for tiles of the two Triton schedules and writes the best ones down, as vLLM's own tuner does for its tables.
 
-    python bench/peers/tune.py OUT.json [SHAPE...]      # a JSON list of shapes on standard input: ../README.md has the command
+    python bench/peers/tune.py tuned/CARD.json [SHAPE...]      # a JSON list of shapes on standard input: ../method.md has the command
 
 Not part of a comparison: there every cell chooses among a handful of tiles (tile_tables.py), of which the best ones here are some.
 Every tile that is tried has its output checked, as in a comparison. After --seconds no further cell is begun.
