@@ -57,7 +57,8 @@ async function measureReady(site, shape, { tokens, routing, energy, batches }, {
     })),
     ...limit,
   ];
-  const { taken, failed } = await takeTurns(contenders, { rounds: site.rounds, batches, seed });
+  const plan = { rounds: site.rounds, batches, seed, cell: `${shape.name} ${tokens} ${routing}` };
+  const { taken, failed } = await takeTurns(contenders, plan);
   const results = contenders.map((contender) => {
     const { name, mode } = contender.facts;
     if (failed.has(contender)) return { name, mode, failed: failed.get(contender) };

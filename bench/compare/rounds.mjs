@@ -1,7 +1,7 @@
 /**
- * Takes turns: in every round each contender has one burst, in an order drawn anew, so that nobody
+ * Takes turns: in every round of every cell each contender has one burst, in an order drawn anew, so that nobody
  * always follows the same other and what changes during a cell (clocks, temperature) meets them
- * all alike. A burst goes through all batches equally often, from the first on.
+ * all alike, in the mean over many cells if not in one. A burst goes through all batches equally often, from the first on.
  */
 
 import { Random } from "../gpu/support.mjs";
@@ -18,12 +18,12 @@ const EAGER_US = 500_000;
  * A contender that may fail (`mayFail`) has no more turns once it cannot be timed: the others go on without it.
  *
  * @param contenders [{ time(replays), mayFail?, eager? }]
- * @param plan { rounds, batches, seed }
+ * @param plan { rounds, batches, seed, cell }: other cells have other orders, by their name
  * @returns { taken: a map from contender to its rounds, microseconds of every replay; failed: one from contender to the
  *   reason, of those that could not be timed }
  * @throws what a contender that may not fail throws, and any error that says that there is nobody to ask any more
  */
-export async function takeTurns(contenders, { rounds, batches, seed }) {
+export async function takeTurns(contenders, { rounds, batches, seed, cell }) {
   const failed = new Map();
   const timed = async (contender, replays) => {
     if (failed.has(contender)) return undefined;
@@ -45,7 +45,7 @@ export async function takeTurns(contenders, { rounds, batches, seed }) {
       : Math.min(MOST_REPLAYS, Math.max(LEAST_REPLAYS, Math.round(BURST_US / us)));
     replays.set(contender, Math.ceil(wanted / batches) * batches);
   }
-  const random = new Random(seed).fork("turns");
+  const random = new Random(seed).fork(`turns of ${cell}`);
   const taken = new Map(contenders.map((contender) => [contender, []]));
   for (let round = 0; round < rounds; round++) {
     for (const turn of random.permutation(contenders.length)) {

@@ -33,8 +33,8 @@ FOR_FEW_ROWS = [_setting(16, 128, 128, 4, 3), _setting(64, 128, 64, 4, 4)]
 FOR_MANY_ROWS = [_setting(128, 256, 64, 8, 4), _setting(64, 128, 64, 4, 4)]
 # Rows of an expert, on average, from which on there are many.
 MANY_ROWS = 32
-# Of the settings that tune.py found: one for either of two routings.
-TUNED = 2
+# Of the settings that tune.py found: one for either of two routings, of either of two cards.
+TUNED = 4
 
 
 class Scatter(Schedule):

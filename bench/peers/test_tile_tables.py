@@ -14,6 +14,7 @@ from peer import Shape  # noqa: E402
 from tile_tables import FIELDS, H100, H200, MOST_CANDIDATES, candidates, default_tile, fits, tuned  # noqa: E402
 
 QWEN = Shape("qwen3-30b-a3b", 128, 8, 2048, 768, True)
+MIXTRAL = Shape("mixtral-8x7b", 8, 2, 4096, 14336, True)
 LARGE = Shape("large", 32, 4, 2048, 4096, True)
 UNKNOWN = Shape("unknown", 48, 4, 1024, 512, True)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
@@ -40,13 +41,21 @@ class Candidates(unittest.TestCase):
                 for tile in tiles:
                     self.assertTrue(fits(*tile[:3], tile[5]), tile)
 
-    def test_hold_the_best_that_was_found_for_every_routing(self):
-        for tokens in TOKENS:
-            found = tuned("vllm-schedule", LARGE, tokens, CARDS[0])
-            routings = 2 if tokens in (256, 1024) else 1
-            tried = candidates(LARGE, tokens, CARDS[0])
-            for best in found[:routings]:
-                self.assertIn(best, tried, tokens)
+    def test_hold_the_best_that_was_found_for_every_routing_on_every_card(self):
+        for shape in (QWEN, LARGE, MIXTRAL):
+            for tokens in TOKENS:
+                routings = 2 if tokens in (256, 1024) else 1
+                own, other = (tuned("vllm-schedule", shape, tokens, card)[:routings] for card in CARDS)
+                for card in CARDS:
+                    tried = candidates(shape, tokens, card)
+                    for best in [*own, *other]:
+                        self.assertIn(best, tried, (shape, tokens, card))
+
+    def test_begin_with_what_was_found_on_the_card_itself(self):
+        found = {card: tuned("scattermoe-schedule", MIXTRAL, 64, card) for card in CARDS}
+        self.assertNotEqual(found[CARDS[0]], found[CARDS[1]])
+        self.assertEqual(found[CARDS[0]][0], found[CARDS[1]][1])
+        self.assertEqual(tuned("scattermoe-schedule", MIXTRAL, 64, "another card"), found[CARDS[0]])
 
     def test_nothing_was_found_for_what_was_not_looked_at(self):
         self.assertEqual(tuned("vllm-schedule", UNKNOWN, 64, CARDS[0]), [])

@@ -18,11 +18,11 @@ import { geometricMean } from "./statistics.mjs";
 const REBUILT = [
   {
     peer: COMMON_PEER,
-    text: `**vLLM itself is not run.** ${COMMON_PEER} is its fused-MoE schedule rebuilt in Triton; every cell has the fastest of up to five tile settings (peers/tile_tables.py).`,
+    text: `**vLLM itself is not run.** ${COMMON_PEER} is its fused-MoE schedule rebuilt in Triton; every cell has the fastest of several tile settings (peers/tile_tables.py).`,
   },
   {
     peer: "scattermoe-schedule",
-    text: "**ScatterMoE itself is not run.** scattermoe-schedule is its schedule rebuilt in Triton; every cell has the fastest of up to five settings (peers/scatter.py).",
+    text: "**ScatterMoE itself is not run.** scattermoe-schedule is its schedule rebuilt in Triton; every cell has the fastest of several settings (peers/scatter.py).",
   },
 ];
 

@@ -82,6 +82,8 @@ describe("the cells of a comparison", () => {
   });
 });
 
+const cell = "qwen3-30b-a3b 1 uniform";
+
 describe("turns", () => {
   const takeTurns = async (plan: object) => {
     const { takeTurns: take } = await load("rounds.mjs");
@@ -99,7 +101,7 @@ describe("turns", () => {
   };
 
   it("give everybody a burst a round, as long as a step calls for", async () => {
-    const { asked, rounds } = await takeTurns({ rounds: 4, batches: 1, seed: 1 });
+    const { asked, rounds } = await takeTurns({ rounds: 4, batches: 1, seed: 1, cell });
     assert.deepEqual(asked.slice(0, 3), ["a 1", "b 1", "c 1"], "a look at how long a step takes");
     for (let round = 0; round < 4; round++) {
       const bursts = asked.slice(3 + 3 * round, 6 + 3 * round);
@@ -113,7 +115,7 @@ describe("turns", () => {
   });
 
   it("go through all batches equally often", async () => {
-    const { rounds } = await takeTurns({ rounds: 1, batches: 16, seed: 1 });
+    const { rounds } = await takeTurns({ rounds: 1, batches: 16, seed: 1, cell });
     assert.deepEqual(
       rounds.map(([burst]) => burst?.length),
       [64, 32, 16],
@@ -128,18 +130,19 @@ describe("turns", () => {
       [400_000, 5],
     ] as const) {
       const eager = { eager: true, time: async (replays: number) => new Array(replays).fill(us) };
-      const { taken } = await take([eager], { rounds, batches: 2, seed: 1 });
+      const { taken } = await take([eager], { rounds, batches: 2, seed: 1, cell });
       const samples = (taken.get(eager) as number[][]).flat();
       assert.ok(samples.length * us >= 500_000, `${samples.length} steps of ${us} us`);
       assert.ok(samples.length >= 3 * rounds);
     }
   });
 
-  it("come in an order that changes from round to round, the same for the same seed", async () => {
-    const order = async (seed: number) =>
-      (await takeTurns({ rounds: 12, batches: 1, seed })).asked.slice(3).join();
+  it("come in an order that changes from round to round and cell to cell, the same for the same seed", async () => {
+    const order = async (seed: number, of = cell) =>
+      (await takeTurns({ rounds: 12, batches: 1, seed, cell: of })).asked.slice(3).join();
     assert.equal(await order(1), await order(1));
     assert.notEqual(await order(1), await order(2));
+    assert.notEqual(await order(1), await order(1, "qwen3-30b-a3b 4 uniform"));
     const asked = (await order(1)).split(",");
     const before = new Set(asked.flatMap((each, i) => (each === "a 60" ? [asked[i - 1]] : [])));
     assert.ok(before.size > 1, "not always after the same other");
@@ -147,7 +150,7 @@ describe("turns", () => {
 });
 
 describe("a contender that cannot be timed", () => {
-  const plan = { rounds: 4, batches: 1, seed: 1 };
+  const plan = { rounds: 4, batches: 1, seed: 1, cell };
   const good = { time: async (replays: number) => new Array(replays).fill(1000) };
   /** Times as many bursts as it is told to, and then fails. */
   const failing = (bursts: number, error: Error) => {
