@@ -1,7 +1,7 @@
 /**
- * Takes turns: in every round of every cell each contender has one burst, in an order drawn anew, so that nobody
- * always follows the same other and what changes during a cell (clocks, temperature) meets them
- * all alike, in the mean over many cells if not in one. A burst goes through all batches equally often, from the first on.
+ * Takes turns: in every round each contender has one burst, in an order drawn anew for every round of every cell, so that over
+ * many cells nobody always follows the same other, and what changes during a cell (clocks, temperature) meets them
+ * all alike. A burst goes through all batches equally often, from the first on.
  */
 
 import { Random } from "../gpu/support.mjs";

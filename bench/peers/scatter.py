@@ -33,8 +33,6 @@ FOR_FEW_ROWS = [_setting(16, 128, 128, 4, 3), _setting(64, 128, 64, 4, 4)]
 FOR_MANY_ROWS = [_setting(128, 256, 64, 8, 4), _setting(64, 128, 64, 4, 4)]
 # Rows of an expert, on average, from which on there are many.
 MANY_ROWS = 32
-# Of the settings that tune.py found: one for either of two routings, of either of two cards.
-TUNED = 4
 
 
 class Scatter(Schedule):
@@ -43,7 +41,8 @@ class Scatter(Schedule):
     def candidates(self, shape: Shape, tokens: int) -> list[Setting]:
         rows = tokens * shape.top_k / shape.experts
         guesses = FOR_MANY_ROWS if rows >= MANY_ROWS else FOR_FEW_ROWS
-        return distinct([PUBLISHED, *tuned(self.name, shape, tokens, torch.cuda.get_device_name())[:TUNED], *guesses])
+        best, _ = tuned(self.name, shape, tokens, torch.cuda.get_device_name())
+        return distinct([PUBLISHED, *best, *guesses])
 
     def ordering(self, shape: Shape, tokens: int, setting: Setting) -> Buffers:
         return order_buffers(shape, tokens, setting["BLOCK_M"])

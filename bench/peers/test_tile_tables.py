@@ -6,12 +6,23 @@
 import sys
 import unittest
 from types import ModuleType
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 sys.modules["torch"] = MagicMock(spec=ModuleType("torch"), __name__="torch", Tensor=MagicMock())
 
 from peer import Shape  # noqa: E402
-from tile_tables import FIELDS, H100, H200, MOST_CANDIDATES, candidates, default_tile, fits, tuned  # noqa: E402
+from tile_tables import (  # noqa: E402
+    BOTH_HEIGHTS_FROM,
+    FIELDS,
+    H100,
+    H200,
+    MOST_CANDIDATES,
+    TUNED_KEPT,
+    candidates,
+    default_tile,
+    fits,
+    tuned,
+)
 
 QWEN = Shape("qwen3-30b-a3b", 128, 8, 2048, 768, True)
 MIXTRAL = Shape("mixtral-8x7b", 8, 2, 4096, 14336, True)
@@ -33,34 +44,58 @@ class Candidates(unittest.TestCase):
             self.assertEqual(tile_of(candidates(LARGE, 64, card)[0]), default_tile(LARGE, 64))
 
     def test_are_few_distinct_and_fit(self):
-        for shape in (QWEN, LARGE, UNKNOWN):
+        for shape in (QWEN, LARGE, MIXTRAL, UNKNOWN):
             for tokens in TOKENS:
-                tiles = [tile_of(setting) for setting in candidates(shape, tokens, CARDS[0])]
-                self.assertTrue(1 < len(tiles) <= MOST_CANDIDATES)
-                self.assertEqual(len(set(tiles)), len(tiles))
-                for tile in tiles:
-                    self.assertTrue(fits(*tile[:3], tile[5]), tile)
+                for card in CARDS:
+                    tiles = [tile_of(setting) for setting in candidates(shape, tokens, card)]
+                    self.assertTrue(1 < len(tiles) <= MOST_CANDIDATES)
+                    self.assertEqual(len(set(tiles)), len(tiles))
+                    for tile in tiles:
+                        self.assertTrue(fits(*tile[:3], tile[5]), tile)
 
-    def test_hold_the_best_that_was_found_for_every_routing_on_every_card(self):
+    def test_have_both_heights_where_loads_may_differ(self):
+        for shape in (QWEN, LARGE, MIXTRAL, UNKNOWN):
+            for tokens in TOKENS:
+                for card in CARDS:
+                    heights = {setting["BLOCK_M"] for setting in candidates(shape, tokens, card)}
+                    if tokens >= BOTH_HEIGHTS_FROM:
+                        self.assertLessEqual({64, 128}, heights, (shape, tokens, card))
+
+    def test_hold_the_best_of_every_routing_and_card(self):
         for shape in (QWEN, LARGE, MIXTRAL):
             for tokens in TOKENS:
                 routings = 2 if tokens in (256, 1024) else 1
-                own, other = (tuned("vllm-schedule", shape, tokens, card)[:routings] for card in CARDS)
                 for card in CARDS:
+                    best, others = tuned("vllm-schedule", shape, tokens, card)
+                    self.assertEqual(len(best), routings * len(CARDS))
+                    self.assertEqual(len(others), (TUNED_KEPT - 1) * len(best))
                     tried = candidates(shape, tokens, card)
-                    for best in [*own, *other]:
-                        self.assertIn(best, tried, (shape, tokens, card))
+                    for setting in best:
+                        self.assertIn(setting, tried, (shape, tokens, card))
+
+    def test_stand_in_the_order_of_what_is_known_about_them(self):
+        tiles = [tile_of(setting) for setting in candidates(MIXTRAL, 64, "NVIDIA H200")]
+        published, h200, h100 = (32, 128, 128, 64, 4, 3), (32, 128, 128, 64, 4, 3), (32, 128, 128, 1, 4, 5)
+        self.assertEqual(tiles[:2], [published, h100], "the H200's own best is the published one")
+        self.assertEqual(tile_of(tuned("vllm-schedule", MIXTRAL, 64, "NVIDIA H200")[0][0]), h200)
+        self.assertIn((64, 128, 128, 1, 8, 4), tiles, "an H100's second best")
+        self.assertEqual(tiles[-1], (16, 256, 128, 1, 8, 2), "a guess")
 
     def test_begin_with_what_was_found_on_the_card_itself(self):
-        found = {card: tuned("scattermoe-schedule", MIXTRAL, 64, card) for card in CARDS}
-        self.assertNotEqual(found[CARDS[0]], found[CARDS[1]])
-        self.assertEqual(found[CARDS[0]][0], found[CARDS[1]][1])
-        self.assertEqual(tuned("scattermoe-schedule", MIXTRAL, 64, "another card"), found[CARDS[0]])
+        h100, h200 = (tuned("scattermoe-schedule", MIXTRAL, 64, card)[0] for card in CARDS)
+        self.assertNotEqual(h100, h200)
+        self.assertEqual(h100, list(reversed(h200)))
+        self.assertEqual(tuned("scattermoe-schedule", MIXTRAL, 64, "another card")[0], h100)
 
     def test_nothing_was_found_for_what_was_not_looked_at(self):
-        self.assertEqual(tuned("vllm-schedule", UNKNOWN, 64, CARDS[0]), [])
-        self.assertEqual(tuned("scattermoe-schedule", LARGE, 4, CARDS[0]), [])
-        self.assertNotEqual(tuned("scattermoe-schedule", LARGE, 16, CARDS[0]), [])
+        for peer, shape, tokens in (("vllm-schedule", UNKNOWN, 64), ("scattermoe-schedule", LARGE, 4)):
+            self.assertEqual(tuned(peer, shape, tokens, CARDS[0]), ([], []))
+
+    def test_a_cell_of_which_few_tiles_were_found_right_has_fewer(self):
+        cell = {"peer": "vllm-schedule", "shape": "unknown", "tokens": 64, "routing": "uniform"}
+        one = {"us": 1.0, "setting": {"BLOCK_M": 16}}
+        with patch("tile_tables._tuned_cells", lambda card: [[cell | {"best": [one]}]]):
+            self.assertEqual(tuned("vllm-schedule", UNKNOWN, 64, CARDS[0]), ([one["setting"]], []))
 
 
 if __name__ == "__main__":

@@ -93,8 +93,9 @@ BY_ROWS: list[tuple[float, list[Tile]]] = [
 BOTH_HEIGHTS_FROM = 256
 HIGH: Tile = (128, 256, 64, 16, 8, 4)
 MIDDLE: Tile = (64, 128, 64, 1, 4, 3)
+# Two published tiles, the best of two routings on two cards, and both heights.
 MOST_CANDIDATES = 8
-# Settings that tune.py keeps of a cell.
+# Most settings that tune.py keeps of a cell.
 TUNED_KEPT = 3
 
 
@@ -117,21 +118,22 @@ def default_tile(shape: Shape, tokens: int) -> Tile:
 
 @cache
 def _tuned_cells(card: str) -> list[list[dict]]:
-    """What tune.py found: first on a card of this name, if it has been run on one, then on others."""
-    paths = sorted((Path(__file__).parent / "tuned").glob("*.json"), key=lambda path: path.stem.upper() not in card)
+    """The cells of every file in tuned/, a list for each: of a card that has its name first."""
+    paths = sorted((Path(__file__).parent / "tuned").glob("*.json"), key=lambda path: (path.stem.upper() not in card, path.stem))
     return [json.loads(path.read_text())["cells"] for path in paths]
 
 
-def tuned(peer: str, shape: Shape, tokens: int, card: str) -> list[Setting]:
-    """What tune.py found best for a peer on this shape at the nearest token count, every routing's and card's best first, TUNED_KEPT places
-    in all; empty where it did not look."""
+def tuned(peer: str, shape: Shape, tokens: int, card: str) -> tuple[list[Setting], list[Setting]]:
+    """What tune.py found for a peer on this shape at the nearest token count: the best of every card and routing, and then the second and
+    third best. Both empty where it did not look."""
     found = []
     for every in _tuned_cells(card):
         cells = [cell for cell in every if cell["peer"] == peer and cell["shape"] == shape.name]
         if cells and tokens >= min(cell["tokens"] for cell in cells):
             nearest = min((cell["tokens"] for cell in cells), key=lambda count: abs(count - tokens))
-            found += [cell["best"] for cell in cells if cell["tokens"] == nearest]
-    return [best[place]["setting"] for place in range(TUNED_KEPT) for best in found]
+            found += [[each["setting"] for each in cell["best"]] for cell in cells if cell["tokens"] == nearest]
+    others = [best[place] for place in range(1, TUNED_KEPT) for best in found if place < len(best)]
+    return [best[0] for best in found], others
 
 
 def candidates(shape: Shape, tokens: int, card: str) -> list[Setting]:
@@ -141,12 +143,11 @@ def candidates(shape: Shape, tokens: int, card: str) -> list[Setting]:
     """
     own, other = (H200, H100) if "H200" in card else (H100, H200)
     published, elsewhere = (_entry(tables.get((shape.experts, shape.intermediate)), tokens) for tables in (own, other))
-    found = tuned("vllm-schedule", shape, tokens, card)
-    firsts = len(found) // TUNED_KEPT
+    best, others = tuned("vllm-schedule", shape, tokens, card)
     heights = [HIGH, MIDDLE] if tokens >= BOTH_HEIGHTS_FROM else []
     likely = _settings(published or default_tile(shape, tokens), elsewhere)
     guesses = _settings(*_by_rows(shape, tokens))
-    return distinct([*likely, *found[:firsts], *_settings(*heights), *found, *guesses])[:MOST_CANDIDATES]
+    return distinct([*likely, *best, *_settings(*heights), *others, *guesses])[:MOST_CANDIDATES]
 
 
 def distinct(settings: list[Setting]) -> list[Setting]:

@@ -1,6 +1,8 @@
 """Searches widely for tiles of the two Triton schedules and writes the best ones down, as vLLM's own tuner does for its tables.
 
-    python bench/peers/tune.py tuned/CARD.json [SHAPE...]      # a JSON list of shapes on standard input: ../method.md has the command
+    python bench/peers/tune.py bench/peers/tuned/CARD.json [SHAPE...]   # a JSON list of shapes on standard input: ../method.md has the command
+
+CARD is the part of the card's name by which tile_tables.py knows it, such as h200. Cells of shapes that are not searched stay in the file.
 
 Not part of a comparison: there every cell chooses among a handful of tiles (tile_tables.py), of which the best ones here are some.
 Every tile that is tried has its output checked, as in a comparison. After --seconds no further cell is begun.
@@ -98,6 +100,7 @@ def batches_for(tokens: int) -> int:
 
 
 def tune(peer, layer, tokens: int, routing: str) -> dict:
+    """A cell of the file. `usual` is the time of the best of those tiles that a comparison would have chosen among, earlier searches' included."""
     generator = torch.Generator("cuda").manual_seed(SEED)
     batches = [draw_batch(layer.shape, tokens, routing, generator) for _ in range(batches_for(tokens))]
     expected = [reference(layer, batch) for batch in batches]
@@ -117,6 +120,10 @@ def tune(peer, layer, tokens: int, routing: str) -> dict:
         "usual": round(min(took for took, setting in timed if setting in usual), 2),
         "best": [{"us": round(took, 2), "setting": setting} for took, setting in timed[:TUNED_KEPT]],
     }  # fmt: skip
+
+
+def _cells_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"] if path.exists() else []
 
 
 def write(out: Path, cells: list[dict]) -> None:
@@ -140,6 +147,11 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*")
     parser.add_argument("--seconds", type=float, default=1e9)
     options = parser.parse_args()
+    card = torch.cuda.get_device_name(0)
+    if options.out.stem.upper() not in card.upper():
+        parser.error(f"{options.out.name} is not named after this card, {card}")
+    if not options.out.parent.is_dir():
+        parser.error(f"{options.out.parent} is not a folder")
     began = time.monotonic()
     described = [{k: v for k, v in each.items() if k != "note"} for each in json.load(sys.stdin)]
     shapes = [Shape(s["name"], s["experts"], s["topK"], s["hidden"], s["intermediate"], s["renormalize"]) for s in described]
@@ -158,7 +170,8 @@ def main() -> None:
     # Every capture collects garbage: only that of its own time.
     gc.collect()
     gc.freeze()
-    cells = []
+    searched = [shape.name for shape in shapes]
+    cells = [cell for cell in _cells_of(options.out) if cell["shape"] not in searched]
     for shape in shapes:
         layer = make_layer(shape, SEED)
         for count, routing in CELLS:
