@@ -6,7 +6,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -21,6 +21,7 @@ import { type NativeLibrary, openLibrary } from "../../../../src/execution/nativ
 delete process.env["CUDA_VISIBLE_DEVICES"];
 
 const NOTES_BYTES = 1 << 16;
+const HEADERS_OF_TRITON = join("triton", "backends", "nvidia", "include");
 
 /** The fake's own functions, beside those of CUDA. */
 export class FakeCuda {
@@ -67,13 +68,18 @@ export class FakeCuda {
   }
 }
 
-/** A fake of this CUDA version, or why there is none. */
-export function buildFake(version = 13000): FakeCuda | string {
+/**
+ * A fake of this CUDA version, or why there is none.
+ *
+ * @param headers a folder with NVIDIA's cuda.h: types are the header's, and every function is compiled against its prototype
+ */
+export function buildFake(version = 13000, headers?: string): FakeCuda | string {
   const source = findSource();
   if (source === null) return "fake-cuda.c is not here: only compiled code is";
   const compiler = process.env["CC"] ?? "cc";
-  const library = join(directory(), `libfakecuda-${version}.so`);
+  const library = join(directory(), `libfakecuda-${version}${headers ? "-header" : ""}.so`);
   const flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", `-DFAKE_VERSION=${version}`];
+  if (headers !== undefined) flags.push("-DWITH_CUDA_H", `-I${headers}`);
   const built = spawnSync(compiler, [...flags, source, "-o", library], { encoding: "utf8" });
   if (built.error !== undefined) return `no C compiler: ${built.error.message}`;
   assert.equal(built.status, 0, built.stderr);
@@ -89,6 +95,22 @@ function directory(): string {
     made = path;
   }
   return made;
+}
+
+/** The folder of the cuda.h that Triton's package has, or why there is none: npm run kernels:check installs it. */
+export function cudaHeaders(): { folder: string } | string {
+  const source = findSource();
+  if (source === null) return "the sources are not here: only compiled code is";
+  const [root = ""] = source.split(join("/", "test", "execution"));
+  const packages = join(root, "kernels", ".venv", "lib");
+  const found = existsSync(packages)
+    ? readdirSync(packages)
+        .map((python) => join(packages, python, "site-packages", HEADERS_OF_TRITON))
+        .find((folder) => existsSync(join(folder, "cuda.h")))
+    : undefined;
+  return found === undefined
+    ? "no cuda.h: npm run kernels:check gets one with Triton"
+    : { folder: found };
 }
 
 /** The C file stands with the sources; the tests run from dist/. */

@@ -10,7 +10,7 @@ import {
   LAUNCH_CONFIG,
   TENSOR_MAP,
 } from "../../../../src/execution/cuda/driver/structs.ts";
-import { buildFake } from "./fake-cuda.ts";
+import { buildFake, cudaHeaders } from "./fake-cuda.ts";
 
 /** Printed by a C program that included cuda.h 12.8, gcc 12 on x86-64. */
 const HEADER_12_8 = [
@@ -41,4 +41,15 @@ const fake = buildFake();
 test("and of the C compiler of this machine", { skip: typeof fake === "string" && fake }, () => {
   assert.ok(typeof fake !== "string");
   assert.deepEqual(fake.layout(), OURS.flat());
+});
+
+const headers = cudaHeaders();
+
+test("and, with all prototypes, of NVIDIA's header itself", {
+  skip: typeof headers === "string" ? headers : typeof fake === "string" && fake,
+}, () => {
+  assert.ok(typeof headers !== "string");
+  const checked = buildFake(undefined, headers.folder);
+  assert.ok(typeof checked !== "string");
+  assert.deepEqual(checked.layout(), OURS.flat());
 });
