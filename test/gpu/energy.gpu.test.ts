@@ -1,4 +1,4 @@
-/** Energy through NVML: refused for short windows, plausible for long ones. */
+/** Energy through NVML: refused for short windows, plausible for long ones, and shared out among experts. */
 
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -73,4 +73,30 @@ gpuTest("reading the counter does not hold up the event loop", async (device, t)
   reading = false;
   assert.ok(second >= first);
   assert.ok(turns > 2, `the event loop turned ${turns} times`);
+});
+
+gpuTest("joules of every expert, which add up to those of the windows", async (device, t) => {
+  if (!device.energy.available) return t.skip(device.energy.reason);
+  const spec = layerSpecOf(SHAPE, "bfloat16");
+  const weights = new RandomLayer(SHAPE, "bfloat16", 1);
+  await using layer = new MoELayer(spec, weights, { device });
+  const values = normal(randomFor("gpu energy of experts"), TOKENS * SHAPE.hiddenSize);
+  const hidden = batch(values, SHAPE.hiddenSize);
+  const readings: number[] = [];
+  const until = performance.now() + 10_000;
+  while (readings.length < 2 && performance.now() < until) {
+    const { energy } = (await layer.forward(hidden)).stats;
+    if (energy.available) readings.push(energy.joules);
+  }
+  assert.equal(readings.length, 2, "no two windows in ten seconds of steps");
+  const { energyBasis, experts } = (await layer.control).profiler.report();
+  const joules = experts.map((each) => each.joules ?? Number.NaN);
+  const all = readings.reduce((sum, each) => sum + each, 0);
+  const sum = joules.reduce((total, each) => total + each, 0);
+  // Shares are in whole microjoules.
+  assert.ok(Math.abs(sum - all) < 1e-6 * SHAPE.experts * readings.length, `${sum} of ${all} J`);
+  for (const { tokens, joules: own } of experts) assert.equal((own ?? 0) > 0, tokens > 0);
+  t.diagnostic(
+    `${Math.min(...joules).toFixed(1)} to ${Math.max(...joules).toFixed(1)} J an expert, by ${energyBasis}`,
+  );
 });

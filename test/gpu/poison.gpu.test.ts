@@ -1,7 +1,8 @@
 /**
- * A step must not read what it did not write: everything between hidden states and
+ * A step must not read what it did not write: every buffer between hidden states and
  * output is filled with NaN and nonsense before every run, the output too, be it the step's or a
- * tensor of the caller's, and the bits stay the same. The gaps between rows are zero by agreement and stay so.
+ * tensor of the caller's, and the bits stay the same. The gaps between rows are zero by agreement and stay so. What the
+ * device has for itself, work lists and who chose whom, is left alone.
  */
 
 import assert from "node:assert/strict";
