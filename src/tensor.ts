@@ -85,6 +85,11 @@ export function toTensor(like: TensorLike, name: string): Tensor {
     );
   }
   if (like.data instanceof Float64Array) {
+    if (like.dtype !== undefined && like.dtype !== "float32") {
+      throw new InvalidArgumentError(
+        `${name} says it is ${shown(like.dtype)} but its data is a Float64Array, which is rounded to float32. Leave dtype out, or give the bits of 16-bit elements in a Uint16Array.`,
+      );
+    }
     return {
       dtype: "float32",
       shape: [...shape],

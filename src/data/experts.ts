@@ -18,6 +18,7 @@ import type {
 import { defaultDevice } from "../execution/open.ts";
 import type { Activation, AllRows, BucketRows } from "../execution/operators.ts";
 import type { DType, MatrixView } from "../tensor.ts";
+import { copyOf } from "./copied-spec.ts";
 import { type ExpertTensors, hostExpertWeights } from "./host-weights.ts";
 import { checkPackable, requirePacking } from "./packing.ts";
 import type { ExpertsSpec } from "./spec.ts";
@@ -98,9 +99,10 @@ export class Experts implements Disposable {
     requireOptions(options, OPTIONS);
     const { packWeights = false } = options;
     requirePacking("options.packWeights", packWeights);
-    const weightsOf = hostExpertWeights(spec, count, tensors, "experts");
+    const own = copyOf(spec);
+    const weightsOf = hostExpertWeights(own, count, tensors, "experts");
     const device = options.device ?? (await defaultDevice());
-    return Experts.load(device, spec, count, async (i) => weightsOf(i), { packWeights });
+    return Experts.load(device, own, count, async (i) => weightsOf(i), { packWeights });
   }
 
   /** Loads experts one after the other from a source; on failure nothing stays allocated. */
@@ -238,7 +240,7 @@ async function writeProduct(
   const fitting = (matrix: MatrixView): MatrixView => {
     if (matrix.dtype === dtype) return matrix;
     throw new ShapeError(
-      `The weight source gave ${matrix.dtype} for product ${product + 1} of expert ${index}, and the experts' spec has dtype ${dtype}. Set that to "${matrix.dtype}", or convert the weights.`,
+      `The weight source gave ${shown(matrix.dtype)} for product ${product + 1} of expert ${index}, and the experts' spec has dtype ${dtype}. Set that to ${shown(matrix.dtype)}, or convert the weights.`,
     );
   };
   // A source may be plain JavaScript, which gives null as well.

@@ -4,6 +4,7 @@
  * this is for the tensors of a router and of a shared expert's gate.
  */
 
+import { shown } from "../errors/wording.ts";
 import { ShapeError } from "../errors.ts";
 import type { MatrixView } from "../tensor.ts";
 
@@ -18,7 +19,7 @@ export function fittingMatrix(
   if (matrix === undefined || matrix === null) throw new ShapeError(`${what} is missing.`);
   if (matrix.rows !== rows || matrix.columns !== columns) {
     throw new ShapeError(
-      `${what} is [${matrix.rows}, ${matrix.columns}]; the spec asks for [${rows}, ${columns}].`,
+      `${what} is [${shown(matrix.rows)}, ${shown(matrix.columns)}]; the spec asks for [${rows}, ${columns}].`,
     );
   }
   return matrix;
@@ -31,6 +32,9 @@ export function fittingVector(
   length: number,
 ): Float32Array {
   if (vector === undefined || vector === null) throw new ShapeError(`${what} is missing.`);
+  if (!(vector instanceof Float32Array)) {
+    throw new ShapeError(`${what} is ${shown(vector)}; it must be a Float32Array.`);
+  }
   if (vector.length !== length) {
     throw new ShapeError(`${what} has ${vector.length} values; the spec asks for ${length}.`);
   }

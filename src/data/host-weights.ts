@@ -8,6 +8,7 @@
 import { ShapeError } from "../errors.ts";
 import { type Fields, refuseUnknown, requireFields } from "../execution/checks.ts";
 import {
+  checkDataLength,
   type DType,
   type MatrixView,
   type Tensor,
@@ -324,8 +325,12 @@ function expertVector(
     );
     return (i) => vectors[i] as Float32Array;
   }
-  const packed = toFloat32(shaped(source, name, [count, length], count === 1));
-  return (i) => packed.subarray(i * length, (i + 1) * length);
+  const tensor = shaped(source, name, [count, length], count === 1);
+  const packed = toFloat32(tensor);
+  return (i) => {
+    checkDataLength({ ...tensor, data: packed });
+    return packed.subarray(i * length, (i + 1) * length);
+  };
 }
 
 function matrix(like: TensorLike, name: string, rows: number, columns: number): MatrixView {

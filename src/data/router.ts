@@ -23,6 +23,7 @@ import {
   toTensor,
 } from "../tensor.ts";
 import { Buckets } from "./buckets.ts";
+import { copyOf } from "./copied-spec.ts";
 import {
   logitsTypeOf,
   type RouterWeights,
@@ -73,6 +74,7 @@ const OPTIONS: Fields<RouterOptions> = {
 /** Sends every token to its experts: from logits, or from hidden states through a gate. */
 export class Router implements Disposable {
   readonly #options: RouterOptions;
+  readonly #rule: RoutingRule;
   readonly #gate: MatrixView | undefined;
   readonly #gateBias: Float32Array | undefined;
   readonly #selectionBias: Float32Array | undefined;
@@ -96,8 +98,11 @@ export class Router implements Disposable {
       throw new InvalidArgumentError("gateBias is given without a gate. Add it to the logits.");
     }
     const experts = this.#gate?.rows ?? this.#selectionBias?.length;
+    this.#rule = options.rule ?? DEFAULT_RULE;
     if (experts === undefined) validateChoice(this.#choice());
     else this.#spec(experts);
+    // Not sooner: what is no rule may be anything.
+    this.#rule = copyOf(this.#rule);
   }
 
   /**
@@ -194,10 +199,10 @@ export class Router implements Disposable {
 
   /** The part of the spec that is the same for any number of experts. */
   #choice(): Omit<RouterSpec, "experts"> {
-    const { topK, rule, capacityFactor } = this.#options;
+    const { topK, capacityFactor } = this.#options;
     return {
       topK,
-      rule: rule ?? DEFAULT_RULE,
+      rule: this.#rule,
       bias: this.#gateBias !== undefined,
       selectionBias: this.#selectionBias !== undefined,
       ...(capacityFactor !== undefined && { capacityFactor }),

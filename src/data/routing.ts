@@ -40,10 +40,19 @@ export interface RouterTensors {
   readonly selectionBias: Float32Array | undefined;
 }
 
+function refuseNaN(bias: Float32Array | undefined, what: string): void {
+  const expert = bias?.findIndex(Number.isNaN) ?? -1;
+  if (expert < 0) return;
+  throw new InvalidArgumentError(
+    `The router's ${what} of expert ${expert} is NaN; it must be a number.`,
+  );
+}
+
 /**
  * Copies the router's tensors to a device; on failure nothing stays allocated.
  *
  * @param rowWeights element type of weights that the hidden states are laid out for
+ * @throws InvalidArgumentError if a bias is NaN, which would be found in every row of logits
  */
 export async function uploadRouter(
   device: Device,
@@ -51,6 +60,8 @@ export async function uploadRouter(
   tensors: RouterTensors,
   rowWeights: DType,
 ): Promise<RouterWeights> {
+  refuseNaN(tensors.gateBias, "bias");
+  refuseNaN(tensors.selectionBias, "selection bias");
   const owned: Disposable[] = [];
   const dispose = () => {
     for (const each of owned) each[Symbol.dispose]();

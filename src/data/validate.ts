@@ -127,14 +127,14 @@ function validateRule(rule: RoutingRule, mostExperts: number): void {
   if (rule.renormalize && !scoresAll) {
     fail("rule.renormalize", true, `has no meaning for scoring "${rule.scoring}"; use false`);
   }
-  if (!Number.isFinite(rule.scale)) {
-    fail("rule.scale", rule.scale, "must be a finite number; use 1 for none");
+  if (!isFloat32(rule.scale)) {
+    fail("rule.scale", rule.scale, "must be a finite number of float32; use 1 for none");
   }
   const { jitter } = rule;
   if (rule.scoring !== "sparsemixer" && jitter !== undefined) {
     fail("rule.jitter", jitter, `has no meaning for scoring "${rule.scoring}"; leave it out`);
   }
-  if (rule.scoring === "sparsemixer" && !(Number.isFinite(jitter) && (jitter as number) >= 0)) {
+  if (rule.scoring === "sparsemixer" && !(isFloat32(jitter) && jitter >= 0)) {
     fail("rule.jitter", jitter, "must be 0 or more for sparsemixer (Phi-3.5-MoE: 0.01)");
   }
   const limit = rule.groupLimit;
@@ -198,11 +198,11 @@ function validateActivation(activation: Activation, form: "gated" | "mlp", name:
     return;
   }
   if (form !== "gated") fail(`${name}.kind`, activation.kind, "needs form gated");
-  if (!Number.isFinite(activation.alpha)) {
-    fail(`${name}.alpha`, activation.alpha, "must be a finite number (gpt-oss: 1.702)");
+  if (!isFloat32(activation.alpha)) {
+    fail(`${name}.alpha`, activation.alpha, "must be a finite number of float32 (gpt-oss: 1.702)");
   }
-  if (!(Number.isFinite(activation.limit) && activation.limit > 0)) {
-    fail(`${name}.limit`, activation.limit, "must be greater than 0 (gpt-oss: 7)");
+  if (!(isFloat32(activation.limit) && activation.limit > 0)) {
+    fail(`${name}.limit`, activation.limit, "must be greater than 0 in float32 (gpt-oss: 7)");
   }
 }
 
@@ -220,6 +220,11 @@ function whole(name: string, value: unknown, least: number, most = Number.MAX_SA
   if (Number.isInteger(value) && (value as number) >= least && (value as number) <= most) return;
   const range = most === Number.MAX_SAFE_INTEGER ? `${least} or more` : `${least} to ${most}`;
   fail(name, value, `must be a whole number, ${range}`);
+}
+
+/** Whether it is a number that is finite in the type that devices reckon in: a larger one would make results infinite. */
+function isFloat32(value: unknown): value is number {
+  return typeof value === "number" && Number.isFinite(Math.fround(value));
 }
 
 /** @throws InvalidArgumentError unless the value is one of those */

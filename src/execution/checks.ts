@@ -27,9 +27,10 @@ export function isAmount(value: unknown): value is number {
 export type Fields<T> = Readonly<Record<T extends unknown ? keyof T & string : never, true>>;
 
 /**
- * A misspelt option that is ignored would change results or speed without a word.
+ * A misspelt option that is ignored would change results or speed without a word. So would one that is inherited, or a class's accessor:
+ * checks read it, and copies of an object's fields lack it.
  *
- * @throws InvalidArgumentError if the object has a field that nobody would look at
+ * @throws InvalidArgumentError if the object has a field that nobody would look at, or one that is not its own
  */
 export function refuseUnknown(
   value: object,
@@ -40,6 +41,12 @@ export function refuseUnknown(
     if (Object.hasOwn(fields, key)) continue;
     throw new InvalidArgumentError(
       `${name}.${key} is unknown; use ${Object.keys(fields).join(", ")}.`,
+    );
+  }
+  for (const field of Object.keys(fields)) {
+    if (!(field in value) || Object.hasOwn(value, field)) continue;
+    throw new InvalidArgumentError(
+      `${name}.${field} is inherited, ${shown((value as Record<string, unknown>)[field])}; make it a field of the object itself.`,
     );
   }
 }

@@ -87,6 +87,11 @@ export function checkMatrix({ spec, label }: CheckedProjection, matrix: MatrixVi
   if (![matrix.offset, matrix.rowStride, matrix.columnStride].every(Number.isInteger)) {
     throw new ShapeError("A matrix's offset and strides must be whole numbers of elements.");
   }
+  if (!ArrayBuffer.isView(matrix.data)) {
+    throw new ShapeError(
+      `A matrix for projection "${label}" has ${shown(matrix.data)} as its data; it must be a typed array.`,
+    );
+  }
   const rowSpan = (matrix.rows - 1) * matrix.rowStride;
   const columnSpan = (matrix.columns - 1) * matrix.columnStride;
   const least = matrix.offset + Math.min(0, rowSpan) + Math.min(0, columnSpan);

@@ -178,6 +178,8 @@ export class LayerEngine implements Disposable {
     const parts = logitsType ? this.#ungated : this.modules.parts;
     // With every step, as a device may serve several layers; right before the launch, which takes them.
     this.#setBudgets(budgets, plan);
+    // Looked up before the launch: one that fails may close the device, and all of its tensors.
+    const kept = replays ? undefined : output?.buffer;
     const started = performance.now();
     const running = this.#graphs.run(key, {
       origin: streams.main,
@@ -190,7 +192,6 @@ export class LayerEngine implements Disposable {
       seconds: (performance.now() - started) / 1000,
     }));
     const wanted = { tokens, shape, onDevice: output, routing: request.routing, timed };
-    const kept = replays ? undefined : output?.buffer;
     const [ended, fetched, copied, planned] = await Promise.allSettled([
       ending,
       fetchStep(device, this.#spec.router, buffers, wanted),

@@ -10,6 +10,7 @@
 
 import { readLayer } from "../checkpoint/index.ts";
 import type { Plan } from "../control/plan.ts";
+import { copyOf } from "../data/copied-spec.ts";
 import { hostLayerWeights, type LayerTensors } from "../data/host-weights.ts";
 import type { LayerSpec } from "../data/spec.ts";
 import { validateLayerSpec } from "../data/validate.ts";
@@ -211,11 +212,4 @@ export class MoELayer implements AsyncDisposable {
 
 function isSource(weights: LayerTensors | LayerWeights): weights is LayerWeights {
   return typeof (weights as LayerWeights).expert === "function";
-}
-
-/** A copy of plain data, through whatever proxies it is seen (those of a user interface's state, say), which cannot be cloned. */
-function copyOf<T>(value: T): T {
-  if (Array.isArray(value)) return value.map(copyOf) as T;
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, copyOf(each)])) as T;
 }

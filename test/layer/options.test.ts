@@ -13,6 +13,7 @@ import { DynamicPolicy } from "../../src/control/slices/policies/dynamic.ts";
 import { StreamScheduler } from "../../src/control/stream-scheduler.ts";
 import { Experts } from "../../src/data/experts.ts";
 import { Router } from "../../src/data/router.ts";
+import type { LayerSpec } from "../../src/data/spec.ts";
 import type { LayerWeights } from "../../src/data/weights.ts";
 import { InvalidArgumentError, ShapeError } from "../../src/errors.ts";
 import { DeviceTensor } from "../../src/execution/device-tensor.ts";
@@ -42,6 +43,80 @@ const managerWith = (options: object) =>
 
 const rejects = (call: () => unknown, message: RegExp, type: ErrorType = InvalidArgumentError) =>
   rejectsWith(call, message, type);
+
+test("fields that an object inherits are refused, be they a prototype's or a class's", async () => {
+  const inheriting = (own: object, inherited: object) =>
+    Object.assign(Object.create(inherited), own);
+  const { router } = spec;
+  class Accessors {
+    get capacityFactor() {
+      return 0.25;
+    }
+  }
+  const cases: [RegExp, () => unknown][] = [
+    [
+      /^router\.capacityFactor is inherited, 0\.25; make it a field of the object itself\.$/,
+      () => specWith({ router: inheriting(router, { capacityFactor: 0.25 }) }),
+    ],
+    [
+      /^router\.capacityFactor is inherited/,
+      () => specWith({ router: Object.assign(new Accessors(), router) }),
+    ],
+    [/^spec\.\w+ is inherited/, () => new MoELayer(Object.create(spec), tensors, { device })],
+    [
+      /^options\.streams is inherited, 2/,
+      () => new MoELayer(spec, tensors, inheriting({ device }, { streams: 2 })),
+    ],
+    [
+      /^options\.slices\.policy is inherited/,
+      () => layerWith({ slices: Object.create({ policy: "static" }) }),
+    ],
+    [/^options\.policy is inherited/, () => new SliceManager(Object.create({ policy: "static" }))],
+    [
+      /^options\.capacityFactor is inherited/,
+      () => new Router(inheriting({ topK: 1 }, { capacityFactor: 0.25 })),
+    ],
+  ];
+  for (const [message, call] of cases) await rejects(call, message);
+});
+
+test("a spec is copied, and the copy is fixed", async () => {
+  const own = structuredClone(spec) as LayerSpec & { experts: { activation: { kind: string } } };
+  await using layer = new MoELayer(own, tensors, { device });
+  own.experts.activation.kind = "relu";
+  assert.deepEqual(layer.spec, spec);
+  assert.throws(() => as(layer.spec).router.topK++, TypeError);
+  const experts = structuredClone(spec.experts) as { hiddenSize: number };
+  const loading = Experts.fromTensors(as(experts), 4, tensors.experts, { device });
+  experts.hiddenSize = 8;
+  using loaded = await loading;
+  assert.deepEqual(loaded.spec, spec.experts);
+  assert.throws(() => as(loaded.spec).hiddenSize++, TypeError);
+});
+
+test("biases that are NaN, or gone by the time they are read, are refused by name", async () => {
+  const selection = { ...spec, router: { ...spec.router, selectionBias: true } };
+  const bias = Float32Array.of(0, Number.NaN, 0, 0);
+  const layer = new MoELayer(
+    selection,
+    { ...tensors, selectionBias: { data: bias, shape: [4] } },
+    { device },
+  );
+  await rejects(() => layer.ready(), /^The router's selection bias of expert 1 is NaN/);
+  const biased = { ...spec, experts: { ...spec.experts, bias: true } };
+  const downBias = { data: new Float32Array(4 * HIDDEN), shape: [4, HIDDEN] };
+  const inner = new Float32Array(4 * spec.experts.intermediateSize);
+  const shape = [4, spec.experts.intermediateSize];
+  const experts = {
+    ...tensors.experts,
+    gateBias: { data: inner, shape },
+    upBias: { data: inner, shape },
+    downBias,
+  };
+  const later = new MoELayer(biased, { ...tensors, experts }, { device });
+  structuredClone(downBias.data.buffer, { transfer: [downBias.data.buffer] });
+  await rejects(() => later.ready(), /but its data now has 0\. Leave its memory/, ShapeError);
+});
 
 test("unknown names are refused, with those there are", async () => {
   const { router, experts, aggregation } = spec;
@@ -204,7 +279,7 @@ test("weights of another element type are refused by tensor and field, with the 
   await using late = new MoELayer(narrow, source, { device });
   await rejects(
     () => late.ready(),
-    /gave float32 for product 1 of expert 0, .* dtype bfloat16\. Set that to "float32"/,
+    /gave "float32" for product 1 of expert 0, .* dtype bfloat16\. Set that to "float32"/,
     ShapeError,
   );
 });

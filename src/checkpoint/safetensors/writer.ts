@@ -9,9 +9,15 @@ import { randomUUID } from "node:crypto";
 import { type FileHandle, open, readlink, realpath, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { printablePath, quote, shown } from "../../errors/wording.ts";
-import { InvalidArgumentError } from "../../errors.ts";
+import { InvalidArgumentError, ShapeError } from "../../errors.ts";
 import { requireObject } from "../../execution/checks.ts";
-import { BYTES_PER_ELEMENT, type DType, type Tensor, toTensor } from "../../tensor.ts";
+import {
+  BYTES_PER_ELEMENT,
+  checkDataLength,
+  type DType,
+  type Tensor,
+  toTensor,
+} from "../../tensor.ts";
 import type { StoredDType } from "./header.ts";
 import { MAX_IO_BYTES } from "./source.ts";
 
@@ -33,7 +39,7 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
  * @param metadata strings kept in the header under `__metadata__`
  * @throws InvalidArgumentError for a name the format reserves, metadata that is no text, an element type
  *   that does not fit its array, and if the file cannot be written
- * @throws ShapeError if a shape does not hold exactly the tensor's elements
+ * @throws ShapeError if a shape does not hold exactly the tensor's elements, also if their memory is transferred or resized meanwhile
  */
 export async function writeSafetensors(
   file: string,
@@ -68,8 +74,12 @@ export async function writeSafetensors(
       // The umask has taken from those that were asked for.
       if (permissions !== undefined) await handle.chmod(permissions);
       await writeAll(handle, header);
-      for (const [, { data }] of entries) {
+      for (const [, tensor] of entries) {
+        const { data } = tensor;
+        // The header says how long it was when it was checked.
+        checkDataLength(tensor);
         await writeAll(handle, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+        checkDataLength(tensor);
       }
       // Renaming only orders names; without this a crash could leave the new name on old emptiness.
       await handle.sync();
@@ -126,8 +136,8 @@ function ifAbsent(error: NodeJS.ErrnoException): undefined {
   if (error.code !== "ENOENT") throw error;
 }
 
-function unwritable(file: string, cause: unknown): InvalidArgumentError {
-  if (cause instanceof InvalidArgumentError) return cause;
+function unwritable(file: string, cause: unknown): InvalidArgumentError | ShapeError {
+  if (cause instanceof InvalidArgumentError || cause instanceof ShapeError) return cause;
   const { code, message } = cause as NodeJS.ErrnoException;
   return new InvalidArgumentError(
     `Cannot write ${printablePath(file)} (${code ?? message}). Choose a file name in a folder that exists, has room and may be written to.`,

@@ -229,3 +229,26 @@ test("what has no named fields is refused, as nothing of it would be written", a
   await refused(/^file is 5; .*path/, as(5), { one });
   assert.deepEqual(await readdir(directory), []);
 });
+
+test("tensors whose memory shrinks, grows or is gone meanwhile: the old file stays", async (t) => {
+  const folder = await temporaryDirectory(t);
+  const file = join(folder, "kept.safetensors");
+  const old = { a: { dtype: "float32", shape: [2], data: Float32Array.of(1, 2) } } as const;
+  await writeSafetensors(file, old);
+  const changes: ((buffer: ArrayBuffer & { resize(bytes: number): void }) => void)[] = [
+    (buffer) => buffer.resize(40),
+    (buffer) => buffer.resize(4096),
+    (buffer) => structuredClone(buffer, { transfer: [buffer] }),
+  ];
+  for (const change of changes) {
+    // Node 20 has resizable buffers, the types of its language version do not.
+    const buffer = Reflect.construct(ArrayBuffer, [1024, { maxByteLength: 8192 }]);
+    const data = new Float32Array(buffer);
+    const writing = writeSafetensors(file, { a: { dtype: "float32", shape: [256], data } });
+    change(buffer);
+    await rejectsWith(() => writing, /has 256 elements, but its data now has \d+\./, ShapeError);
+    assert.deepEqual(await readdir(folder), ["kept.safetensors"]);
+    await using back = await SafetensorsFile.open(file);
+    assert.deepEqual(await back.read("a"), old.a);
+  }
+});

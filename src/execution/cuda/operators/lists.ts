@@ -145,7 +145,13 @@ function makeLists(
   const byLane = Array.from({ length: lanes }, (_, lane) =>
     classes.map((each, c) => listOf(each, lane, c)),
   );
-  context.upload(buffer.address, told);
+  try {
+    context.upload(buffer.address, told);
+  } catch (error) {
+    // It belongs to nobody yet.
+    buffer[Symbol.dispose]();
+    throw error;
+  }
   return { buffer, told: buffer.address, counts: at(countsAt), tiles: at(tilesAt), byLane };
 }
 
