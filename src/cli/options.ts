@@ -46,6 +46,20 @@ export function listOf<T>(read: (text: string) => T) {
   ];
 }
 
+/**
+ * Ends with a usage error unless all of these options are given. (Commander's own required options are asked for before unknown ones are
+ * refused, so that a misspelt one would be called missing.)
+ */
+export function requireGiven(command: Command, names: readonly string[]): void {
+  const missing = command.options.filter((option) => {
+    const name = option.attributeName();
+    return names.includes(name) && command.getOptionValue(name) === undefined;
+  });
+  if (missing.length === 0) return;
+  const flags = missing.map((option) => `'${option.flags}'`).join(", ");
+  command.error(`required option${missing.length > 1 ? "s" : ""} ${flags} not specified`);
+}
+
 export function deviceOption(description: string): Option {
   return new Option("--device <kind>", description)
     .choices(["auto", "cpu", "cuda"])

@@ -53,6 +53,14 @@ const SOURCE: Fields<LayerWeights> = {
   sharedGate: true,
 };
 
+/** @throws InvalidArgumentError unless these are an object of options of a layer and its index in a checkpoint, whatever they are */
+export function checkLoadOptions(options: LayerOptions & { readonly layer: number }): void {
+  requireFields(options, "options", "an object with the index of a layer, such as { layer: 0 }", {
+    layer: true,
+    ...OPTIONS,
+  });
+}
+
 /**
  * Options that are wrong are refused by whoever they are for, which is made here and thrown away.
  *

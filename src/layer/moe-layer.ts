@@ -22,7 +22,12 @@ import { DeviceTensor } from "../execution/device-tensor.ts";
 import { sizeOf, type Tensor, type TensorLike, toTensor } from "../tensor.ts";
 import type { ControlLoop } from "./control-loop.ts";
 import type { ForwardOptions, ForwardResult, LayerOptions, LayerStatistics } from "./forward.ts";
-import { checkForwardOptions, checkLayerOptions, checkSource } from "./layer-arguments.ts";
+import {
+  checkForwardOptions,
+  checkLayerOptions,
+  checkLoadOptions,
+  checkSource,
+} from "./layer-arguments.ts";
 import { LayerEngine } from "./layer-engine.ts";
 import type { LayerModules } from "./layer-modules.ts";
 
@@ -77,7 +82,7 @@ export class MoELayer implements AsyncDisposable {
         `directory is ${shown(directory)}; it must be the path of a checkpoint's folder.`,
       );
     }
-    requireObject(options, "options", "an object with the index of a layer, such as { layer: 0 }");
+    checkLoadOptions(options);
     const { layer, ...rest } = options;
     if (!Number.isInteger(layer) || layer < 0) {
       throw new InvalidArgumentError(

@@ -199,7 +199,7 @@ test("results of the benchmark of peers: what moved, what is missing, counts, ex
   assert.match(stdout, /s, 128 tokens, uniform, only in A \(failed in B: the GPU is gone\)/);
   assert.match(
     stdout.trimEnd(),
-    /\n1 faster, 0 slower, 1 unchanged, 0 with too few samples to tell, 2 not in both files\.$/,
+    /\n1 faster, 0 slower, 1 unchanged,\n0 with too few samples to tell, 2 not in both files\.$/,
   );
 
   const repaired = await compareFiles(b, a);

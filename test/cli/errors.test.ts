@@ -79,6 +79,12 @@ const CASES: readonly (readonly [string, readonly string[], RegExp])[] = [
   ["CUDA where there is none", ["demo", "--device", "cuda"], /CUDA.*cpu/],
   ["CUDA for a benchmark", ["bench", "--device", "cuda"], /CUDA/],
   ["a missing flag", run({ "--layer": undefined }), /required option '--layer <n>'/],
+  [
+    "several missing flags",
+    run({ "--layer": undefined, "--input": undefined }),
+    /required options '--layer <n>', '--input <file>' not specified/,
+  ],
+  ["a misspelt flag", [...run({ "--layer": undefined }), "--layr", "0"], /unknown option '--layr'/],
   ["a missing input", run({ "--input": undefined }), /required option '--input <file>'/],
   ["a negative layer", run({ "--layer": "-1" }), /--layer.*0 or more/],
   ["a layer that is not there", run({ "--layer": "7" }), /no layer 7/],

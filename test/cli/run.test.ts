@@ -183,6 +183,29 @@ test("hidden states may be [batch, sequence, hidden], and more than one batch of
   });
 });
 
+test("a single step shows who was hot in it: the experts of a token that all others are like", async () => {
+  await inTemporaryFolder(async (folder) => {
+    const reference = await readAll(path.join(FIXTURES, "mixtral", "reference.safetensors"));
+    const block = reference["block_input"] as Tensor<Float32Array>;
+    const hidden = block.shape[1] as number;
+    const copies = 37;
+    const data = Float32Array.from(
+      { length: copies * hidden },
+      (_, i) => block.data[i % hidden] as number,
+    );
+    const input = path.join(folder, "in.safetensors");
+    await writeSafetensors(input, { hidden_states: { shape: [copies, hidden], data } });
+    const output = path.join(folder, "out.safetensors");
+    const { code, stdout } = await nexus([...runArgs({ input, output }), "--json"]);
+    assert.equal(code, 0);
+    const { counts, heat } = JSON.parse(stdout);
+    assert.deepEqual(
+      heat,
+      counts.map((count: number) => (count === copies ? "hot" : "cold")),
+    );
+  });
+});
+
 test("16-bit input is taken, and an existing output file is replaced as a whole", async () => {
   await inTemporaryFolder(async (folder) => {
     const input = path.join(folder, "in.safetensors");

@@ -16,6 +16,7 @@ import {
   checkDataLength,
   type DType,
   type Tensor,
+  type TensorLike,
   toTensor,
 } from "../../tensor.ts";
 import type { StoredDType } from "./header.ts";
@@ -35,7 +36,7 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
  * Writes tensors to `file`, replacing the file that is there, whose permissions the new one gets; a
  * symbolic link stays and its target is written.
  *
- * @param tensors by name, in any order
+ * @param tensors by name, in any order; float64 data are rounded to float32
  * @param metadata strings kept in the header under `__metadata__`
  * @throws InvalidArgumentError for a name the format reserves, metadata that is no text, an element type
  *   that does not fit its array, and if the file cannot be written
@@ -43,7 +44,7 @@ const STORED_AS: Readonly<Record<DType, StoredDType>> = {
  */
 export async function writeSafetensors(
   file: string,
-  tensors: Readonly<Record<string, Tensor>>,
+  tensors: Readonly<Record<string, TensorLike>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   if (typeof file !== "string") {

@@ -10,6 +10,7 @@ import { layerSpecOf, type Preset } from "../../workload/presets.ts";
 import { Random } from "../../workload/random.ts";
 import { FilledLayer } from "../../workload/random-layer.ts";
 import { type DeviceFlags, type DeviceSummary, openFromFlags, summaryOf } from "../device.ts";
+import { plural } from "../terminal/format.ts";
 import { Progress } from "../terminal/progress.ts";
 import { packageVersion } from "../version.ts";
 import { loadedLayer } from "./bare-step.ts";
@@ -125,7 +126,7 @@ async function measurePreset(
   const bench = { weights, loaded, layer, sequential, limits, effort };
   const results: CellResult[] = [];
   for (const [i, cell] of specs.entries()) {
-    const name = `${preset.name}, ${cell.tokens} tokens, ${formatSkew(cell.skew)}`;
+    const name = `${preset.name}, ${plural(cell.tokens, "token")}, ${formatSkew(cell.skew)}`;
     onProgress(i / specs.length, name);
     const random = new Random(seed).fork(name);
     const onCell = (done: number) => onProgress((i + done) / specs.length, name);

@@ -1,7 +1,14 @@
 /** `nexus run`: one layer of a checkpoint on hidden states from a file. */
 
 import { Command } from "commander";
-import { jsonOption, packWeightsOption, path, wholeNumber, withDeviceOptions } from "../options.ts";
+import {
+  jsonOption,
+  packWeightsOption,
+  path,
+  requireGiven,
+  wholeNumber,
+  withDeviceOptions,
+} from "../options.ts";
 import type { RunOptions } from "../run/run-layer.ts";
 import { printJson } from "../terminal/print.ts";
 
@@ -16,19 +23,22 @@ if it exists, holds
 The time shown is that of the steps on the device, without reading and writing
 files.`;
 
+const REQUIRED = ["checkpoint", "layer", "input", "output"];
+
 export function runCommand(): Command {
   const command = new Command("run")
     .description("Run one MoE layer of a checkpoint on hidden states from a file.")
-    .requiredOption("--checkpoint <dir>", "checkpoint folder", path)
-    .requiredOption("--layer <n>", "decoder layer, counted from 0", wholeNumber(0))
-    .requiredOption("--input <file>", "safetensors file with the hidden states", path)
+    .option("--checkpoint <dir>", "checkpoint folder (required)", path)
+    .option("--layer <n>", "decoder layer, counted from 0 (required)", wholeNumber(0))
+    .option("--input <file>", "safetensors file with the hidden states (required)", path)
     .option("--tensor <name>", "name of the input tensor", "hidden_states")
-    .requiredOption("--output <file>", "safetensors file to write")
+    .option("--output <file>", "safetensors file to write (required)")
     .addOption(packWeightsOption())
     .addOption(jsonOption());
   return withDeviceOptions(command)
     .addHelpText("after", DETAILS)
     .action(async (options: RunOptions & { json?: boolean }) => {
+      requireGiven(command, REQUIRED);
       // Imported when run: help and version need none of it.
       const { runLayer } = await import("../run/run-layer.ts");
       const { printRun } = await import("../run/report.ts");

@@ -23,8 +23,8 @@ export function comparisonReport(style: Style, comparison: Comparison): string[]
     ...(moved.length === 0 ? ["Nothing moved beyond the noise."] : changeTable(style, moved)),
     ...(unmatched.length === 0 ? [] : ["", "Not in both files:", ...unmatched.map(unmatchedLine)]),
     "",
-    `${counts.faster} faster, ${counts.slower} slower, ${counts.unchanged} unchanged, ` +
-      `${counts["too few samples"]} with too few samples to tell, ${unmatched.length} not in both files.`,
+    `${counts.faster} faster, ${counts.slower} slower, ${counts.unchanged} unchanged,`,
+    `${counts["too few samples"]} with too few samples to tell, ${unmatched.length} not in both files.`,
   ];
 }
 

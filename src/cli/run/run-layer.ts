@@ -5,7 +5,6 @@
 
 import { readLayer, writeSafetensors } from "../../checkpoint/index.ts";
 import { EnergyMonitor, type EnergyReading } from "../../control/energy-monitor.ts";
-import type { Plan } from "../../control/plan.ts";
 import type { LayerSpec } from "../../data/spec.ts";
 import { outputWidth } from "../../data/step-buffers.ts";
 import { InvalidLogitsError } from "../../errors.ts";
@@ -102,7 +101,8 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     topk_ids: { dtype: "int32", shape, data: outcome.ids },
     topk_weights: { dtype: "float32", shape, data: outcome.weights },
   });
-  const plan: Plan = await layer.plan;
+  // Not the plan's, which may be of before the last step.
+  const { profiler } = await layer.control;
   return {
     nexus: packageVersion(),
     command: "run",
@@ -116,7 +116,7 @@ export async function runLayer(options: RunOptions): Promise<RunReport> {
     seconds: outcome.seconds,
     tokensPerSecond: input.tokens / outcome.seconds,
     counts: Array.from(outcome.counts),
-    heat: plan.placements.map((placement) => placement.heat),
+    heat: Array.from(outcome.counts, (_, expert) => profiler.heatOf(expert)),
     nonFiniteRows: countNonFiniteRows(outcome.output, input.tokens),
     weightBytes: (await layer.statistics()).weightBytes,
     packedWeights: packWeights,
