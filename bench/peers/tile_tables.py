@@ -116,11 +116,20 @@ def default_tile(shape: Shape, tokens: int) -> Tile:
     return rows, columns, depth, group, 4 if tokens <= 128 else 8, 4 if tokens <= 32 else 3
 
 
+def is_of(path: Path, card: str) -> bool:
+    """Whether a file in tuned/ is of a card that CUDA gives this name."""
+    return path.stem.upper() in card.upper()
+
+
+def cells_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
 @cache
 def _tuned_cells(card: str) -> list[list[dict]]:
-    """The cells of every file in tuned/, a list for each: of a card that has its name first."""
-    paths = sorted((Path(__file__).parent / "tuned").glob("*.json"), key=lambda path: (path.stem.upper() not in card, path.stem))
-    return [json.loads(path.read_text())["cells"] for path in paths]
+    """The cells of every file in tuned/, a list for each: of such a card first."""
+    paths = sorted((Path(__file__).parent / "tuned").glob("*.json"), key=lambda path: (not is_of(path, card), path.stem))
+    return [cells_of(path) for path in paths]
 
 
 def tuned(peer: str, shape: Shape, tokens: int, card: str) -> tuple[list[Setting], list[Setting]]:

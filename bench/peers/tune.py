@@ -25,7 +25,7 @@ from contender import contender_of
 from layer import draw_batch, make_layer, reference
 from peer import Setting, Shape
 from scatter import Scatter
-from tile_tables import TUNED_KEPT, distinct, fits
+from tile_tables import TUNED_KEPT, cells_of, distinct, fits, is_of
 
 # (tokens, routing): below 256 tokens what is best hardly depends on the routing, from 4096 on neither on it nor on the tokens.
 CELLS = [
@@ -122,10 +122,6 @@ def tune(peer, layer, tokens: int, routing: str) -> dict:
     }  # fmt: skip
 
 
-def _cells_of(path: Path) -> list[dict]:
-    return json.loads(path.read_text())["cells"] if path.exists() else []
-
-
 def write(out: Path, cells: list[dict]) -> None:
     """A line for each cell, so that a later search shows what it changed."""
     head = f'"device": {json.dumps(torch.cuda.get_device_name(0))},\n  "date": "{date.today()}"'
@@ -148,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     options = parser.parse_args()
     card = torch.cuda.get_device_name(0)
-    if options.out.stem.upper() not in card.upper():
+    if not is_of(options.out, card):
         parser.error(f"{options.out.name} is not named after this card, {card}")
     if not options.out.parent.is_dir():
         parser.error(f"{options.out.parent} is not a folder")
@@ -171,7 +167,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     searched = [shape.name for shape in shapes]
-    cells = [cell for cell in _cells_of(options.out) if cell["shape"] not in searched]
+    before = cells_of(options.out) if options.out.exists() else []
+    cells = [cell for cell in before if cell["shape"] not in searched]
     for shape in shapes:
         layer = make_layer(shape, SEED)
         for count, routing in CELLS:

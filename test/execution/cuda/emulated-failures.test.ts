@@ -2,30 +2,17 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { CudaError } from "../../../src/execution/cuda/driver/errors.ts";
 import { DeviceTensor } from "../../../src/execution/device-tensor.ts";
 import { MoELayer } from "../../../src/layer/moe-layer.ts";
 import { batch, plainSpec, randomLayer } from "../../support/layers.ts";
 import { normal, randomFor } from "../../support/seed.ts";
-import type { EmulatedDriver } from "./emulator/driver.ts";
 import { withEmulated } from "./emulator/harness.ts";
 
 const HIDDEN = 8;
 const TOKENS = 20;
 
-/** The call's number `nth`, counted from 0, fails. */
-function fail(
-  driver: EmulatedDriver,
-  call: "launchKernel" | "launchGraph" | "copyToDevice",
-  nth: number,
-): void {
-  const real = driver[call].bind(driver) as (...rest: unknown[]) => void;
-  let calls = 0;
-  driver[call] = (...rest: unknown[]) => {
-    if (calls++ === nth) throw new CudaError(call, 719, "CUDA_ERROR_LAUNCH_FAILED");
-    real(...rest);
-  };
-}
+/** CUDA_ERROR_LAUNCH_FAILED, after which a context is lost. */
+const LAUNCH_FAILED = 719;
 
 describe("a call of the driver that fails within a step", () => {
   const random = randomFor("emulated failures");
@@ -44,11 +31,11 @@ describe("a call of the driver that fails within a step", () => {
         const layer = new MoELayer(spec, tensors, { device, graphs: { warmup } });
         await layer.ready();
         const input = DeviceTensor.fromHost(device, hidden);
-        fail(driver, call, nth);
+        driver.fail(call, { skip: nth, result: LAUNCH_FAILED });
         // What nobody waits for would end the process, and this test.
         await assert.rejects(layer.forward(input), {
           code: "ERR_DEVICE_FAILED",
-          message: new RegExp(`^${call} failed with CUDA_ERROR_LAUNCH_FAILED \\(719\\)`),
+          message: new RegExp(`^${call} failed with FAKE_ERROR_719 \\(719\\)`),
         });
         await layer.close();
         // A device that has failed has no memory to give back before it is closed.
@@ -67,10 +54,8 @@ describe("a call of the driver that fails within a step", () => {
       for (let nth = 0; ; nth++) {
         const layer = new MoELayer(spec, tensors, options);
         await layer.ready();
-        const real = driver.copyToDevice;
-        fail(driver, "copyToDevice", nth);
+        driver.fail("copyToDevice", { skip: nth });
         const error = await layer.forward(hidden).catch((reason: unknown) => reason);
-        driver.copyToDevice = real;
         await layer.close();
         assert.equal(device.memory().allocations, allocations, `after copy ${nth}`);
         if (!(error instanceof Error)) break;

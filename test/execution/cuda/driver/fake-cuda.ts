@@ -21,6 +21,7 @@ import { type NativeLibrary, openLibrary } from "../../../../src/execution/nativ
 delete process.env["CUDA_VISIBLE_DEVICES"];
 
 const NOTES_BYTES = 1 << 16;
+const SOURCE = join("test", "execution", "cuda", "driver", "fake-cuda.c");
 const HEADERS_OF_TRITON = join("triton", "backends", "nvidia", "include");
 
 /** The fake's own functions, beside those of CUDA. */
@@ -74,13 +75,15 @@ export class FakeCuda {
  * @param headers a folder with NVIDIA's cuda.h: types are the header's, and every function is compiled against its prototype
  */
 export function buildFake(version = 13000, headers?: string): FakeCuda | string {
-  const source = findSource();
-  if (source === null) return "fake-cuda.c is not here: only compiled code is";
+  const root = findRoot();
+  if (root === null) return "fake-cuda.c is not here: only compiled code is";
   const compiler = process.env["CC"] ?? "cc";
   const library = join(directory(), `libfakecuda-${version}${headers ? "-header" : ""}.so`);
   const flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", `-DFAKE_VERSION=${version}`];
   if (headers !== undefined) flags.push("-DWITH_CUDA_H", `-I${headers}`);
-  const built = spawnSync(compiler, [...flags, source, "-o", library], { encoding: "utf8" });
+  const built = spawnSync(compiler, [...flags, join(root, SOURCE), "-o", library], {
+    encoding: "utf8",
+  });
   if (built.error !== undefined) return `no C compiler: ${built.error.message}`;
   assert.equal(built.status, 0, built.stderr);
   const opened = openLibrary("a fake CUDA driver", [library]);
@@ -99,25 +102,18 @@ function directory(): string {
 
 /** The folder of the cuda.h that Triton's package has, or why there is none: npm run kernels:check installs it. */
 export function cudaHeaders(): { folder: string } | string {
-  const source = findSource();
-  if (source === null) return "the sources are not here: only compiled code is";
-  const [root = ""] = source.split(join("/", "test", "execution"));
-  const packages = join(root, "kernels", ".venv", "lib");
-  const found = existsSync(packages)
-    ? readdirSync(packages)
-        .map((python) => join(packages, python, "site-packages", HEADERS_OF_TRITON))
-        .find((folder) => existsSync(join(folder, "cuda.h")))
-    : undefined;
-  return found === undefined
-    ? "no cuda.h: npm run kernels:check gets one with Triton"
-    : { folder: found };
+  const packages = join(findRoot() ?? ".", "kernels", ".venv", "lib");
+  const pythons = existsSync(packages) ? readdirSync(packages) : [];
+  const folder = pythons
+    .map((python) => join(packages, python, "site-packages", HEADERS_OF_TRITON))
+    .find((each) => existsSync(join(each, "cuda.h")));
+  return folder ? { folder } : "no cuda.h: npm run kernels:check gets one with Triton";
 }
 
-/** The C file stands with the sources; the tests run from dist/. */
-function findSource(): string | null {
+/** The folder of the sources, where the C file stands; the tests run from dist/. */
+function findRoot(): string | null {
   for (let folder = dirname(fileURLToPath(import.meta.url)); ; folder = dirname(folder)) {
-    const file = join(folder, "test", "execution", "cuda", "driver", "fake-cuda.c");
-    if (existsSync(file)) return file;
+    if (existsSync(join(folder, SOURCE))) return folder;
     if (folder === dirname(folder)) return null;
   }
 }
